@@ -1,0 +1,1 @@
+"""Presets: one readable TOML each."""

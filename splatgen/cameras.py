@@ -1,0 +1,163 @@
+"""Cameras, and the one place where the axes are defined.
+
+World: right-handed, +Y up. Azimuth 0 puts the camera on +Z looking at the object's front; the
+azimuth grows toward +X, the elevation toward +Y (both in degrees). Camera: x right, y up, looking
+down its own -Z (OpenGL, as glTF). gsplat wants OpenCV cameras (y down, z forward): `viewmats`
+below is the only function that converts.
+
+Shapes: B cameras.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DEFAULT_DISTANCE = 2.5  # world units; a unit-radius object fills the frame at DEFAULT_FOV
+DEFAULT_FOV = 50.0  # vertical field of view, degrees
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cameras:
+    """A batch of pinhole cameras of one image size.
+
+    c2w maps camera coordinates (OpenGL) to the world; K holds focal lengths and the principal
+    point in pixels, with pixel centres at +0.5.
+    """
+
+    c2w: Tensor  # [B, 4, 4]
+    K: Tensor  # [B, 3, 3]
+    width: int
+    height: int
+    azimuth: Tensor  # [B] degrees
+    elevation: Tensor  # [B] degrees
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.height < 1:
+            raise ValueError(
+                f"a camera needs at least one pixel, got {self.width}x{self.height}: "
+                "choose a positive width and height"
+            )
+
+    def __len__(self) -> int:
+        return self.c2w.shape[0]
+
+    def __getitem__(self, index: slice | Tensor) -> Cameras:
+        return Cameras(
+            c2w=self.c2w[index],
+            K=self.K[index],
+            width=self.width,
+            height=self.height,
+            azimuth=self.azimuth[index],
+            elevation=self.elevation[index],
+        )
+
+    def to(self, device: torch.device | str) -> Cameras:
+        return Cameras(
+            c2w=self.c2w.to(device),
+            K=self.K.to(device),
+            width=self.width,
+            height=self.height,
+            azimuth=self.azimuth.to(device),
+            elevation=self.elevation.to(device),
+        )
+
+    def resized(self, width: int, height: int) -> Cameras:
+        """Return the same cameras at another pixel size (the field of view stays)."""
+        scale = torch.tensor(
+            [width / self.width, height / self.height, 1.0], dtype=self.K.dtype, device=self.K.device
+        )
+        return Cameras(
+            c2w=self.c2w,
+            K=self.K * scale[:, None],
+            width=width,
+            height=height,
+            azimuth=self.azimuth,
+            elevation=self.elevation,
+        )
+
+
+def viewmats(cameras: Cameras) -> Tensor:
+    """World-to-camera matrices in gsplat's OpenCV convention, [B, 4, 4]."""
+    flip = torch.tensor([1.0, -1.0, -1.0], dtype=cameras.c2w.dtype, device=cameras.c2w.device)
+    rotation = cameras.c2w[:, :3, :3] * flip  # columns: camera axes right, down, forward
+    w2c = torch.zeros_like(cameras.c2w)
+    w2c[:, :3, :3] = rotation.mT
+    w2c[:, :3, 3] = -(rotation.mT @ cameras.c2w[:, :3, 3:])[..., 0]
+    w2c[:, 3, 3] = 1.0
+    return w2c
+
+
+def orbit(
+    azimuth: Tensor,  # [B] degrees
+    elevation: Tensor,  # [B] degrees
+    *,
+    size: int | tuple[int, int],
+    distance: float | Tensor = DEFAULT_DISTANCE,
+    fov: float | Tensor = DEFAULT_FOV,
+) -> Cameras:
+    """Cameras on a sphere around the origin, looking at it, upright.
+
+    size is the image's side or (width, height) in pixels; distance and fov are scalars or [B].
+    """
+    width, height = (size, size) if isinstance(size, int) else size
+    azimuth = torch.as_tensor(azimuth, dtype=torch.float32)
+    elevation = torch.as_tensor(elevation, dtype=torch.float32)
+    az, el = torch.deg2rad(azimuth), torch.deg2rad(elevation)
+    zero = torch.zeros_like(az)
+    back = torch.stack([el.cos() * az.sin(), el.sin(), el.cos() * az.cos()], -1)  # [B, 3]
+    right = torch.stack([az.cos(), zero, -az.sin()], -1)  # stays defined at the poles
+    up = torch.linalg.cross(back, right)
+    c2w = torch.zeros(len(az), 4, 4)
+    c2w[:, :3, :3] = torch.stack([right, up, back], -1)
+    c2w[:, :3, 3] = back * torch.as_tensor(distance, dtype=torch.float32).reshape(-1, 1)
+    c2w[:, 3, 3] = 1.0
+    half = torch.tan(torch.deg2rad(torch.as_tensor(fov, dtype=torch.float32)) / 2)
+    focal = (0.5 * height / half).expand(len(az))
+    K = torch.zeros(len(az), 3, 3)
+    K[:, 0, 0] = K[:, 1, 1] = focal
+    K[:, 0, 2], K[:, 1, 2], K[:, 2, 2] = 0.5 * width, 0.5 * height, 1.0
+    return Cameras(c2w=c2w, K=K, width=width, height=height, azimuth=azimuth, elevation=elevation)
+
+
+def sample_orbit(
+    generator: torch.Generator,
+    *,
+    views: int,
+    size: int,
+    elevation: tuple[float, float],
+    distance: tuple[float, float] = (DEFAULT_DISTANCE, DEFAULT_DISTANCE),
+    fov: tuple[float, float] = (DEFAULT_FOV, DEFAULT_FOV),
+) -> Cameras:
+    """Random cameras with stratified azimuths: each of the equal sectors gets one view."""
+    u = torch.rand(4, views, generator=generator)
+    offset = torch.rand(1, generator=generator)  # rotates the strata so that no azimuth is favoured
+    azimuth = ((torch.arange(views) + u[0]) / views + offset) % 1.0 * 360.0
+    return orbit(
+        azimuth,
+        elevation[0] + (elevation[1] - elevation[0]) * u[1],
+        size=size,
+        distance=distance[0] + (distance[1] - distance[0]) * u[2],
+        fov=fov[0] + (fov[1] - fov[0]) * u[3],
+    )
+
+
+def turntable(
+    frames: int, *, size: int, elevation: float = 15.0, distance: float = DEFAULT_DISTANCE, fov: float = DEFAULT_FOV
+) -> Cameras:
+    """Evenly spaced cameras of one full turn, starting at the front."""
+    azimuth = torch.arange(frames) * (360.0 / frames)
+    return orbit(azimuth, torch.full((frames,), elevation), size=size, distance=distance, fov=fov)
+
+
+def positions(cameras: Cameras) -> Tensor:
+    """Camera centres in the world, [B, 3]."""
+    return cameras.c2w[:, :3, 3]
+
+
+def half_extent(distance: float, fov: float) -> float:
+    """Half the height, in world units, that a camera sees at the distance of the origin."""
+    return distance * math.tan(math.radians(fov) / 2)
