@@ -1,0 +1,58 @@
+"""Splat files, chosen by suffix. Importing this package imports no torch; the formats do when used."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from splatgen.splats import Splats
+
+# suffix to the module that holds its load() and save()
+FORMATS = {
+    ".ply": "splatgen.formats.ply",
+}
+
+
+def load(path: str | os.PathLike[str], *, frame: str | None = None) -> Splats:
+    """Read splats into the internal frame (+Y up, +Z toward the camera at azimuth 0).
+
+    frame names the file's axes where the format leaves them open (see the format's module); None is
+    the format's convention. Raises ValueError for a suffix or a content that can't be read, and
+    OSError when the file can't be.
+    """
+    options = {} if frame is None else {"frame": frame}
+    splats: Splats = _module(path).load(path, **options)
+    return splats
+
+
+def save(
+    splats: Splats,
+    path: str | os.PathLike[str],
+    *,
+    comments: Sequence[str] = (),
+    sh_degree: int | None = None,
+    frame: str | None = None,
+    clean: bool = True,
+) -> int:
+    """Write splats atomically and return how many were dropped as invisible or broken.
+
+    sh_degree pads with zeros (Unity wants 3) or cuts; None keeps the splats' own. With clean=False
+    nothing is dropped and broken splats raise ValueError.
+    """
+    options = {} if frame is None else {"frame": frame}
+    dropped: int = _module(path).save(
+        splats, path, comments=comments, sh_degree=sh_degree, clean=clean, **options
+    )
+    return dropped
+
+
+def _module(path: str | os.PathLike[str]) -> Any:
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise ValueError(f"no splat format has the suffix {suffix!r} of {Path(path).name!r}: use {known}")
+    return importlib.import_module(FORMATS[suffix])

@@ -1,0 +1,300 @@
+"""Checkpoints that survive a kill at any moment: safetensors and JSON, verified on loading.
+
+    checkpoints/
+        latest                  the name of the newest folder
+        step-000123/            written as .tmp-..., fsynced, renamed
+            splats.safetensors  one file a part
+            state.json          small state, and the size and SHA-256 of each part and of itself
+
+Nothing is ever unpickled, and a name found in a file becomes a path only when it has the form above.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from splatgen import atomic
+
+KEPT = 2  # the newest, and the one before in case the newest is damaged
+_STEP = re.compile(r"step-(\d{6,18})")
+_STEP_OR_OLD = re.compile(r"step-(\d{6,18})(\.old)?")
+_PART = re.compile(r"[a-z_]+\.safetensors")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What `save` was given."""
+
+    step: int
+    parts: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def save(
+    folder: str | os.PathLike[str],
+    step: int,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+) -> Path:
+    """Write `folder`/step-000123 and make it the latest; the one before stays, others are deleted.
+
+    Tensors of any device, layout and type; parts are named by a-z and underscores. state is JSON
+    (`pack` turns optimisers into both). Checkpoints of later steps, left over from before a resume,
+    are deleted too. Raises ValueError for names or a state that can't be written and OSError for the
+    disk; what was the latest then still loads.
+    """
+    folder = Path(folder)
+    target = folder / _name(step)
+    for name in parts:
+        if not _PART.fullmatch(f"{name}.safetensors"):
+            raise ValueError(f"no checkpoint part can be called {name!r}: use a-z and underscores")
+    text = _canonical({"step": step, "state": state})  # before anything is written: NaN raises here
+    folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
+    temporary = folder / f".tmp-{target.name}-{secrets.token_hex(4)}"
+    try:
+        temporary.mkdir()
+        files = {name: _write_part(temporary / f"{name}.safetensors", parts[name]) for name in parts}
+        content = {**json.loads(text), "parts": files}
+        atomic.write_json(temporary / "state.json", {**content, "sha256": _digest(content)})
+        atomic.sync_folder(temporary)
+        _put(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    atomic.write_text(folder / "latest", target.name + "\n")
+    _prune(folder, step)
+    return target
+
+
+def load_latest(folder: str | os.PathLike[str]) -> Checkpoint:
+    """The newest checkpoint that is whole, on the CPU; damaged ones are skipped with a warning.
+
+    Raises FileNotFoundError when there is none, ValueError when all are damaged.
+    """
+    folder = Path(folder)
+    candidates = _candidates(folder)
+    if not candidates:
+        raise FileNotFoundError(f"{str(folder)!r} holds no checkpoint: start the run anew")
+    reasons = []
+    for candidate in candidates:
+        try:
+            checkpoint = _load(candidate)
+        except (OSError, ValueError) as error:
+            reasons.append(f"{candidate.name}: {error}")
+            _log.warning("checkpoint %s is skipped: %s", candidate, error)
+        else:
+            return checkpoint
+    raise ValueError(f"no checkpoint in {str(folder)!r} is usable ({'; '.join(reasons)}): start the run anew")
+
+
+def _name(step: int) -> str:
+    if not 0 <= step < 10**18:
+        raise ValueError(f"no checkpoint can be of step {step}: use a step from 0")
+    return f"step-{step:06d}"
+
+
+def _canonical(data: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(data, allow_nan=False, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the state is not JSON ({error}): use pack() on it") from error
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_canonical(content).encode()).hexdigest()
+
+
+def _write_part(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    # clones, because safetensors refuses tensors that share memory or are not contiguous
+    plain = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+    data = safetensors.torch.save(plain)
+    with open(path, "xb") as file:
+        file.write(data)
+    atomic.sync_file(path)
+    return {"file": path.name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _put(temporary: Path, target: Path) -> None:
+    """Rename a finished folder to its name; a folder of that name stays loadable as .old meanwhile."""
+    old = target.with_name(target.name + ".old")
+    if target.exists():
+        if old.exists():
+            shutil.rmtree(old)
+        os.rename(target, old)
+    os.rename(temporary, target)
+    atomic.sync_folder(target.parent)
+
+
+def _sweep(folder: Path) -> None:
+    """Delete what a killed save left: only one process writes to a run."""
+    for path in folder.glob(".tmp-*"):
+        _delete(path)
+
+
+def _prune(folder: Path, step: int) -> None:
+    """Keep this step and the newest before it that looks whole."""
+    kept = [folder / _name(step)]
+    for path in _scan(folder):
+        if len(kept) < KEPT and _order(path)[0] < step:
+            try:
+                _read_state(path)
+            except (OSError, ValueError) as error:
+                _log.warning("checkpoint %s is deleted: %s", path, error)
+            else:
+                kept.append(path)
+    for path in _scan(folder):
+        if path not in kept:
+            _delete(path)
+
+
+def _delete(path: Path) -> None:
+    try:
+        shutil.rmtree(path)
+    except OSError as error:  # the new checkpoint is safe, so this is no reason to stop the run
+        _log.warning("could not delete %s (%s): delete it yourself", path, error)
+
+
+def _order(path: Path) -> tuple[int, bool]:
+    match = _STEP_OR_OLD.fullmatch(path.name)
+    assert match is not None
+    return int(match[1]), match[2] is None
+
+
+def _scan(folder: Path) -> list[Path]:
+    """Checkpoint folders, newest first."""
+    found = [p for p in folder.iterdir() if _STEP_OR_OLD.fullmatch(p.name) and p.is_dir()]
+    return sorted(found, key=_order, reverse=True)
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """Checkpoint folders in the order in which to try them: the one named by `latest` first."""
+    if not folder.is_dir():
+        return []
+    found = _scan(folder)
+    try:
+        with open(folder / "latest", "rb") as file:
+            name = file.read(64).decode("utf-8", "replace").strip()
+    except OSError as error:
+        if found:
+            _log.warning("%s can't be read (%s): the newest checkpoint is tried", folder / "latest", error)
+        return found
+    named = folder / name if _STEP.fullmatch(name) else None
+    if named not in found:
+        _log.warning("%s names %r, no checkpoint: the newest is tried", folder / "latest", name)
+        return found
+    return [named, *(p for p in found if p != named)]
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """state.json of a checkpoint, with itself and the sizes of the parts verified."""
+    try:
+        content = json.loads((path / "state.json").read_bytes())
+    except RecursionError as error:
+        raise ValueError("its state.json is nested too deeply") from error
+    match content:
+        case {"step": int(step), "state": dict(), "parts": dict(parts), "sha256": str(digest)}:
+            del content["sha256"]
+        case _:
+            raise ValueError("its state.json lacks step, state, parts or sha256")
+    if _digest(content) != digest:
+        raise ValueError("its state.json does not match its own hash")
+    if step != _order(path)[0]:
+        raise ValueError(f"its state.json is of step {step}")
+    for name, part in parts.items():
+        match part:
+            case {"file": str(file), "bytes": int(size), "sha256": str()} if _PART.fullmatch(file):
+                found = (path / file).stat().st_size
+            case _:
+                raise ValueError(f"its state.json has a malformed part {name[:40]!r}")
+        if found != size:
+            raise ValueError(f"{file} has {found} bytes instead of {size}")
+    return dict(content)
+
+
+def _load(path: Path) -> Checkpoint:
+    content = _read_state(path)
+    parts = {}
+    for name, part in content["parts"].items():
+        data = (path / part["file"]).read_bytes()
+        if hashlib.sha256(data).hexdigest() != part["sha256"]:
+            raise ValueError(f"{part['file']} does not match its hash")
+        try:
+            parts[name] = safetensors.torch.load(data)
+        except SafetensorError as error:
+            raise ValueError(f"{part['file']} is not safetensors ({error})") from error
+    return Checkpoint(step=content["step"], parts=parts, state=content["state"])
+
+
+def pack(tree: Any) -> tuple[dict[str, Tensor], Any]:
+    """Split nested dicts, lists and tuples, such as an optimiser's state_dict, into tensors and JSON.
+
+    `unpack` puts them together again, exactly: tuples, keys that are no text, and infinities come
+    back as they were. Tensors are not copied; they are named by their place, as "state/0/exp_avg".
+    Raises ValueError for objects that are neither JSON nor tensors, saying where they are.
+    """
+    tensors: dict[str, Tensor] = {}
+    return tensors, _pack(tree, "", tensors)
+
+
+def unpack(tensors: Mapping[str, Tensor], rest: Any) -> Any:
+    """Undo `pack`. Raises ValueError when a tensor is missing."""
+    match rest:
+        case {"$tensor": name}:
+            if name not in tensors:
+                raise ValueError(f"no tensor is called {name!r}: the checkpoint is of another version")
+            return tensors[name]
+        case {"$tuple": items}:
+            return tuple(unpack(tensors, item) for item in items)
+        case {"$dict": items}:
+            return {unpack(tensors, key): unpack(tensors, value) for key, value in items}
+        case {"$float": text}:
+            return float(text)
+        case dict():
+            return {key: unpack(tensors, value) for key, value in rest.items()}
+        case list():
+            return [unpack(tensors, item) for item in rest]
+    return rest
+
+
+def _pack(node: Any, place: str, tensors: dict[str, Tensor]) -> Any:
+    def inside(key: object, child: Any) -> Any:
+        return _pack(child, f"{place}/{key}" if place else str(key), tensors)
+
+    if isinstance(node, Tensor):
+        name = place or "tensor"
+        while name in tensors:  # keys such as 1 and "1" give the same place
+            name += "'"
+        tensors[name] = node
+        return {"$tensor": name}
+    if isinstance(node, dict):
+        if all(isinstance(key, str) and not key.startswith("$") for key in node):
+            return {key: inside(key, value) for key, value in node.items()}
+        return {"$dict": [[inside("key", key), inside(key, value)] for key, value in node.items()]}
+    if isinstance(node, tuple):
+        return {"$tuple": [inside(i, item) for i, item in enumerate(node)]}
+    if isinstance(node, list):
+        return [inside(i, item) for i, item in enumerate(node)]
+    if isinstance(node, float) and not math.isfinite(node):
+        return {"$float": str(node)}
+    if node is None or isinstance(node, bool | int | float | str):
+        return node
+    raise ValueError(f"{place or 'the tree'} is a {type(node).__name__}: pack tensors and JSON types only")
