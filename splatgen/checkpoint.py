@@ -146,7 +146,7 @@ def _put(temporary: Path, target: Path) -> None:
 
 def _sweep(folder: Path) -> None:
     """Delete what a killed save left: only one process writes to a run."""
-    for path in folder.glob(".tmp-*"):
+    for path in [*folder.glob(".tmp-*"), *folder.glob(".latest.*.tmp")]:
         _delete(path)
 
 
@@ -168,7 +168,7 @@ def _prune(folder: Path, step: int) -> None:
 
 def _delete(path: Path) -> None:
     try:
-        shutil.rmtree(path)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     except OSError as error:  # the new checkpoint is safe, so this is no reason to stop the run
         _log.warning("could not delete %s (%s): delete it yourself", path, error)
 
@@ -257,22 +257,23 @@ def pack(tree: Any) -> tuple[dict[str, Tensor], Any]:
 
 def unpack(tensors: Mapping[str, Tensor], rest: Any) -> Any:
     """Undo `pack`. Raises ValueError when a tensor is missing."""
+    result = rest
     match rest:
         case {"$tensor": name}:
             if name not in tensors:
                 raise ValueError(f"no tensor is called {name!r}: the checkpoint is of another version")
-            return tensors[name]
+            result = tensors[name]
         case {"$tuple": items}:
-            return tuple(unpack(tensors, item) for item in items)
+            result = tuple(unpack(tensors, item) for item in items)
         case {"$dict": items}:
-            return {unpack(tensors, key): unpack(tensors, value) for key, value in items}
+            result = {unpack(tensors, key): unpack(tensors, value) for key, value in items}
         case {"$float": text}:
-            return float(text)
+            result = float(text)
         case dict():
-            return {key: unpack(tensors, value) for key, value in rest.items()}
+            result = {key: unpack(tensors, value) for key, value in rest.items()}
         case list():
-            return [unpack(tensors, item) for item in rest]
-    return rest
+            result = [unpack(tensors, item) for item in rest]
+    return result
 
 
 def _pack(node: Any, place: str, tensors: dict[str, Tensor]) -> Any:
@@ -289,10 +290,9 @@ def _pack(node: Any, place: str, tensors: dict[str, Tensor]) -> Any:
         if all(isinstance(key, str) and not key.startswith("$") for key in node):
             return {key: inside(key, value) for key, value in node.items()}
         return {"$dict": [[inside("key", key), inside(key, value)] for key, value in node.items()]}
-    if isinstance(node, tuple):
-        return {"$tuple": [inside(i, item) for i, item in enumerate(node)]}
-    if isinstance(node, list):
-        return [inside(i, item) for i, item in enumerate(node)]
+    if isinstance(node, list | tuple):
+        items = [inside(i, item) for i, item in enumerate(node)]
+        return items if isinstance(node, list) else {"$tuple": items}
     if isinstance(node, float) and not math.isfinite(node):
         return {"$float": str(node)}
     if node is None or isinstance(node, bool | int | float | str):

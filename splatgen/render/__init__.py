@@ -46,7 +46,8 @@ def _check_finite(splats: Splats) -> None:
     zero = int((splats.quats.detach().square().sum(-1) == 0).sum())
     if zero:
         raise ValueError(
-            f"splats.quats has {zero} of {len(splats)} rows of norm 0, which are no rotation: set them to (1, 0, 0, 0)"
+            f"splats.quats has {zero} of {len(splats)} rows of norm 0, which are no rotation: "
+            "set them to (1, 0, 0, 0)"
         )
 
 

@@ -10,6 +10,8 @@ several times as much data.
 Shapes: M splats of all images, one image's rows being rows[c]:rows[c+1]; n entries in all tile lists.
 """
 
+# ruff: noqa: PLR0917 -- numba kernels take positional arguments
+
 from __future__ import annotations
 
 from typing import Any
@@ -125,8 +127,8 @@ def depth_order(first: Any, last: Any, depth_bits: Any, tiles: Any) -> Any:
 
 @jit
 def bin_tiles(
-    lo: Any, hi: Any, rows: Any, depth_bits: Any, ext: Any, tiles: Any, start: Any, tiles_x: Any, tiles_y: Any,
-    toff: Any, entries: Any,
+    lo: Any, hi: Any, rows: Any, depth_bits: Any, ext: Any, tiles: Any, start: Any, tiles_x: Any,
+    tiles_y: Any, toff: Any, entries: Any,
 ) -> None:  # fmt: skip
     """Tile lists of images lo..hi: tile t of image c owns entries[toff[c, t]:toff[c, t + 1]].
 

@@ -17,6 +17,8 @@ Scratch S, 64 lanes each: T, x, y, last, four channels (forward: colour sums; ba
 and in the backward R. T < 0 marks a finished pixel, |T| being its final T: no mask array needed.
 """
 
+# ruff: noqa: PLR0917 -- numba kernels take positional arguments
+
 from __future__ import annotations
 
 from typing import Any
@@ -158,7 +160,9 @@ def composite_forward(
 
 
 @jit
-def splat_backward(S: Any, lo: Any, hi: Any, rec: Any, col: Any, r: Any, index: Any, acc: Any, row: Any) -> None:
+def splat_backward(
+    S: Any, lo: Any, hi: Any, rec: Any, col: Any, r: Any, index: Any, acc: Any, row: Any
+) -> None:
     """Gradient of splat r from lanes lo..hi into acc[row], and T, R back to before the splat.
 
     With v = dL/drgb, q = v . c and R = T_end (dL/dalpha_out - background . v) - sum of w_j q_j over
@@ -205,7 +209,16 @@ def splat_backward(S: Any, lo: Any, hi: Any, rec: Any, col: Any, r: Any, index: 
 
 @jit
 def load(
-    S: Any, c: Any, left: Any, top: Any, v_image: Any, v_alpha: Any, backgrounds: Any, first: Any, T_end: Any, last: Any
+    S: Any,
+    c: Any,
+    left: Any,
+    top: Any,
+    v_image: Any,
+    v_alpha: Any,
+    backgrounds: Any,
+    first: Any,
+    T_end: Any,
+    last: Any,
 ) -> Any:
     """Fill the scratch for the backward of one tile; returns the largest index any pixel blended."""
     height, width = v_image.shape[1], v_image.shape[2]

@@ -5,10 +5,11 @@
 Shapes: C cameras, N Gaussians, M rows (C N, or the visible ones when packed), D channels.
 """
 
+# ruff: noqa: PLR0917 -- autograd.Function takes positional arguments
+
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,19 +65,19 @@ class _Project(torch.autograd.Function):
         outputs = [t.numpy() for t in (radii, means2d, depths, conics, comps)]
         scalars = (_f32(*size), *_f32(*planes, eps2d, radius_clip), antialiased)
         parallel(_project.project_forward, N, GRAIN, *inputs, *scalars, *outputs)
-        ctx.save_for_backward(means, quats, scales, view, Ks, radii, conics, comps)
+        ctx.save_for_backward(means, quats, scales, view, Ks, conics, comps)
         ctx.size, ctx.eps2d = size, eps2d
         ctx.mark_non_differentiable(radii)
         return radii, means2d, depths, conics, comps
 
     @staticmethod
     def backward(ctx: Any, _v_radii: Any, *v_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        means, quats, scales, view, Ks, radii, conics, comps = ctx.saved_tensors
+        means, quats, scales, view, Ks, conics, comps = ctx.saved_tensors
         blocks = -(-means.shape[0] // _project.BLOCK)
         v_means, v_quats, v_scales = (torch.zeros(t.shape) for t in (means, quats, scales))
         v_view = np.zeros((blocks, view.shape[0], 3, 4))
         inputs = [_array(t) for t in (means, quats, scales, view, Ks)]
-        saved = [_array(t) for t in (radii, conics, comps, *v_outputs)]
+        saved = [_array(t) for t in (conics, comps, *v_outputs)]
         outputs = [t.numpy() for t in (v_means, v_quats, v_scales)]
         scalars = (_f32(*ctx.size), np.float32(ctx.eps2d))
         parallel(_project.project_backward, blocks, 1, *inputs, *scalars, *saved, *outputs, v_view)
@@ -109,7 +110,7 @@ def project(
 ) -> Projected:
     """Screen ellipses; see `_project`."""
     return Projected(
-        *_Project.apply(
+        *_Project.apply(  # type: ignore[no-untyped-call]
             means, quats, scales, viewmats, opacities, Ks, size, planes, eps2d, radius_clip, antialiased
         )
     )
@@ -148,7 +149,9 @@ def spherical_harmonics(
     radii: Tensor,  # [C, N, 2]; rows with a 0 are skipped
 ) -> Tensor:
     """Colours [C, N, 3], offset and clamped; see `_sh`."""
-    colors: Tensor = _SphericalHarmonics.apply(means, centres, coeffs, radii, degree)
+    colors: Tensor = _SphericalHarmonics.apply(  # type: ignore[no-untyped-call]
+        means, centres, coeffs, radii, degree
+    )
     return colors
 
 
@@ -267,7 +270,7 @@ def composite(
     absgrad: bool,
 ) -> tuple[Tensor, Tensor]:
     """Image [C, H, W, D] and alpha [C, H, W]; see `_composite`."""
-    image, alpha = _Composite.apply(
+    image, alpha = _Composite.apply(  # type: ignore[no-untyped-call]
         means2d, conics, colors, opacities, backgrounds, depths.detach(), radii, rows, size, absgrad
     )
     return image, alpha

@@ -12,6 +12,8 @@ cannot cancel, and the backward needs only dA = 2 G A for a symmetric G = dL/dco
 Shapes: C cameras, N Gaussians.
 """
 
+# ruff: noqa: PLR0917 -- numba kernels take positional arguments
+
 from __future__ import annotations
 
 from typing import Any
@@ -187,8 +189,7 @@ def quaternion_gradient(unit: Any, V: Any) -> Any:
 @jit
 def project_backward(
     lo: Any, hi: Any, means: Any, quats: Any, scales: Any, view: Any, Ks: Any, size: Any, eps2d: Any,
-    radii: Any, conics: Any, compensations: Any,
-    v_means2d: Any, v_depths: Any, v_conics: Any, v_comps: Any,
+    conics: Any, compensations: Any, v_means2d: Any, v_depths: Any, v_conics: Any, v_comps: Any,
     v_means: Any, v_quats: Any, v_scales: Any, v_view: Any,
 ) -> None:  # fmt: skip
     """Gradients for blocks lo..hi; cameras run inside, so no two writers meet.
@@ -198,23 +199,46 @@ def project_backward(
     v_M = np.zeros(9, np.float32)
     for block in range(lo, hi):
         for g in range(block * BLOCK, min((block + 1) * BLOCK, means.shape[0])):
-            M = scaled_rotation(quats, scales, g)
-            v_M[:] = ZERO
+            touched = False
             for c in range(view.shape[0]):
-                if radii[c, g, 0] <= 0 or radii[c, g, 1] <= 0:
+                if not has_gradient(c, g, conics, v_means2d, v_depths, v_conics, v_comps):
                     continue
+                if not touched:
+                    touched, M, v_M[:] = True, scaled_rotation(quats, scales, g), ZERO
                 conic = (conics[c, g, 0], conics[c, g, 1], conics[c, g, 2])
                 G = covariance_gradient(conic, v_conics[c, g], compensations[c, g], v_comps[c, g], eps2d)
                 pixel = (v_means2d[c, g, 0], v_means2d[c, g, 1], v_depths[c, g])
                 camera_gradient(means, view, Ks, size, c, g, M, G, pixel, v_M, v_means, v_view[block])
-            unit, a, b, d = rotation(quats, g)
-            for j in range(3):
-                v_scales[g, j] = v_M[j] * a[j] + v_M[3 + j] * b[j] + v_M[6 + j] * d[j]
-                s = scales[g, j]
-                v_M[j], v_M[3 + j], v_M[6 + j] = v_M[j] * s, v_M[3 + j] * s, v_M[6 + j] * s
-            gradient = quaternion_gradient(unit, v_M)
-            for j in range(4):
-                v_quats[g, j] = gradient[j]
+            if touched:
+                splat_gradient(quats, scales, g, v_M, v_quats, v_scales)
+
+
+@jit
+def has_gradient(
+    c: Any, g: Any, conics: Any, v_means2d: Any, v_depths: Any, v_conics: Any, v_comps: Any
+) -> Any:
+    """False for culled splats, whose conic is 0, and for hidden ones: most of a dense cloud.
+
+    NaN counts as a gradient: it has to reach the caller.
+    """
+    if conics[c, g, 0] == ZERO:
+        return False
+    mean = v_means2d[c, g, 0] != ZERO or v_means2d[c, g, 1] != ZERO
+    conic = v_conics[c, g, 0] != ZERO or v_conics[c, g, 1] != ZERO or v_conics[c, g, 2] != ZERO
+    return mean or conic or v_depths[c, g] != ZERO or v_comps[c, g] != ZERO
+
+
+@jit
+def splat_gradient(quats: Any, scales: Any, g: Any, v_M: Any, v_quats: Any, v_scales: Any) -> None:
+    """From dL/dM, M = Q S, to scales and quaternion."""
+    unit, a, b, d = rotation(quats, g)
+    for j in range(3):
+        v_scales[g, j] = v_M[j] * a[j] + v_M[3 + j] * b[j] + v_M[6 + j] * d[j]
+        s = scales[g, j]
+        v_M[j], v_M[3 + j], v_M[6 + j] = v_M[j] * s, v_M[3 + j] * s, v_M[6 + j] * s
+    gradient = quaternion_gradient(unit, v_M)
+    for j in range(4):
+        v_quats[g, j] = gradient[j]
 
 
 @jit
@@ -225,9 +249,10 @@ def camera_gradient(
     """Add one camera's share to v_M [9], v_means [N, 3] and v_view [C, 3, 4]."""
     xc = to_camera(view, c, means, g)
     u, v, p, q, J, free_x, free_y = footprint(view, Ks, c, xc, size, M)
+    G = (TWO * G[0], TWO * G[1], TWO * G[2])
     rz = ONE / xc[2]
-    vp = (TWO * (G[0] * p[0] + G[1] * q[0]), TWO * (G[0] * p[1] + G[1] * q[1]), TWO * (G[0] * p[2] + G[1] * q[2]))
-    vq = (TWO * (G[1] * p[0] + G[2] * q[0]), TWO * (G[1] * p[1] + G[2] * q[1]), TWO * (G[1] * p[2] + G[2] * q[2]))
+    vp = (G[0] * p[0] + G[1] * q[0], G[0] * p[1] + G[1] * q[1], G[0] * p[2] + G[1] * q[2])  # dL/dA
+    vq = (G[1] * p[0] + G[2] * q[0], G[1] * p[1] + G[2] * q[1], G[1] * p[2] + G[2] * q[2])
     for i in range(3):
         for j in range(3):
             v_M[3 * i + j] += u[i] * vp[j] + v[i] * vq[j]

@@ -8,6 +8,8 @@ csrc/SphericalHarmonicsCUDA.cu).
 Shapes: C cameras, N Gaussians, K = (degree + 1)^2 coefficients.
 """
 
+# ruff: noqa: PLR0917 -- numba kernels take positional arguments
+
 from __future__ import annotations
 
 from typing import Any
@@ -94,7 +96,9 @@ def sh_forward(
                 red += Y[k] * coeffs[g, k, 0]
                 green += Y[k] * coeffs[g, k, 1]
                 blue += Y[k] * coeffs[g, k, 2]
-            colors[c, g, 0], colors[c, g, 1], colors[c, g, 2] = max(red, ZERO), max(green, ZERO), max(blue, ZERO)
+            colors[c, g, 0] = max(red, ZERO)
+            colors[c, g, 1] = max(green, ZERO)
+            colors[c, g, 2] = max(blue, ZERO)
 
 
 @jit

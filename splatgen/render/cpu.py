@@ -3,6 +3,8 @@
 Shapes: C cameras, N Gaussians, K = (degree + 1)^2 coefficients, D channels, M visible rows.
 """
 
+# ruff: noqa: PLR0917 -- gsplat's signature
+
 from __future__ import annotations
 
 import importlib
@@ -20,8 +22,9 @@ def _operations(backend: Backend) -> Any:
     """The module with project, spherical_harmonics and composite. numba is imported here, not earlier."""
     if backend not in ("numba", "torch"):
         raise ValueError(f"unknown CPU rendering backend {backend!r}: choose 'numba' or 'torch'")
+    name = {"numba": "_functions", "torch": "_torch"}[backend]
     try:
-        module = importlib.import_module(f"splatgen.render.{'_functions' if backend == 'numba' else '_torch'}")
+        module = importlib.import_module(f"splatgen.render.{name}")
     except ImportError as error:
         raise ImportError(
             f"rendering on the CPU needs numba, which cannot be imported ({error}): `pip install numba`, "

@@ -30,7 +30,6 @@ COLORS: dict[str, tuple[float, float, float]] = {  # display RGB in 0..1, before
 SHAPES = ("sphere", "cube", "cylinder", "cone", "torus")
 PATTERNS = ("striped", "checkered")
 RELATIONS = ("on top of", "next to")
-VIEW_WORDS = ("front", "side", "back", "overhead")
 
 SYNONYMS = {
     "ball": "sphere",
@@ -189,14 +188,6 @@ def nearest(words: list[str]) -> Caption:
     if "front" in words and others:
         return Caption(replace(first, front=others[0]))
     return Caption(first)
-
-
-def view_word(azimuth: float, elevation: float) -> str:
-    """The word for a viewing direction in degrees: overhead above 52, else front, side or back."""
-    if elevation > 52.0:
-        return "overhead"
-    turn = abs((azimuth + 180.0) % 360.0 - 180.0)
-    return "front" if turn <= 45.0 else "back" if turn >= 135.0 else "side"
 
 
 def all_captions() -> tuple[Caption, ...]:

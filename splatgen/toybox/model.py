@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize, pixel_shuffle, pixel_unshuffle
 
-from .grammar import vocabulary
+from splatgen.toybox.grammar import vocabulary
 
 PATCH = 2
 CAMERA_FEATURES = 11

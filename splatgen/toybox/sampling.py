@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 from functools import cache
 
-from .grammar import COLORS, PATTERNS, SHAPES, Caption, Item, all_captions, held_out, kind, supported
+from splatgen.toybox.grammar import COLORS, PATTERNS, SHAPES, Caption, Item, all_captions, held_out, kind, supported
 
 KIND_SHARE = {"single": 0.22, "front": 0.18, "pattern": 0.18, "stacked": 0.26, "beside": 0.16}
 

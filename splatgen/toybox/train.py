@@ -25,11 +25,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, interpolate
 
-from ..cameras import Cameras, orbit
-from ..rng import rng
-from . import world
-from .grammar import Caption, view_word
-from .model import (
+from splatgen.backgrounds import random_backgrounds
+from splatgen.cameras import Cameras, orbit
+from splatgen.prompts import VIEW_WORDS, view_word
+from splatgen.rng import rng
+from splatgen.toybox import world
+from splatgen.toybox.grammar import Caption
+from splatgen.toybox.model import (
     MAX_TOKENS,
     PriorConfig,
     PriorNet,
@@ -40,7 +42,7 @@ from .model import (
     tokenize,
     weights_folder,
 )
-from .sampling import draw, hard_negatives, with_view
+from splatgen.toybox.sampling import draw, hard_negatives, with_view
 
 log = logging.getLogger("splatgen.toybox")
 
@@ -86,7 +88,7 @@ def scenes(recipe: Recipe, step: int, cameras: Cameras) -> tuple[list[Caption], 
     """Captions, the source of further choices, and pictures [B, 3, S, S] in 0..1."""
     source = random.Random(f"{recipe.seed}/{step}")
     captions = draw(source, len(cameras))
-    background = world.random_backgrounds(rng(recipe.seed, step, "background"), len(cameras))
+    background = random_backgrounds(rng(recipe.seed, step, "background"), len(cameras))
     images = world.ground_truth(captions, cameras, background.to(cameras.K.device), supersample=2).rgb
     return captions, source, images
 
@@ -142,7 +144,7 @@ def reward_loss(net: RewardNet, recipe: Recipe, step: int, device: torch.device)
         others = hard_negatives(caption, source, k - (word is not None), front_visible=visible)
         negative += [with_view(str(other), word) for other in others]
         if word is not None:
-            wrong = source.choice([w for w in ("front", "side", "back", "overhead") if w != word])
+            wrong = source.choice([w for w in VIEW_WORDS if w != word])
             negative.append(with_view(str(caption), wrong))
     image = net.embed_images(images)  # [B, E]
     text = net.embed_texts(tokenize(positive + negative).to(device))

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..cameras import Cameras, orbit, positions
-from .grammar import COLORS, PATTERNS, SHAPES, Caption, Item
+from splatgen.cameras import Cameras, orbit, positions
+from splatgen.toybox.grammar import COLORS, PATTERNS, SHAPES, Caption, Item
 
 SPHERE_RADIUS = 0.70
 CUBE_HALF = 0.54
@@ -331,9 +331,3 @@ def random_cameras(generator: torch.Generator, count: int, size: int, overhead: 
     u = torch.rand(3, count, generator=generator)
     elevation = torch.where(u[1] < overhead, 52.0 + 28.0 * u[2], -15.0 + 67.0 * u[2])
     return orbit(360.0 * u[0], elevation, size=size)
-
-
-def random_backgrounds(generator: torch.Generator, count: int) -> Tensor:
-    """Plain backgrounds, [count, 3]: 60 % grey, 40 % coloured."""
-    u = torch.rand(count, 4, generator=generator)
-    return torch.where(u[:, 3:] < 0.6, u[:, :1].expand(-1, 3), u[:, :3])

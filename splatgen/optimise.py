@@ -1,0 +1,445 @@
+"""The loop: prompt to splats. The only file that knows the order of things.
+
+    render -> encode -> guidance -> inject -> penalties -> Adam -> densify -> record
+
+Shapes: B views, N splats.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from splatgen import atomic, checkpoint, runs
+from splatgen.backgrounds import backgrounds
+from splatgen.cameras import Cameras, sample_orbit
+from splatgen.config import Config, LearningOptions, from_dict, read_file, to_dict, validate
+from splatgen.densify import Densifier, Optimizers, Params
+from splatgen.guidance import gradient, inject, sample_times, time_range
+from splatgen.preferences import PREFERENCES, Preference
+from splatgen.priors import Conditioning, Prior, load_prior
+from splatgen.prompts import VIEW_WORDS, view_prompts, view_word
+from splatgen.regularise import penalty
+from splatgen.render import Render, render
+from splatgen.results import write_results
+from splatgen.rewards import Reward, load_reward
+from splatgen.rng import rng
+from splatgen.runs import Run
+from splatgen.scores import SCORES, Score
+from splatgen.splats import Splats, random_ball
+
+log = logging.getLogger("splatgen")
+
+FIRST_CHECKPOINT_SECONDS = 3.0  # a run that dies early can still be resumed
+PATIENCE = 20  # steps in a row without a finite gradient before a run counts as diverged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run is."""
+
+    step: int
+    steps: int
+    loss: float
+    splats: int
+    rewards: dict[str, float]
+    seconds: float  # since the loop began
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """How a run ended."""
+
+    run: Run
+    status: str  # done or stopped
+    step: int
+
+
+class Diverged(RuntimeError):
+    """The optimisation has had no finite gradient for too long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """What stays loaded over a run: networks and embedded prompts."""
+
+    prior: Prior
+    rewards: tuple[Reward, ...]
+    score: Score
+    preference: Preference
+    positive: Conditioning  # one row a view word
+    negative: Conditioning  # one row
+
+
+@dataclass(kw_only=True)
+class Scene:
+    """What changes from step to step."""
+
+    params: Params
+    optimizers: Optimizers
+    densifier: Densifier
+    step: int
+    failures: int = 0  # steps in a row without a finite gradient
+
+    @property
+    def splats(self) -> Splats:
+        p = self.params
+        sh = torch.cat([p["sh0"], p["shN"]], 1) if "shN" in p else p["sh0"]
+        return Splats(
+            means=p["means"], quats=p["quats"], scales=p["scales"], opacities=p["opacities"], sh=sh
+        )
+
+
+def pick_device(name: str) -> str:
+    """auto, cpu or cuda to a torch device; RuntimeError when CUDA is asked for and missing."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("no CUDA device is usable here: run with --device cpu, or see `splatgen doctor`")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def load_models(config: Config, device: str) -> Models:
+    """Load the networks and embed the prompt once for each view word."""
+    prior = load_prior(config.prior, config.prior_options, device)
+    return Models(
+        prior=prior,
+        rewards=tuple(load_reward(name, device) for name in config.reward),
+        score=SCORES[config.score](),
+        preference=PREFERENCES[config.preference](),
+        positive=prior.embed(view_prompts(config.prompt)),
+        negative=prior.embed([config.negative]),
+    )
+
+
+def rates(options: LearningOptions, fraction: float) -> dict[str, float]:
+    """Learning rate of every parameter at a fraction of the run: constant, then falling in geometric steps."""
+    late = max(fraction - options.decay_from, 0.0) / max(1.0 - options.decay_from, 1e-9)
+    factor = max(options.final, 1e-6) ** min(late, 1.0)
+    return {
+        "means": options.means * factor,
+        "scales": options.scales * factor,
+        "quats": options.quats * factor,
+        "opacities": options.opacities * factor,
+        "sh0": options.sh * factor,
+        "shN": options.sh / 20.0 * factor,
+    }
+
+
+def new_scene(config: Config, splats: Splats, device: str) -> Scene:
+    """Parameters and one Adam each, as gsplat's strategies want them."""
+    tensors = {name: value.detach().to(device) for name, value in splats.tensors().items()}
+    sh = tensors.pop("sh")
+    tensors["sh0"] = sh[:, :1]
+    if sh.shape[1] > 1:
+        tensors["shN"] = sh[:, 1:]
+    params = {name: torch.nn.Parameter(value.clone().contiguous()) for name, value in tensors.items()}
+    optimizers: Optimizers = {
+        name: torch.optim.Adam([p], lr=1.0, betas=(0.9, 0.99), eps=1e-15) for name, p in params.items()
+    }
+    densifier = Densifier(config.densify, steps=config.steps, seed=config.seed)
+    densifier.strategy.check_sanity(params, optimizers)
+    return Scene(params=params, optimizers=optimizers, densifier=densifier, step=0)
+
+
+def initial_splats(config: Config) -> Splats:
+    """The ball of the first step."""
+    o = config.splats
+    return random_ball(
+        rng(config.seed, 0, "splats"),
+        count=o.count,
+        radius=o.radius,
+        scale=o.scale,
+        opacity=o.opacity,
+        sh_degree=o.sh_degree,
+    )
+
+
+def condition(models: Models, cameras: Cameras) -> tuple[Conditioning, Conditioning]:
+    """The prompt as each view sees it, and the negative, one row a view."""
+    rows = [
+        VIEW_WORDS.index(view_word(a, e))
+        for a, e in zip(cameras.azimuth.tolist(), cameras.elevation.tolist(), strict=True)
+    ]
+    index = torch.tensor(rows)
+    positive = {name: value[index.to(value.device)] for name, value in models.positive.items()}
+    negative = {name: value.expand(len(rows), *value.shape[1:]) for name, value in models.negative.items()}
+    return positive, negative
+
+
+def look(config: Config, scene: Scene, fraction: float) -> tuple[Render, Cameras]:
+    """Render the scene from this step's cameras."""
+    v = config.views
+    size = v.size[min(int(fraction * len(v.size)), len(v.size) - 1)]
+    cameras = sample_orbit(
+        rng(config.seed, scene.step, "cameras"),
+        views=v.count,
+        size=size,
+        elevation=v.elevation,
+        distance=v.distance,
+        fov=v.fov,
+    ).to(scene.params["means"].device)
+    back = backgrounds(v.background, rng(config.seed, scene.step, "background"), v.count)
+    return render(scene.splats, cameras, back.to(cameras.K)), cameras
+
+
+def update(config: Config, scene: Scene) -> Tensor:
+    """One Adam step, unless a gradient is not finite: then nothing moves. Returns 1 for a failure.
+
+    The decision is a tensor and reaches the parameters by multiplication, so CUDA need not wait for it.
+    """
+    gradients = {name: p.grad for name, p in scene.params.items() if p.grad is not None}
+    total = torch.stack([g.abs().sum() for g in gradients.values()]).sum()
+    finite = torch.isfinite(total)
+    for name, p in scene.params.items():
+        if name in gradients:
+            p.grad = torch.where(finite, gradients[name], torch.zeros_like(p))
+    for name, rate in rates(config.lr, scene.step / config.steps).items():
+        if name in scene.optimizers:
+            scene.optimizers[name].param_groups[0]["lr"] = rate
+            scene.optimizers[name].step()
+            scene.optimizers[name].zero_grad(set_to_none=True)
+    return (~finite).float()
+
+
+def advance(config: Config, models: Models, scene: Scene) -> dict[str, Any]:
+    """One step of the optimisation. Returns what the metrics record."""
+    clock = [time.perf_counter()]
+    fraction = scene.step / config.steps
+    out, cameras = look(config, scene, fraction)
+    if scene.densifier.watches(scene.step):
+        out.info["means2d"].retain_grad()
+    clock.append(time.perf_counter())
+
+    x = models.prior.encode(out.rgb)
+    low, high = time_range(config.guidance, fraction)
+    t = sample_times(rng(config.seed, scene.step, "time"), len(x), low, high).to(x.device)
+    positive, negative = condition(models, cameras)
+    noise = rng(config.seed, scene.step, "noise")
+    found = gradient(
+        models.prior, models.score, models.preference, x, t, positive, negative, cameras, config.guidance, noise
+    )
+    clock.append(time.perf_counter())
+
+    inject(x, found.value)
+    penalty(scene.params, config.regularise).backward()
+    clock.append(time.perf_counter())
+
+    failed = update(config, scene)
+    scene.densifier.after(scene.params, scene.optimizers, out.info, scene.step)
+    clock.append(time.perf_counter())
+    stages = ("render", "model", "backward", "update")
+    return {
+        "loss": found.value.square().mean(),
+        "failed": failed,
+        "t_max": high,
+        "splats": len(scene.params["means"]),
+        "model_calls": found.model_calls,
+        "ms": {name: 1e3 * (b - a) for name, a, b in zip(stages, clock, clock[1:], strict=False)},
+        "picture": out.rgb.detach(),
+        "cameras": cameras,
+    }
+
+
+def score_rewards(config: Config, models: Models, picture: Tensor) -> dict[str, float]:
+    """Every reward of the views of this step, averaged."""
+    with torch.no_grad():
+        prompts = [config.prompt] * len(picture)
+        return {r.name: float(r(picture.clamp(0, 1), prompts).mean()) for r in models.rewards}
+
+
+def save_checkpoint(run: Run, scene: Scene) -> None:
+    """Everything the next step depends on; randomness is a function of the step and needs no state."""
+    packed = {name: optimizer.state_dict() for name, optimizer in scene.optimizers.items()}
+    moments, rest = checkpoint.pack(packed)
+    parts = {
+        "splats": {name: p.detach() for name, p in scene.params.items()},
+        "optimizers": moments,
+        "densify": scene.densifier.state_dict(),
+    }
+    checkpoint.save(run.checkpoints, scene.step, parts, {"optimizers": rest, "failures": scene.failures})
+
+
+def load_scene(config: Config, run: Run, device: str) -> Scene:
+    """The scene of a run's latest whole checkpoint."""
+    found = checkpoint.load_latest(run.checkpoints)
+    tensors = found.parts["splats"]
+    sh = torch.cat([tensors["sh0"], *([tensors["shN"]] if "shN" in tensors else [])], 1)
+    names = ("means", "quats", "scales", "opacities")
+    scene = new_scene(config, Splats(**{n: tensors[n] for n in names}, sh=sh), device)
+    scene.step, scene.failures = found.step, int(found.state["failures"])
+    states = checkpoint.unpack(found.parts["optimizers"], found.state["optimizers"])
+    for name, optimizer in scene.optimizers.items():
+        optimizer.load_state_dict(states[name])
+    scene.densifier.load_state_dict({k: v.to(device) for k, v in found.parts["densify"].items()})
+    return scene
+
+
+def _ignore(progress: Progress) -> None:
+    pass
+
+
+def _never() -> bool:
+    return False
+
+
+def run_loop(
+    config: Config,
+    models: Models,
+    scene: Scene,
+    run: Run,
+    report: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> str:
+    """Step until the end or until asked to stop; returns the status."""
+    begin = saved = time.monotonic()
+    interval = min(FIRST_CHECKPOINT_SECONDS, config.output.checkpoint_seconds)
+    rewards: dict[str, float] = {}
+    with runs.Metrics(run.metrics) as metrics:
+        while scene.step < config.steps and not should_stop():
+            started = time.perf_counter()
+            seen = advance(config, models, scene)
+            last = scene.step + 1 == config.steps
+            scored = scene.step % config.output.reward_every == 0 or last
+            if scored:
+                rewards = score_rewards(config, models, seen["picture"])
+            if scored or scene.step % config.output.log_every == 0:
+                _record(metrics, scene, seen, rewards if scored else {}, started)
+                _check_progress(scene, seen, run)
+            scene.step += 1
+            now = time.monotonic()
+            if interval > 0 and now - saved > interval and not last:
+                save_checkpoint(run, scene)
+                saved, interval = time.monotonic(), config.output.checkpoint_seconds
+            report(
+                Progress(
+                    step=scene.step,
+                    steps=config.steps,
+                    loss=float(seen["loss"]) if scored else float("nan"),
+                    splats=seen["splats"],
+                    rewards=rewards,
+                    seconds=now - begin,
+                )
+            )
+    save_checkpoint(run, scene)
+    return "done" if scene.step >= config.steps else "stopped"
+
+
+def _record(metrics: runs.Metrics, scene: Scene, seen: dict[str, Any], rewards: dict[str, float], started: float) -> None:
+    row = {
+        "step": scene.step,
+        "loss": float(seen["loss"]),
+        "t_max": seen["t_max"],
+        "splats/count": seen["splats"],
+        "guidance/model_calls": seen["model_calls"],
+        "skipped": float(seen["failed"]),
+        **{f"reward/{name}": value for name, value in rewards.items()},
+        **{f"time/{name}_ms": round(value, 3) for name, value in seen["ms"].items()},
+        "time/step_ms": round(1e3 * (time.perf_counter() - started), 3),
+    }
+    metrics.write(row)
+
+
+def _check_progress(scene: Scene, seen: dict[str, Any], run: Run) -> None:
+    scene.failures = scene.failures + 1 if float(seen["failed"]) else 0
+    if scene.failures >= PATIENCE:
+        raise Diverged(
+            f"no finite gradient in {PATIENCE} recorded steps up to step {scene.step}: lower --lr.means or "
+            f"--guidance.scale; the last good state is in {run.checkpoints}"
+        )
+
+
+def generate(
+    config: Config,
+    *,
+    out: Path,
+    command: Sequence[str],
+    report: Callable[[Progress], None] = _ignore,
+    should_stop: Callable[[], bool] = _never,
+) -> Result:
+    """Optimise a prompt from nothing and write a run folder in `out`."""
+    validate(config)
+    device = pick_device(config.device)
+    models = load_models(config, device)
+    run = runs.create(
+        out,
+        config.prompt,
+        command=command,
+        config=to_dict(config),
+        seed=config.seed,
+        device=device_name(device),
+        models={f"prior/{config.prior}": "embedded", **{f"reward/{name}": "embedded" for name in config.reward}},
+    )
+    return _finish(config, models, new_scene(config, initial_splats(config), device), run, report, should_stop)
+
+
+def resume(
+    folder: Path,
+    *,
+    steps: int | None = None,
+    command: Sequence[str],
+    report: Callable[[Progress], None] = _ignore,
+    should_stop: Callable[[], bool] = _never,
+) -> Result:
+    """Continue a run from its latest checkpoint; `steps` may raise its length (schedules stretch with it)."""
+    run = runs.open_run(folder)
+    saved = from_dict(read_file(run.config_json))
+    config = validate(from_dict({**to_dict(saved), "steps": saved.steps if steps is None else steps}))
+    device = pick_device(config.device)
+    scene = load_scene(config, run, device)
+    if steps is not None and steps < scene.step:
+        raise ValueError(f"--steps is {steps}, but the run is already at step {scene.step}: give a larger number")
+    models = load_models(config, device)
+    if config != saved:
+        atomic.write_json(run.config_json, to_dict(config))
+    runs.rewind_metrics(run.metrics, scene.step - 1)
+    runs.update(run, status="running", resumed=list(command))
+    return _finish(config, models, scene, run, report, should_stop)
+
+
+def _finish(
+    config: Config,
+    models: Models,
+    scene: Scene,
+    run: Run,
+    report: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> Result:
+    try:
+        status = run_loop(config, models, scene, run, report, should_stop)
+        if status == "done":
+            write_results(run, scene.splats.detach(), config.output)
+    except BaseException as error:
+        runs.update(run, status=_status(error), error=f"{type(error).__name__}: {error}"[:500], steps=scene.step)
+        raise
+    rewards = score_final(config, models, scene) if status == "done" else {}
+    runs.update(run, status=status, steps=scene.step, splats=len(scene.params["means"]), rewards=rewards)
+    return Result(run=run, status=status, step=scene.step)
+
+
+def score_final(config: Config, models: Models, scene: Scene) -> dict[str, float]:
+    """Rewards from eight fixed views on grey."""
+    from splatgen.cameras import turntable
+
+    cameras = turntable(8, size=config.views.size[-1]).to(scene.params["means"].device)
+    with torch.no_grad():
+        picture = render(scene.splats, cameras, torch.full((3,), 0.5)).rgb
+    return score_rewards(config, models, picture)
+
+
+def _status(error: BaseException) -> str:
+    if isinstance(error, Diverged):
+        return "diverged"
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return "oom"
+    return "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+
+
+def device_name(device: str) -> str:
+    """The device as run.json names it."""
+    return torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads"

@@ -1,0 +1,83 @@
+"""The embedded prior: a pixel diffusion model of the toybox world, v-prediction, cosine schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from splatgen.cameras import Cameras
+from splatgen.config import PriorOptions
+from splatgen.prompts import split_view
+from splatgen.toybox.grammar import parse
+from splatgen.toybox.model import PriorNet, camera_features, load_net, tokenize, weights_folder
+from splatgen.toybox.sampling import with_view
+from splatgen.priors import Conditioning
+
+
+class ToyboxPrior:
+    """Denoises whole images of its own side; larger renders are averaged down to it."""
+
+    views = 1
+    x_range = (-1.0, 1.0)
+
+    def __init__(self, net: PriorNet, *, name: str, camera: bool) -> None:
+        self.name = name
+        self.net = net
+        self.resolution = net.config.size
+        self.camera = camera
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Area average down to the prior's side, then -1..1: the world's own pixel is such an average."""
+        s = self.resolution
+        if images.shape[-2:] != (s, s):
+            images = interpolate(images, size=(s, s), mode="bilinear", antialias=True) if (
+                images.shape[-1] % s or images.shape[-2] % s
+            ) else torch.nn.functional.avg_pool2d(images, (images.shape[-2] // s, images.shape[-1] // s))
+        return 2.0 * images - 1.0
+
+    def decode(self, x: Tensor) -> Tensor:
+        return (0.5 * (x + 1.0)).clamp(0.0, 1.0)
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        angle = (math.pi / 2 * t)[:, None, None, None]
+        return angle.cos(), angle.sin()
+
+    def embed(self, prompts: Sequence[str]) -> Conditioning:
+        texts = []
+        for prompt in prompts:
+            text, word = split_view(prompt)
+            texts.append(with_view(str(parse(text)), word) if text.strip() else "")
+        with torch.no_grad():
+            states, pooled = self.net.encode_text(tokenize(texts).to(self._device))
+        return {"states": states, "pooled": pooled}
+
+    def predict(self, x_t: Tensor, t: Tensor, condition: Conditioning, cameras: Cameras) -> Tensor:
+        seen = camera_features(cameras.azimuth, cameras.elevation).to(x_t)
+        if not self.camera:
+            seen = torch.zeros_like(seen)
+        v = self.net(x_t, t, condition["states"], condition["pooled"], seen)
+        alpha, sigma = self.alpha_sigma(t)
+        return sigma * x_t + alpha * v
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.net.parameters()).device
+
+
+def load(options: PriorOptions, device: str, weights: str = "prior", name: str = "toybox") -> ToyboxPrior:
+    """The packaged prior, or the one in the folder `options.model`."""
+    folder = Path(options.model) if options.model else weights_folder()
+    net = load_net(folder, weights)
+    if not isinstance(net, PriorNet):
+        raise ValueError(f"{folder / weights}.json describes a reward model: give a folder that holds a prior")
+    return ToyboxPrior(net.to(device), name=name, camera=options.camera)
+
+
+def load_mini(options: PriorOptions, device: str) -> ToyboxPrior:
+    """A miniature of 16 pixels for tests and drafts."""
+    return load(options, device, weights="mini-prior", name="toybox-mini")

@@ -1,0 +1,29 @@
+"""Prompts as the views see them."""
+
+from __future__ import annotations
+
+VIEW_WORDS = ("front", "side", "back", "overhead")
+OVERHEAD = 52.0  # degrees of elevation above which a view is from overhead
+FRONT = 45.0  # degrees to either side that still count as the front (or the back)
+
+
+def view_word(azimuth: float, elevation: float) -> str:
+    """front, side, back or overhead for a viewing direction in degrees."""
+    if elevation > OVERHEAD:
+        return "overhead"
+    turn = abs((azimuth + 180.0) % 360.0 - 180.0)
+    return "front" if turn <= FRONT else "back" if turn >= 180.0 - FRONT else "side"
+
+
+def view_prompts(prompt: str) -> tuple[str, ...]:
+    """The prompt for each of VIEW_WORDS, in the form of DreamFusion: "PROMPT, front view"."""
+    return tuple(f"{prompt}, {word} view" for word in VIEW_WORDS)
+
+
+def split_view(text: str) -> tuple[str, str | None]:
+    """Undo `view_prompts`: the prompt and its view word, if it has one."""
+    for word in VIEW_WORDS:
+        suffix = f", {word} view"
+        if text.endswith(suffix):
+            return text[: -len(suffix)], word
+    return text, None

@@ -1,0 +1,54 @@
+"""The embedded reward: cosine of a picture and a caption of the toybox world."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from splatgen.prompts import split_view
+from splatgen.toybox.grammar import parse
+from splatgen.toybox.model import RewardNet, load_net, tokenize, weights_folder
+from splatgen.toybox.sampling import with_view
+
+
+class ToyboxReward:
+    """Scores in -1..1."""
+
+    views = 1
+
+    def __init__(self, net: RewardNet, name: str) -> None:
+        self.name = name
+        self.net = net
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Cosine [B] of images [B, 3, H, W] in 0..1 with prompts, which may name a view."""
+        unique = list(dict.fromkeys(prompts))
+        texts = []
+        for prompt in unique:
+            text, word = split_view(prompt)
+            texts.append(with_view(str(parse(text)), word))
+        device = next(self.net.parameters()).device
+        with torch.no_grad():
+            captions = self.net.embed_texts(tokenize(texts).to(device))
+        row = torch.tensor([unique.index(prompt) for prompt in prompts], device=device)
+        return (self.net.embed_images(images) * captions[row]).sum(-1)
+
+
+def load(device: str, weights: str = "reward", name: str = "toybox") -> ToyboxReward:
+    """The packaged reward."""
+    net = load_net(weights_folder(), weights)
+    if not isinstance(net, RewardNet):
+        raise ValueError(f"{weights}.json describes a prior: the package is damaged, install it again")
+    return ToyboxReward(net.to(device), name)
+
+
+def load_mini(device: str) -> ToyboxReward:
+    """A miniature of 16 pixels for tests."""
+    return load(device, weights="mini-reward", name="toybox-mini")
+
+
+def load_judge(device: str) -> ToyboxReward:
+    """A reward of another seed and width that only evaluates; not in the table, so it never guides."""
+    return load(device, weights="judge", name="toybox-judge")
