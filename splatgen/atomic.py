@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
@@ -33,6 +35,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         sync_file(temporary)
         os.replace(temporary, path)
         sync_folder(path.parent)
+    except OSError as error:
+        # a full disk is reported without a name, other errors with one that nobody has chosen
+        if error.filename == str(temporary) or (error.filename is None and error.errno in _FULL):
+            error.filename = str(path)
+        raise
     finally:
         with contextlib.suppress(OSError):  # must not hide the error that brought us here
             temporary.unlink(missing_ok=True)

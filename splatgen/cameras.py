@@ -146,7 +146,12 @@ def sample_orbit(
 
 
 def turntable(
-    frames: int, *, size: int, elevation: float = 15.0, distance: float = DEFAULT_DISTANCE, fov: float = DEFAULT_FOV
+    frames: int,
+    *,
+    size: int,
+    elevation: float = 15.0,
+    distance: float = DEFAULT_DISTANCE,
+    fov: float = DEFAULT_FOV,
 ) -> Cameras:
     """Evenly spaced cameras of one full turn, starting at the front."""
     azimuth = torch.arange(frames) * (360.0 / frames)

@@ -127,9 +127,7 @@ def _write_part(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     # clones, because safetensors refuses tensors that share memory or are not contiguous
     plain = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
     data = safetensors.torch.save(plain)
-    with open(path, "xb") as file:
-        file.write(data)
-    atomic.sync_file(path)
+    atomic.write_bytes(path, data)
     return {"file": path.name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 

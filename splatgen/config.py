@@ -25,7 +25,7 @@ from tyro.conf import Positional, arg
 class PriorOptions:
     """Which diffusion model guides, and how."""
 
-    model: Annotated[str | None, arg(metavar="DIR")] = None
+    model: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Weights to use instead of the table's: a folder (for the toybox: holding NAME.safetensors and NAME.json)."""
     camera: bool = True
     """Tell a camera-aware prior the exact viewing direction, not only the view word."""
@@ -160,9 +160,9 @@ class OutputOptions:
 class Config:
     """Everything a run depends on but its output folder."""
 
-    prompt: Annotated[str, Positional, arg(metavar="PROMPT")] = ""
+    prompt: Annotated[str, Positional, arg(metavar="PROMPT", help_behavior_hint="")] = ""
     """What to make, in one line of at most 2,000 characters."""
-    negative: Annotated[str, arg(metavar="TEXT")] = ""
+    negative: Annotated[str, arg(metavar="TEXT", help_behavior_hint="")] = ""
     """What to keep away from."""
     steps: Annotated[int, arg(metavar="N")] = 400
     """Optimisation steps; every schedule scales with them."""
@@ -177,7 +177,7 @@ class Config:
     preference: Literal["none"] = "none"
     """How the candidate noises of a step are merged."""
     reward: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ("toybox",)
-    """Rewards that score the renders, any number; none turns scoring off."""
+    """Rewards that score the renders, after the prompt: one or more, or no name to turn scoring off."""
     prior_options: Annotated[PriorOptions, arg(name="prior")] = field(default_factory=PriorOptions)
     guidance: GuidanceOptions = field(default_factory=GuidanceOptions)
     views: ViewOptions = field(default_factory=ViewOptions)
@@ -310,7 +310,12 @@ def validate(config: Config) -> Config:
     _check(max(g.t_max) < 1, "guidance.t_max", g.t_max, "give less than 1")
     _check_range(g.anneal, "guidance.anneal", 0, 1)
     _check(1 <= v.count <= 64, "views.count", v.count, "give 1 to 64")
-    _check(len(v.size) > 0 and all(8 <= s <= 2048 for s in v.size), "views.size", v.size, "give sizes from 8 to 2048")
+    _check(
+        len(v.size) > 0 and all(8 <= s <= 2048 for s in v.size),
+        "views.size",
+        v.size,
+        "give sizes from 8 to 2048",
+    )
     _check_range(v.elevation, "views.elevation", -90, 90)
     _check_range(v.distance, "views.distance", 0.1, 100)
     _check_range(v.fov, "views.fov", 1, 170)
@@ -327,6 +332,10 @@ def validate(config: Config) -> Config:
     o = config.output
     _check(0 <= o.frames <= 2000, "output.frames", o.frames, "give 0 to 2000")
     _check(16 <= o.size <= 2048, "output.size", o.size, "give 16 to 2048")
-    _check(o.log_every >= 1 and o.reward_every >= 1, "output.log_every and .reward_every",
-           (o.log_every, o.reward_every), "give at least 1")
+    _check(
+        o.log_every >= 1 and o.reward_every >= 1,
+        "output.log_every and .reward_every",
+        (o.log_every, o.reward_every),
+        "give at least 1",
+    )
     return config

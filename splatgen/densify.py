@@ -31,7 +31,9 @@ class _CappedStrategy(DefaultStrategy):  # type: ignore[misc]
     share: float = 0.1
     max_splats: int = 20_000
 
-    def _grow_gs(self, params: Params, optimizers: Optimizers, state: dict[str, Any], step: int) -> tuple[int, int]:
+    def _grow_gs(
+        self, params: Params, optimizers: Optimizers, state: dict[str, Any], step: int
+    ) -> tuple[int, int]:
         self.grow_grad2d = growth_threshold(
             state["grad2d"] / state["count"].clamp_min(1),
             share=self.share,

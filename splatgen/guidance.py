@@ -152,4 +152,4 @@ def gradient(
 
 def inject(x: Tensor, value: Tensor) -> None:
     """Back-propagate G / B from x: the gradient of 1/2 |x - sg(x - G)|^2 / B, without the loss."""
-    x.backward(value / len(x))
+    x.backward(value / len(x))  # type: ignore[no-untyped-call]

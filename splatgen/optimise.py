@@ -92,9 +92,7 @@ class Scene:
     def splats(self) -> Splats:
         p = self.params
         sh = torch.cat([p["sh0"], p["shN"]], 1) if "shN" in p else p["sh0"]
-        return Splats(
-            means=p["means"], quats=p["quats"], scales=p["scales"], opacities=p["opacities"], sh=sh
-        )
+        return Splats(means=p["means"], quats=p["quats"], scales=p["scales"], opacities=p["opacities"], sh=sh)
 
 
 def pick_device(name: str) -> str:
@@ -118,7 +116,7 @@ def load_models(config: Config, device: str) -> Models:
 
 
 def rates(options: LearningOptions, fraction: float) -> dict[str, float]:
-    """Learning rate of every parameter at a fraction of the run: constant, then falling in geometric steps."""
+    """Learning rate of every parameter at a fraction of the run: constant, then falling geometrically."""
     late = max(fraction - options.decay_from, 0.0) / max(1.0 - options.decay_from, 1e-9)
     factor = max(options.final, 1e-6) ** min(late, 1.0)
     return {
@@ -222,12 +220,21 @@ def advance(config: Config, models: Models, scene: Scene) -> dict[str, Any]:
     positive, negative = condition(models, cameras)
     noise = rng(config.seed, scene.step, "noise")
     found = gradient(
-        models.prior, models.score, models.preference, x, t, positive, negative, cameras, config.guidance, noise
+        models.prior,
+        models.score,
+        models.preference,
+        x,
+        t,
+        positive,
+        negative,
+        cameras,
+        config.guidance,
+        noise,
     )
     clock.append(time.perf_counter())
 
     inject(x, found.value)
-    penalty(scene.params, config.regularise).backward()
+    penalty(scene.params, config.regularise).backward()  # type: ignore[no-untyped-call]
     clock.append(time.perf_counter())
 
     failed = update(config, scene)
@@ -330,7 +337,9 @@ def run_loop(
     return "done" if scene.step >= config.steps else "stopped"
 
 
-def _record(metrics: runs.Metrics, scene: Scene, seen: dict[str, Any], rewards: dict[str, float], started: float) -> None:
+def _record(
+    metrics: runs.Metrics, scene: Scene, seen: dict[str, Any], rewards: dict[str, float], started: float
+) -> None:
     row = {
         "step": scene.step,
         "loss": float(seen["loss"]),
@@ -373,9 +382,14 @@ def generate(
         config=to_dict(config),
         seed=config.seed,
         device=device_name(device),
-        models={f"prior/{config.prior}": "embedded", **{f"reward/{name}": "embedded" for name in config.reward}},
+        models={
+            f"prior/{config.prior}": "embedded",
+            **{f"reward/{name}": "embedded" for name in config.reward},
+        },
     )
-    return _finish(config, models, new_scene(config, initial_splats(config), device), run, report, should_stop)
+    return _finish(
+        config, models, new_scene(config, initial_splats(config), device), run, report, should_stop
+    )
 
 
 def resume(
@@ -393,7 +407,9 @@ def resume(
     device = pick_device(config.device)
     scene = load_scene(config, run, device)
     if steps is not None and steps < scene.step:
-        raise ValueError(f"--steps is {steps}, but the run is already at step {scene.step}: give a larger number")
+        raise ValueError(
+            f"--steps is {steps}, but the run is already at step {scene.step}: give a larger number"
+        )
     models = load_models(config, device)
     if config != saved:
         atomic.write_json(run.config_json, to_dict(config))
@@ -415,7 +431,9 @@ def _finish(
         if status == "done":
             write_results(run, scene.splats.detach(), config.output)
     except BaseException as error:
-        runs.update(run, status=_status(error), error=f"{type(error).__name__}: {error}"[:500], steps=scene.step)
+        runs.update(
+            run, status=_status(error), error=f"{type(error).__name__}: {error}"[:500], steps=scene.step
+        )
         raise
     rewards = score_final(config, models, scene) if status == "done" else {}
     runs.update(run, status=status, steps=scene.step, splats=len(scene.params["means"]), rewards=rewards)

@@ -105,7 +105,7 @@ def create(
     be written to or its disk is too full, before anything is made; after any error nothing is left.
     """
     out = Path(out)
-    _check_space(out, min_free_mb)
+    check_space(out, min_free_mb)
     parents: list[Path] = []
     folder: Path | None = None
     try:
@@ -128,6 +128,19 @@ def create(
                 parent.rmdir()
         raise
     return run
+
+
+def check_space(out: Path, min_free_mb: float) -> None:
+    """Raise OSError unless folders and min_free_mb of files can be made in `out`, which may not exist."""
+    existing = next(p for p in [out.absolute(), *out.absolute().parents] if p.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "not a folder; use another --out", str(existing))
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "no permission to write here; use another --out", str(existing))
+    free = shutil.disk_usage(existing).free / 2**20
+    if free < min_free_mb:
+        message = f"{free:.0f} MB free, a run needs {min_free_mb:.0f} MB; free some or use another --out"
+        raise OSError(errno.ENOSPC, message, str(existing))
 
 
 def open_run(folder: str | os.PathLike[str]) -> Run:
@@ -175,19 +188,6 @@ def peak_memory_mb() -> float | None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes (getrusage(2))
     return round(peak * unit / 2**20, 1)
-
-
-def _check_space(out: Path, min_free_mb: float) -> None:
-    """Raise OSError unless folders and min_free_mb of files can be made in `out`, which may not exist."""
-    existing = next(p for p in [out.absolute(), *out.absolute().parents] if p.exists())
-    if not existing.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, "not a folder; use another --out", str(existing))
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, "no permission to write here; use another --out", str(existing))
-    free = shutil.disk_usage(existing).free / 2**20
-    if free < min_free_mb:
-        message = f"{free:.0f} MB free, a run needs {min_free_mb:.0f} MB; free some or use another --out"
-        raise OSError(errno.ENOSPC, message, str(existing))
 
 
 def _make_folder(out: Path, prompt: str) -> Path:
@@ -318,3 +318,6 @@ def _cut_torn_line(path: Path) -> None:
         whole = file.read().rfind(b"\n") + 1
         if whole < file.tell():
             file.truncate(whole)
+
+
+_check_space = check_space  # the name that callers had before it was public

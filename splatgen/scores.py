@@ -19,7 +19,7 @@ class Score(Protocol):
 
 
 class SDS:
-    """Score distillation sampling (Poole et al. 2022, eq. 3): Gaussian noise, and that same noise subtracted."""
+    """Score distillation (Poole et al. 2022, eq. 3): Gaussian noise, and that same noise subtracted."""
 
     def noise(self, x: Tensor, t: Tensor, k: int, generator: torch.Generator) -> Tensor:
         return torch.randn(x.shape, generator=generator).to(x)

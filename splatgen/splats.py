@@ -5,6 +5,7 @@ Shapes: N splats, K = (degree + 1)^2 spherical-harmonic coefficients.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 import torch
@@ -28,7 +29,7 @@ class Splats:
 
     @property
     def sh_degree(self) -> int:
-        return round(self.sh.shape[1] ** 0.5) - 1
+        return math.isqrt(self.sh.shape[1]) - 1
 
     def tensors(self) -> dict[str, Tensor]:
         """Name to tensor, in the order of the fields."""

@@ -6,6 +6,7 @@ Images are uint8 RGB arrays, [H, W, 3]; H and W are pixels, N is a number of ima
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import itertools
 import logging
@@ -26,6 +27,9 @@ from splatgen import atomic
 GIF_LIMIT = 5 * 1000 * 1000  # bytes; what forums and chats still show
 # Tried in turn until the GIF is small enough: longest side in pixels, most frames, colours.
 _GIF_SIZES = ((512, 120, 256), (400, 60, 128), (320, 40, 64), (240, 30, 32), (128, 24, 16))
+# Players guess the colour matrix of an untagged film, some of them wrongly.
+_COLORS = ["-vf", "scale=out_color_matrix=bt709:out_range=tv,format=yuv420p", "-colorspace", "bt709"]
+_COLORS += ["-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
 
 _log = logging.getLogger(__name__)
 Image = NDArray[np.uint8]
@@ -118,8 +122,19 @@ def _encode(ffmpeg: str, images: Iterator[Image], path: Path, fps: int) -> None:
     first = next(images)
     height, width = (size + size % 2 for size in first.shape[:2])  # yuv420p halves both
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
-    codec = ["-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "18", "-movflags", "+faststart"]
-    command = [ffmpeg, "-nostdin", "-y", "-loglevel", "error", *source, *codec, str(path.absolute())]
+    codec = ["-an", "-c:v", "libx264", "-crf", "18", "-movflags", "+faststart"]
+    command = [
+        ffmpeg,
+        "-nostdin",
+        "-y",
+        "-loglevel",
+        "error",
+        *source,
+        *_COLORS,
+        *codec,
+        str(path.absolute()),
+    ]
+    path.touch(exist_ok=False)  # a folder that can't be written to is an OSError, not a word of ffmpeg's
     # a file, since a pipe that nobody reads while frames are written could fill up and block
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
@@ -137,7 +152,10 @@ def _encode(ffmpeg: str, images: Iterator[Image], path: Path, fps: int) -> None:
                 process.kill()
                 process.wait()
         if code != 0:
-            raise RuntimeError(f"ffmpeg failed with status {code}: {_last_line(errors)}")
+            words = _last_line(errors)
+            if os.strerror(errno.ENOSPC) in words:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise RuntimeError(f"ffmpeg failed with status {code}: {words}")
 
 
 def _feed(process: subprocess.Popen[bytes], images: Iterator[Image]) -> None:

@@ -95,3 +95,17 @@ def test_file_and_folder_are_synced_around_the_rename(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("replace"), replace(a, b)))
     atomic.write_text(tmp_path / "a", "x")
     assert calls == [".a", "replace", tmp_path.name[:2]]
+
+
+def test_errors_name_the_file_that_was_meant(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    with pytest.raises(FileNotFoundError) as caught, atomic.replacing(path):
+        pass  # nothing was written
+    assert caught.value.filename == str(path)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a\.txt'"):
+        atomic.write_text(path, "new")

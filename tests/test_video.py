@@ -40,6 +40,7 @@ def test_mp4_holds_the_frames_in_order(tmp_path):
     assert "h264" in words
     assert "yuv420p" in words
     assert "25 fps" in words
+    assert "tv, bt709" in words
     assert len(frames) == 6
     assert np.abs(frames.astype(int) - np.stack(film())).mean() < 6
 
@@ -75,6 +76,15 @@ def test_a_failing_ffmpeg_is_an_error(tmp_path, monkeypatch, script, words):
         video.write_turntable(big, tmp_path / "t")
     assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == ["fake"]
+
+
+def test_a_full_disk_is_an_os_error(tmp_path, monkeypatch):
+    fake_ffmpeg(tmp_path, monkeypatch, "echo x: No space left on device >&2; exit 1")
+    with pytest.raises(OSError, match=r"No space left on device: '.*/t\.mp4'"):
+        video.write_turntable(film(), tmp_path / "t")
+    assert os.listdir(tmp_path) == ["fake"]
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        video.write_turntable(film(), tmp_path / "none" / "t")
 
 
 def test_an_error_of_the_renderer_stops_ffmpeg(tmp_path, monkeypatch):

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import avg_pool2d, interpolate
 
 from splatgen.cameras import Cameras
 from splatgen.config import PriorOptions
+from splatgen.priors import Conditioning
 from splatgen.prompts import split_view
 from splatgen.toybox.grammar import parse
 from splatgen.toybox.model import PriorNet, camera_features, load_net, tokenize, weights_folder
 from splatgen.toybox.sampling import with_view
-from splatgen.priors import Conditioning
 
 
 class ToyboxPrior:
@@ -33,12 +33,13 @@ class ToyboxPrior:
 
     def encode(self, images: Tensor) -> Tensor:
         """Area average down to the prior's side, then -1..1: the world's own pixel is such an average."""
-        s = self.resolution
-        if images.shape[-2:] != (s, s):
-            images = interpolate(images, size=(s, s), mode="bilinear", antialias=True) if (
-                images.shape[-1] % s or images.shape[-2] % s
-            ) else torch.nn.functional.avg_pool2d(images, (images.shape[-2] // s, images.shape[-1] // s))
-        return 2.0 * images - 1.0
+        s, (height, width) = self.resolution, images.shape[-2:]
+        if height % s == 0 and width % s == 0:
+            images = avg_pool2d(images, (height // s, width // s))
+        else:
+            images = interpolate(images, size=(s, s), mode="bilinear", antialias=True)
+        x: Tensor = 2.0 * images - 1.0
+        return x
 
     def decode(self, x: Tensor) -> Tensor:
         return (0.5 * (x + 1.0)).clamp(0.0, 1.0)
@@ -60,7 +61,7 @@ class ToyboxPrior:
         seen = camera_features(cameras.azimuth, cameras.elevation).to(x_t)
         if not self.camera:
             seen = torch.zeros_like(seen)
-        v = self.net(x_t, t, condition["states"], condition["pooled"], seen)
+        v: Tensor = self.net(x_t, t, condition["states"], condition["pooled"], seen)
         alpha, sigma = self.alpha_sigma(t)
         return sigma * x_t + alpha * v
 
@@ -74,7 +75,9 @@ def load(options: PriorOptions, device: str, weights: str = "prior", name: str =
     folder = Path(options.model) if options.model else weights_folder()
     net = load_net(folder, weights)
     if not isinstance(net, PriorNet):
-        raise ValueError(f"{folder / weights}.json describes a reward model: give a folder that holds a prior")
+        raise ValueError(
+            f"{folder / weights}.json describes a reward model: give a folder that holds a prior"
+        )
     return ToyboxPrior(net.to(device), name=name, camera=options.camera)
 
 

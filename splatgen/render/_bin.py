@@ -83,7 +83,10 @@ def pack(
 
 @jit
 def radix_sort(keys: Any, rows: Any) -> Any:
-    """Stable sort of uint32 keys with their rows, three passes of 11 bits, least significant first."""
+    """The rows in stable order of their uint32 keys: three passes of 11 bits, least significant first.
+
+    Both arguments serve as scratch and are overwritten.
+    """
     n = keys.shape[0]
     counts = np.zeros((3, RADIX), np.int64)
     for i in range(n):

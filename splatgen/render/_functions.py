@@ -9,6 +9,7 @@ Shapes: C cameras, N Gaussians, M rows (C N, or the visible ones when packed), D
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ GRAIN_TILES = 16
 BANDS = 16  # horizontal bands an image is cut into for the backward, at most; fixed, see _composite
 
 
+@functools.cache
 def prepare() -> None:
     """Announce the one-off compilation when the disk cache has no kernels yet."""
     if not is_cached(_composite.composite_backward):

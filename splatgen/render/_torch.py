@@ -1,10 +1,10 @@
 """The CPU rasterizer in plain torch with autograd: an oracle for the kernels and a yardstick.
 
-Same three functions as `_functions` and about 20 times slower. Tiles are batched by the length of
-their lists and padded to it.
+Same three functions as `_functions` and about 20 times slower. All tiles advance together through
+their lists, padded to a multiple of CHUNK, and leave when all their pixels are opaque.
 
 Shapes: C cameras, N Gaussians, M rows (C N, or the visible ones when packed), D channels,
-t tiles in a batch, P pixels a tile, L splats a list.
+t tiles in a batch, P pixels a tile, L splats blended at a time.
 """
 
 # ruff: noqa: PLR0917 -- the signatures of _functions
@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TILE = 16  # pixels; fewer, longer lists than the kernels' 8 suit batched operations better
-BUDGET = 1 << 21  # elements of a padded [t, P, L] batch
+TILE = 8  # pixels, as in the kernels
+CHUNK = 64  # splats blended at a time (L)
+BATCH = 1024  # tiles blended at a time: 16 MB for each intermediate [t, P, L]
 ALPHA_MAX, ALPHA_MIN, T_STOP = 0.999, 1.0 / 255.0, 1e-4
 EXTENT = 3.33
 SH = (
@@ -120,31 +121,30 @@ def spherical_harmonics(degree: int, means: Tensor, centres: Tensor, coeffs: Ten
 
 
 def blend(
-    means: Tensor,  # [t, L, 2]
-    conics: Tensor,  # [t, L, 3]
-    colors: Tensor,  # [t, L, D]
-    opacities: Tensor,  # [t, L] 0 in the padding
+    splats: Tensor,  # [t, L, 6 + D] mean x, y, conic a, b, c, opacity (0 in the padding), colour
     origins: Tensor,  # [t, 2] pixel of each tile's corner
+    T: Tensor,  # [t, P] transmittance in front of these splats
+    done: Tensor,  # [t, P] pixels that stopped before them
     record: Callable[[Tensor, int], None] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Colour sums [t, P, D] and final transmittance [t, P], front to back; formulas in `_composite`."""
-    steps = torch.arange(TILE, dtype=means.dtype) + 0.5
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Colour [t, P, D], T and done behind the next L splats; formulas in `_composite`."""
+    steps = torch.arange(TILE, dtype=T.dtype) + 0.5
     ys, xs = torch.meshgrid(steps, steps, indexing="ij")
-    dx = means[:, None, :, 0] - (origins[:, :1] + xs.reshape(-1))[..., None]  # [t, P, L]
-    dy = means[:, None, :, 1] - (origins[:, 1:] + ys.reshape(-1))[..., None]
+    x, y, a, b, c, o = (values[:, None] for values in splats[..., :6].unbind(-1))  # [t, 1, L]
+    dx = x - (origins[:, :1] + xs.reshape(-1))[..., None]  # [t, P, L]
+    dy = y - (origins[:, 1:] + ys.reshape(-1))[..., None]
     if record is not None:
         record(dx, 0)
         record(dy, 1)
-    a, b, c = (conic[:, None] for conic in conics.unbind(-1))
     sigma = 0.5 * (a * dx * dx + c * dy * dy) + b * dx * dy
-    alpha = (opacities[:, None] * torch.exp(-sigma)).clamp(max=ALPHA_MAX)
+    alpha = (o * torch.exp(-sigma)).clamp(max=ALPHA_MAX)
     alpha = torch.where((sigma >= 0) & (alpha >= ALPHA_MIN), alpha, 0.0)
-    after = torch.cumprod(1 - alpha, -1)
-    kept = after > T_STOP
-    before = torch.cat([torch.ones_like(after[..., :1]), after], -1)
+    after = T[..., None] * torch.cumprod(1 - alpha, -1)
+    kept = (after > T_STOP) & ~done[..., None]
+    before = torch.cat([T[..., None], after], -1)
     weights = torch.where(kept, alpha * before[..., :-1], 0.0)
-    T_end = before.gather(-1, kept.sum(-1, keepdim=True))[..., 0]  # `after` only falls: kept is a prefix
-    return weights @ colors, T_end
+    T = before.gather(-1, kept.sum(-1, keepdim=True))[..., 0]  # `after` only falls: kept is a prefix
+    return weights @ splats[..., 6:], T, done | ~kept[..., -1]
 
 
 def _entries(
@@ -164,19 +164,6 @@ def _entries(
     order = torch.argsort(depths[row], stable=True)
     order = order[torch.argsort(tile[order], stable=True)]
     return row[order], tile[order], grid.tolist()
-
-
-def _batches(lengths: Tensor) -> list[Tensor]:
-    """Tiles with a list, shortest first, in batches whose padded size stays within the budget."""
-    order = torch.argsort(lengths, stable=True)
-    order = order[lengths[order] > 0]
-    batches, begin = [], 0
-    sizes = lengths[order].tolist()
-    for i in range(len(order)):
-        if (i + 1 - begin) * sizes[i] * TILE * TILE > BUDGET and i > begin:
-            batches.append(order[begin:i])
-            begin = i
-    return [*batches, order[begin:]] if begin < len(order) else batches
 
 
 def _recorder(means2d: Tensor, rows: Tensor) -> Callable[[Tensor, int], None]:
@@ -207,19 +194,22 @@ def composite(
         row, tile, (tiles_x, tiles_y) = _entries(
             flat[0], radii.reshape(-1, 2), flat[3], depths.reshape(-1), images, size
         )
+    table = torch.cat([flat[0], flat[1], flat[3][:, None], flat[2]], -1)  # [M, 6 + D]
     lengths = torch.bincount(tile, minlength=C * tiles_x * tiles_y)
     starts = lengths.cumsum(0) - lengths
-    image = means2d.new_zeros(len(lengths), TILE * TILE, D)
-    T_end = means2d.new_ones(len(lengths), TILE * TILE)
-    for batch in _batches(lengths):
-        place = torch.arange(int(lengths[batch].max()))
-        real = place < lengths[batch, None]  # [t, L]
-        ids = row[torch.where(real, starts[batch, None] + place, 0)]
-        corner = torch.stack([batch % tiles_x, batch // tiles_x % tiles_y], -1) * TILE
-        record = _recorder(means2d, ids) if absgrad else None
-        m, k, c, o = (values[ids] for values in flat)
-        colour, T = blend(m, k, c, torch.where(real, o, 0.0), corner, record)
-        image, T_end = image.index_copy(0, batch, colour), T_end.index_copy(0, batch, T)
+    image, T_end = table.new_zeros(len(lengths), TILE * TILE, D), table.new_ones(len(lengths), TILE * TILE)
+    done = torch.zeros_like(T_end, dtype=torch.bool)
+    for begin in range(0, int(lengths.max()), CHUNK):  # nearest splats first, so that full tiles drop out
+        for batch in ((lengths > begin) & ~done.all(-1)).nonzero()[:, 0].split(BATCH):
+            place = begin + torch.arange(CHUNK)
+            real = place < lengths[batch, None]  # [t, L]
+            ids = row[torch.where(real, starts[batch, None] + place, 0)]
+            corner = torch.stack([batch % tiles_x, batch // tiles_x % tiles_y], -1) * TILE
+            record = _recorder(means2d, ids) if absgrad else None
+            splats = torch.where(real[..., None], table[ids], 0.0)
+            colour, T, stopped = blend(splats, corner, T_end[batch], done[batch], record)
+            image, T_end = image.index_add(0, batch, colour), T_end.index_copy(0, batch, T)
+            done[batch] = stopped
     image = _untile(image, C, tiles_x, tiles_y, size)
     T_end = _untile(T_end[..., None], C, tiles_x, tiles_y, size)
     return image + T_end * backgrounds[:, None, None], 1.0 - T_end[..., 0]

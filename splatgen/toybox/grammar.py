@@ -111,7 +111,8 @@ def words_of(prompt: str) -> list[str]:
 
 _COLOR = "|".join(COLORS)
 _ITEM = (
-    rf"(?P<c{{n}}>{_COLOR})(?: and (?P<d{{n}}>{_COLOR}) (?P<p{{n}}>{'|'.join(PATTERNS)}))? (?P<s{{n}}>{'|'.join(SHAPES)})"
+    rf"(?P<c{{n}}>{_COLOR})(?: and (?P<d{{n}}>{_COLOR}) (?P<p{{n}}>{'|'.join(PATTERNS)}))?"
+    rf" (?P<s{{n}}>{'|'.join(SHAPES)})"
     rf"(?: with (?P<f{{n}}>{_COLOR}) front)?"
 )
 _CAPTION = re.compile(
@@ -196,7 +197,11 @@ def all_captions() -> tuple[Caption, ...]:
     singles = [Caption(i) for i in plain]
     fronts = [Caption(replace(i, front=c)) for i in plain for c in COLORS if c != i.color]
     patterns = [
-        Caption(replace(i, pattern=p, color2=c)) for i in plain for p in PATTERNS for c in COLORS if c != i.color
+        Caption(replace(i, pattern=p, color2=c))
+        for i in plain
+        for p in PATTERNS
+        for c in COLORS
+        if c != i.color
     ]
     relations = [Caption(a, r, b) for r in RELATIONS for a, b in itertools.product(plain, plain)]
     return (*singles, *fronts, *patterns, *relations)

@@ -60,9 +60,13 @@ def tokenize(texts: Sequence[str]) -> Tensor:
         words = text.replace(",", " ").split()
         missing = [word for word in words if word not in index]
         if missing:
-            raise ValueError(f"the toybox tokenizer does not know {missing[0][:30]!r}: use words of its vocabulary")
+            raise ValueError(
+                f"the toybox tokenizer does not know {missing[0][:30]!r}: use words of its vocabulary"
+            )
         if len(words) > MAX_TOKENS - 2:
-            raise ValueError(f"the toybox tokenizer takes {MAX_TOKENS - 2} words, got {len(words)}: shorten the text")
+            raise ValueError(
+                f"the toybox tokenizer takes {MAX_TOKENS - 2} words, got {len(words)}: shorten the text"
+            )
         row = [0, *(index[word] for word in words)]
         rows.append(row + [1] * (MAX_TOKENS - len(row)))
     return torch.tensor(rows)
@@ -83,7 +87,8 @@ def text_model(width: int, layers: int, heads: int) -> nn.Module:
         eos_token_id=1,
         pad_token_id=1,
     )
-    return CLIPTextModel(config)
+    model: nn.Module = CLIPTextModel(config)
+    return model
 
 
 def camera_features(azimuth: Tensor, elevation: Tensor) -> Tensor:
@@ -102,7 +107,7 @@ class PriorNet(nn.Module):
 
         self.config = config
         levels = len(config.channels)
-        cross = [0 < n for n in range(levels)]  # the finest level has no attention: it is where the time goes
+        cross = [n > 0 for n in range(levels)]  # the finest level has no attention: it is where the time goes
         self.text = text_model(config.text_width, config.text_layers, config.heads)
         self.unet = UNet2DConditionModel(
             sample_size=config.size // PATCH,
@@ -187,9 +192,11 @@ def load_net(folder: Path, name: str) -> PriorNet | RewardNet:
     """
     card_path, weights = folder / f"{name}.json", folder / f"{name}.safetensors"
     if not (card_path.is_file() and weights.is_file()):
-        raise FileNotFoundError(f"no toybox weights {name!r} in {folder}: run `python -m splatgen.toybox.train {name}`")
+        raise FileNotFoundError(
+            f"no toybox weights {name!r} in {folder}: run `python -m splatgen.toybox.train {name}`"
+        )
     card = json.loads(card_path.read_text())
-    sizes = {key: tuple(v) if isinstance(v, list) else v for key, v in card["config"].items()}
+    sizes: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in card["config"].items()}
     net = PriorNet(PriorConfig(**sizes)) if card["kind"] == "prior" else RewardNet(RewardConfig(**sizes))
     state = {key: value.float() for key, value in load_file(weights).items()}
     try:

@@ -6,7 +6,17 @@ import random
 from dataclasses import replace
 from functools import cache
 
-from splatgen.toybox.grammar import COLORS, PATTERNS, SHAPES, Caption, Item, all_captions, held_out, kind, supported
+from splatgen.toybox.grammar import (
+    COLORS,
+    PATTERNS,
+    SHAPES,
+    Caption,
+    Item,
+    all_captions,
+    held_out,
+    kind,
+    supported,
+)
 
 KIND_SHARE = {"single": 0.22, "front": 0.18, "pattern": 0.18, "stacked": 0.26, "beside": 0.16}
 
@@ -33,7 +43,9 @@ def with_view(text: str, word: str | None) -> str:
     return text if word is None else f"{text} {word} view"
 
 
-def hard_negatives(caption: Caption, source: random.Random, count: int, *, front_visible: bool) -> list[Caption]:
+def hard_negatives(
+    caption: Caption, source: random.Random, count: int, *, front_visible: bool
+) -> list[Caption]:
     """Captions that differ from this one in a single respect, all different and none of them it.
 
     One attribute is wrong (colour, shape, pattern, front), two are swapped, or an object is missing

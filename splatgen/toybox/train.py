@@ -65,9 +65,13 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "prior": Recipe(net=PriorConfig(), seed=1, steps=20_000),
     "reward": Recipe(net=RewardConfig(), seed=2, steps=6_000, batch=64),
-    "judge": Recipe(net=RewardConfig(channels=(40, 96, 192), embed=128, text_width=128), seed=3, steps=6_000, batch=64),
+    "judge": Recipe(
+        net=RewardConfig(channels=(40, 96, 192), embed=128, text_width=128), seed=3, steps=6_000, batch=64
+    ),
     "mini-prior": Recipe(
-        net=PriorConfig(size=16, channels=(24, 32), text_width=32, text_layers=1, heads=2), seed=4, steps=6_000
+        net=PriorConfig(size=16, channels=(24, 32), text_width=32, text_layers=1, heads=2),
+        seed=4,
+        steps=6_000,
     ),
     "mini-reward": Recipe(
         net=RewardConfig(size=16, channels=(16, 32), embed=32, text_width=32, text_layers=1, heads=2),
@@ -100,7 +104,11 @@ def prior_loss(net: PriorNet, recipe: Recipe, step: int, device: torch.device) -
     captions, source, images = scenes(recipe, step, cameras)
     texts, seen = [], []
     for n, caption in enumerate(captions):
-        word = view_word(float(cameras.azimuth[n]), float(cameras.elevation[n])) if source.random() < 0.85 else None
+        word = (
+            view_word(float(cameras.azimuth[n]), float(cameras.elevation[n]))
+            if source.random() < 0.85
+            else None
+        )
         texts.append("" if source.random() < 0.1 else with_view(str(caption), word))
         seen.append(float(source.random() < 0.6))
     states, pooled = net.encode_text(tokenize(texts).to(device))
@@ -111,7 +119,8 @@ def prior_loss(net: PriorNet, recipe: Recipe, step: int, device: torch.device) -
     alpha, sigma = (f(math.pi / 2 * t)[:, None, None, None] for f in (torch.cos, torch.sin))
     x0 = 2.0 * images - 1.0
     v = net(alpha * x0 + sigma * noise, t, states, pooled, camera)
-    return (v - (alpha * noise - sigma * x0)).square().mean()
+    error: Tensor = v - (alpha * noise - sigma * x0)
+    return error.square().mean()
 
 
 def degrade(images: Tensor, source: random.Random, generator: torch.Generator) -> Tensor:
@@ -165,7 +174,7 @@ class Trainer:
         prior = isinstance(recipe.net, PriorConfig)
         self.recipe, self.device, self.step, self.seconds = recipe, device, 0, 0.0
         self.net: nn.Module = (PriorNet(recipe.net) if prior else RewardNet(recipe.net)).to(device)  # type: ignore[arg-type]
-        self.names = {name: p for name, p in self.net.named_parameters()}
+        self.names = dict(self.net.named_parameters())
         self.average = {name: p.detach().clone() for name, p in self.names.items()}
         self.optimizer = torch.optim.AdamW(
             self.names.values(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=True
@@ -178,7 +187,7 @@ class Trainer:
         bf16 = self.device.type == "cuda"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
             loss = self.loss(self.net, self.recipe, self.step, self.device)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.names.values(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -216,7 +225,9 @@ class Trainer:
                 p.copy_(tensors[f"net.{name}"])
                 self.average[name].copy_(tensors[f"average.{name}"])
                 self.optimizer.state[p] = {key: tensors[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
-                self.optimizer.state[p]["step"] = tensors[f"step.{name}"].cpu() if self.device.type == "cpu" else tensors[f"step.{name}"]
+                self.optimizer.state[p]["step"] = (
+                    tensors[f"step.{name}"].cpu() if self.device.type == "cpu" else tensors[f"step.{name}"]
+                )
         self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
 
     def export(self, folder: Path, name: str) -> None:
@@ -229,7 +240,7 @@ class Trainer:
             "config": config_json(self.recipe.net),
             "recipe": {k: v for k, v in asdict(self.recipe).items() if k != "net"},
             "command": f"python -m splatgen.toybox.train {name} --steps {self.recipe.steps}",
-            "data": "splatgen.toybox.world, rendered on the fly; held-out captions by splatgen.toybox.grammar.held_out",
+            "data": "splatgen.toybox.world, rendered on the fly, without grammar.held_out captions",
             "images": self.step * self.recipe.batch,
             "steps": self.step,
             "training_seconds": round(self.seconds),
@@ -242,7 +253,9 @@ class Trainer:
         (folder / f"{name}.json").write_text(json.dumps(card, indent=2) + "\n")
 
 
-def train(name: str, recipe: Recipe, *, work: Path, out: Path, device: torch.device, every: float = 60.0) -> None:
+def train(
+    name: str, recipe: Recipe, *, work: Path, out: Path, device: torch.device, every: float = 60.0
+) -> None:
     """Train to the recipe's last step, or until interrupted; resume what lies in work/name."""
     trainer = Trainer(recipe, device)
     trainer.resume(work / name)
@@ -263,7 +276,14 @@ def train(name: str, recipe: Recipe, *, work: Path, out: Path, device: torch.dev
         tick = now
         if trainer.step % 100 == 0:
             speed = (trainer.step - begun) * recipe.batch
-            log.info("%s step %d loss %.4f, %d images so far here, %.0f s", name, trainer.step, mean, speed, trainer.seconds)
+            log.info(
+                "%s step %d loss %.4f, %d images so far here, %.0f s",
+                name,
+                trainer.step,
+                mean,
+                speed,
+                trainer.seconds,
+            )
         if now - saved > every:
             trainer.save(work / name)
             saved = now
@@ -275,11 +295,17 @@ def train(name: str, recipe: Recipe, *, work: Path, out: Path, device: torch.dev
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", choices=list(RECIPES))
     parser.add_argument("--steps", type=int, help="total steps, resumed ones included")
-    parser.add_argument("--work", type=Path, default=Path("work/toybox"), help="checkpoints (default %(default)s)")
-    parser.add_argument("--out", type=Path, default=weights_folder(), help="finished weights (default: the package)")
+    parser.add_argument(
+        "--work", type=Path, default=Path("work/toybox"), help="checkpoints (default %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=weights_folder(), help="finished weights (default: the package)"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads")
     args = parser.parse_args()

@@ -222,7 +222,14 @@ def _slots(captions: Sequence[Caption], device: torch.device) -> list[_Slot]:
             style = -1.0 if item.front else PATTERNS.index(item.pattern) + 1.0 if item.pattern else 0.0
             second = COLORS[item.front or item.color2 or item.color]
             rows.append(
-                (SHAPES.index(item.shape) + 0.0, *p[n].center, p[n].scale, *COLORS[item.color], *second, style)
+                (
+                    SHAPES.index(item.shape) + 0.0,
+                    *p[n].center,
+                    p[n].scale,
+                    *COLORS[item.color],
+                    *second,
+                    style,
+                )
             )
         m = torch.tensor(rows, device=device)
         slots.append(

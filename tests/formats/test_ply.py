@@ -98,6 +98,23 @@ def test_values_as_other_tools_read_them(tmp_path):
         assert rest == [s * float(sh[0, k + 1, channel]) for k, s in enumerate(signs)]
 
 
+@pytest.mark.parametrize("degree", [0, 3])
+def test_gsplats_own_exporter_agrees(tmp_path, degree):
+    """gsplat writes no normals and turns nothing, but the columns are the same, to the bit."""
+    exporter = pytest.importorskip("gsplat.exporter")
+    splats, path = cloud(5, degree), tmp_path / "theirs.ply"
+    exporter.export_splats(
+        splats.means, splats.scales, splats.quats, splats.opacities, splats.sh[:, :1], splats.sh[:, 1:],
+        save_to=str(path),
+    )  # fmt: skip
+    assert_same(splats, formats.load(path, frame="rub"))
+    formats.save(splats, tmp_path / "ours.ply", frame="rub")
+    theirs = plyfile.PlyData.read(str(path))["vertex"]
+    ours = plyfile.PlyData.read(str(tmp_path / "ours.ply"))["vertex"]
+    for name in theirs.data.dtype.names:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=1.2e-7)
+
+
 def test_unity_padding_and_cutting(tmp_path):
     path, splats = tmp_path / "a.ply", cloud(5, 1)
     formats.save(splats, path, sh_degree=3)

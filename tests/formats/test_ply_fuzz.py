@@ -54,9 +54,9 @@ def attempt(path, data: bytes) -> str | None:
     return None
 
 
-def test_truncation_at_every_byte(good, tmp_path):
+def test_truncation_at_every_byte_of_the_header(good, tmp_path):
     data, header = good
-    for size in range(len(data) - 1):
+    for size in [*range(header), *range(header, len(data) - 1, 7)]:
         text = attempt(tmp_path / "a.ply", data[:size])
         # a cut ascii number may still be a number, but only in the very last row
         assert text is not None or (size > header and data.count(b"format ascii")), size
@@ -159,9 +159,9 @@ def test_thousands_of_properties_and_elements(tmp_path):
 
 
 def test_memory_stays_near_the_files_size(tmp_path):
-    """40 MB of splats of degree 3 are read within 200 MB beyond what Python and torch take."""
+    """20 MB of splats of degree 3 are read within 80 MB beyond what Python and torch take."""
     g = torch.Generator().manual_seed(0)
-    n = 160_000
+    n = 80_000
     splats = Splats(
         means=torch.randn(n, 3, generator=g),
         quats=torch.randn(n, 4, generator=g),
@@ -170,7 +170,7 @@ def test_memory_stays_near_the_files_size(tmp_path):
         sh=torch.randn(n, 16, 3, generator=g),
     )
     formats.save(splats, tmp_path / "a.ply")
-    assert (tmp_path / "a.ply").stat().st_size > 39e6
+    assert (tmp_path / "a.ply").stat().st_size > 19e6
     code = (
         "import resource, sys, splatgen.formats as f, splatgen.formats.ply\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
@@ -178,4 +178,4 @@ def test_memory_stays_near_the_files_size(tmp_path):
     )
     command = [sys.executable, "-c", code, str(tmp_path / "a.ply")]
     grown = int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)  # KiB
-    assert grown < 200_000
+    assert grown < 80_000

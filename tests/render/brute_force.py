@@ -79,7 +79,10 @@ def random_scene(
 
 def legendre(l: int, m: int, z: Tensor) -> Tensor:  # noqa: E741
     """P_l^m(z) / (1 - z^2)^(m/2) with the Condon-Shortley sign, by the usual recurrence."""
-    value, below = torch.full_like(z, float((-1) ** m * math.prod(range(2 * m - 1, 0, -2)))), torch.zeros_like(z)
+    value, below = (
+        torch.full_like(z, float((-1) ** m * math.prod(range(2 * m - 1, 0, -2)))),
+        torch.zeros_like(z),
+    )
     for k in range(m + 1, l + 1):
         value, below = ((2 * k - 1) * z * value - (k + m - 1) * below) / (k - m), value
     return value
@@ -125,7 +128,7 @@ def one_camera(
     safe = torch.where(z >= near, z, 1.0)
     margin = 0.3 * 0.5 * size / f
     ratio = (x[:, :2] / safe).clamp(-centre / f - margin, (size - centre) / f + margin)
-    J = torch.cat([torch.diag_embed((f / safe)), (-f * ratio / safe)[..., None]], -1)  # [N, 2, 3]
+    J = torch.cat([torch.diag_embed(f / safe), (-f * ratio / safe)[..., None]], -1)  # [N, 2, 3]
     Q = rotations(s.quats)
     covar = Q @ torch.diag_embed(s.scales**2) @ Q.mT
     sharp = J @ R @ covar @ R.T @ J.mT

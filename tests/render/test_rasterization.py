@@ -37,7 +37,7 @@ def rasterize(s: Scene, *, mode="RGB", antialiased=False, packed=False, absgrad=
 
 
 def cotangents(image: Tensor, alpha: Tensor, seed: int = 7) -> list[Tensor]:
-    """Random, so that no two gradients can cancel by symmetry; depth is in units of 2, hence less."""
+    """Random, so that no two gradients can cancel by symmetry."""
     g = torch.Generator().manual_seed(seed)
     return [torch.randn(t.shape, generator=g, dtype=torch.float64) for t in (image, alpha)]
 
@@ -46,7 +46,9 @@ def error(ours: Tensor, theirs: Tensor) -> float:
     return float((ours.double() - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12))
 
 
-def compare(scene: Scene, *, mode="RGB", antialiased=False, packed=False, backend="numba") -> dict[str, float]:
+def compare(
+    scene: Scene, *, mode="RGB", antialiased=False, packed=False, backend="numba"
+) -> dict[str, float]:
     """Relative errors of the picture and of every gradient; asserts the tolerances."""
     exact, ours = scene.leaves(torch.float64), scene.leaves(torch.float32)
     reference = brute_force(exact, mode=mode, antialiased=antialiased)
@@ -62,8 +64,8 @@ def compare(scene: Scene, *, mode="RGB", antialiased=False, packed=False, backen
         absgrad = absgrad[meta["camera_ids"], meta["gaussian_ids"]]
     errors["absgrad"] = error(meta["means2d"].absgrad, absgrad)
     pictures = {
-        "image": float((image - reference.image).abs().max()),
-        "alpha": float((alpha - reference.alpha).abs().max()),
+        "image": float((image - reference.image).detach().abs().max()),
+        "alpha": float((alpha - reference.alpha).detach().abs().max()),
     }
     assert max(pictures.values()) < IMAGE_TOLERANCE, pictures
     assert max(errors.values()) < GRADIENT_TOLERANCE, errors
@@ -184,16 +186,15 @@ def test_brute_force_gradients_match_finite_differences():
         assert abs(mine - slope) < GRADIENT_TOLERANCE * scale, name
 
 
-@pytest.mark.parametrize("antialiased", [False, True])
-def test_radii_match_gsplat(antialiased):
-    """Where opacity is 1 gsplat's own torch projection has the same radii, to the integer."""
+def test_radii_match_gsplat():
+    """gsplat's torch projection, which does not look at opacities, at opacity 1."""
     impl = pytest.importorskip("gsplat.cuda._torch_impl")
     s = random_scene(11, 2000, size=(64, 40), opacity=(1.0, 1.0))
     covars, _ = impl._quat_scale_to_covar_preci(s.quats, s.scales, compute_preci=False, triu=False)
     radii, means2d, depths, conics, _ = impl._fully_fused_projection(
         s.means, covars, s.viewmats, s.Ks, s.width, s.height
     )
-    _, _, meta = rasterize(s, antialiased=False)
+    _, _, meta = rasterize(s)
     visible = (radii > 0).all(-1)
     # extent is min(3.33, sqrt(2 ln 255) = 3.32904): the two differ only where a ceiling lies between.
     assert (meta["radii"] - radii).abs().max() <= 1

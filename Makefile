@@ -1,0 +1,32 @@
+# setup: .venv from the lock file; demo: prompt to .ply; the rest is for development.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup demo test lint bench clean
+
+setup: .venv/.done
+
+.venv/.done: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --disable-pip-version-check -q -r requirements.lock
+	$(BIN)/pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: setup
+	$(BIN)/splatgen generate "a blue sphere on top of a green cylinder"
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+lint: setup
+	$(BIN)/ruff check splatgen viewer configs tests benchmarks
+	$(BIN)/ruff format --check splatgen viewer configs tests benchmarks
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python benchmarks/rasterizer.py
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/toybox_quality.py --ceiling
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,192 @@
+"""Quality of generated objects against the toybox's ground truth, on captions training never saw.
+
+    python benchmarks/toybox_quality.py                      24 captions x 2 seeds
+    python benchmarks/toybox_quality.py --captions 6 --seeds 1 --set guidance.scale=1.5
+
+Rows go to a .jsonl as they finish; run the command again to continue. The ceiling is the same splats and
+optimiser fitted straight to exact pictures from the same random cameras.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import platform
+import random
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from splatgen.config import Config, from_dict, to_dict
+from splatgen.toybox.grammar import Caption, kind, parse
+from splatgen.toybox.sampling import captions_by_kind
+
+SHARES = {"single": 4, "front": 4, "pattern": 4, "stacked": 7, "beside": 5}  # of 24
+MEASURES = ("iou", "psnr", "color_error", "judged_right", "judged_right_truth")
+
+
+def held_out_captions(count: int) -> list[Caption]:
+    """A fixed choice of unseen captions, spread over the kinds; the first n of a longer list."""
+    source = random.Random("quality")
+    pools = captions_by_kind(True)
+    picked = {name: source.sample(pools[name], min(n * 4, len(pools[name]))) for name, n in SHARES.items()}
+    order = ["stacked", "single", "beside", "pattern", "front", "stacked"] * count
+    found: list[Caption] = []
+    used = dict.fromkeys(SHARES, 0)
+    limit = {name: max(1, round(n * count / 24)) for name, n in SHARES.items()}
+    for name in order:
+        if len(found) < count and used[name] < min(len(picked[name]), limit[name] + (count > 24)):
+            found.append(picked[name][used[name]])
+            used[name] += 1
+    return found
+
+
+def fit_truth(config: Config, caption: Caption) -> Any:
+    """Splats optimised on exact pictures with the run's own cameras, rates and densification: the ceiling."""
+    from splatgen.backgrounds import backgrounds
+    from splatgen.guidance import inject
+    from splatgen.optimise import initial_splats, look, new_scene, update
+    from splatgen.regularise import penalty
+    from splatgen.rng import rng
+    from splatgen.toybox.world import ground_truth
+
+    scene = new_scene(config, initial_splats(config), "cpu")
+    while scene.step < config.steps:
+        out, cameras = look(config, scene, scene.step / config.steps)
+        if scene.densifier.watches(scene.step):
+            out.info["means2d"].retain_grad()
+        back = backgrounds(config.views.background, rng(config.seed, scene.step, "background"), len(cameras))
+        truth = ground_truth(caption, cameras, back, supersample=2).rgb
+        inject(out.rgb, out.rgb.detach() - truth)
+        penalty(scene.params, config.regularise).backward()
+        update(config, scene)
+        scene.densifier.after(scene.params, scene.optimizers, out.info, scene.step)
+        scene.step += 1
+    return scene.splats.detach()
+
+
+def measure(task: tuple[str, dict[str, Any], bool]) -> dict[str, Any]:
+    """One caption and seed in this process: generate (or fit), evaluate."""
+    import torch
+
+    from splatgen import optimise
+    from splatgen.evaluate import evaluate
+    from splatgen.formats import load
+    from splatgen.rewards.toybox import load_judge
+
+    torch.set_num_threads(1)
+    text, settings, ceiling = task
+    config = from_dict({**settings, "prompt": text})
+    caption = parse(text)
+    begin, cpu = time.perf_counter(), time.process_time()
+    if ceiling:
+        splats = fit_truth(config, caption)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            result = optimise.generate(config, out=Path(folder), command=["benchmarks/toybox_quality.py"])
+            splats = load(result.run.splats_ply)
+    seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
+    quality = evaluate(splats, caption, load_judge("cpu"))
+    return {
+        "caption": text,
+        "kind": kind(caption),
+        "seed": config.seed,
+        "ceiling": ceiling,
+        **quality.row(),
+        "splats": len(splats),
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(cpu, 2),
+    }
+
+
+def tasks(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any], bool]]:
+    settings: dict[str, Any] = {"output": {"frames": 0, "size": 16, "checkpoint_seconds": 0.0}}
+    for item in args.set:
+        name, value = item.split("=", 1)
+        table = settings
+        *groups, leaf = name.split(".")
+        for group in groups:
+            table = table.setdefault(group, {})
+        table[leaf] = json.loads(value)
+    for caption in held_out_captions(args.captions):
+        for seed in range(args.seeds):
+            yield str(caption), {**settings, "seed": seed}, False
+        if args.ceiling:
+            yield str(caption), settings, True
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Means by kind and overall, as Markdown."""
+    lines = [
+        "| kind | n | IoU | PSNR dB | colour error | judged right | truth judged right |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for ceiling in (False, True):
+        for name in (*SHARES, "all"):
+            group = [r for r in rows if r["ceiling"] == ceiling and name in (r["kind"], "all")]
+            if not group:
+                continue
+            iou, psnr, color, right, truth = (sum(r[m] for r in group) / len(group) for m in MEASURES)
+            label = f"{'ceiling: ' if ceiling else ''}{name}"
+            lines.append(
+                f"| {label} | {len(group)} | {iou:.3f} | {psnr:.1f} | {color:.3f} | {right:.3f} | {truth:.3f} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--captions", type=int, default=24)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--ceiling", action="store_true", help="also fit splats to the exact pictures")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=JSON", help="a setting, e.g. guidance.scale=1.5"
+    )
+    parser.add_argument("--rows", type=Path, help="where finished rows are kept, to continue from")
+    parser.add_argument(
+        "--out", type=Path, help="result JSON (default benchmarks/results/toybox-quality-DATE.json)"
+    )
+    args = parser.parse_args()
+    date = datetime.now(UTC).strftime("%Y%m%d")
+    rows_path = (
+        args.rows or Path(tempfile.gettempdir()) / f"toybox-quality-{abs(hash(tuple(args.set)))}.jsonl"
+    )
+    rows = (
+        [json.loads(line) for line in rows_path.read_text().splitlines()]
+        if args.rows and rows_path.exists()
+        else []
+    )
+    done = {(r["caption"], r["seed"], r["ceiling"]) for r in rows}
+    todo = [t for t in tasks(args) if (t[0], t[1].get("seed", 0), t[2]) not in done]
+    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
+        for row in pool.imap_unordered(measure, todo):
+            rows.append(row)
+            if args.rows:
+                with rows_path.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+            print(
+                f"{len(rows)}/{len(done) + len(todo)} {row['caption']}: IoU {row['iou']:.3f}, "
+                f"{row['psnr']:.1f} dB, right {row['judged_right']:.2f}, {row['seconds']:.0f} s",
+                flush=True,
+            )
+    print(table(rows))
+    if args.out:
+        report = {
+            "date": date,
+            "machine": platform.processor() or platform.machine(),
+            "settings": args.set,
+            "config": to_dict(Config()),
+            "rows": sorted(rows, key=lambda r: (r["ceiling"], r["caption"], r["seed"])),
+        }
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Everything that can be known to be wrong before torch is imported or a folder is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import sys
+import unicodedata
+from pathlib import Path
+
+import splatgen.toybox
+from splatgen import runs
+from splatgen.commands.failures import MISSING, USAGE, Failure
+from splatgen.commands.parsing import did_you_mean
+from splatgen.config import Config
+from splatgen.priors import PRIORS
+from splatgen.rewards import REWARDS
+from splatgen.toybox import grammar
+
+PROMPT_LIMIT = 2000  # characters; text encoders read some 77 tokens
+MIN_FREE_MB = 50.0
+TOYBOX_PRIORS = {"toybox": "prior", "toybox-mini": "mini-prior"}  # name to weights
+TOYBOX_REWARDS = {"toybox": "reward", "toybox-mini": "mini-reward"}
+
+
+def weights_folder() -> Path:
+    """Where the packaged weights lie."""
+    return Path(str(splatgen.toybox.__file__)).parent / "weights"
+
+
+def missing_weights(name: str, folder: Path) -> list[Path]:
+    """The files that a toybox model needs and that are not there."""
+    return [path for ext in ("safetensors", "json") if not (path := folder / f"{name}.{ext}").is_file()]
+
+
+def check_text(text: str, what: str) -> None:
+    """Raise Failure for a prompt that is more than a line of text."""
+    if len(text) > PROMPT_LIMIT:
+        raise Failure(
+            USAGE, f"the {what} has {len(text):,} characters: shorten it to {PROMPT_LIMIT:,} or fewer"
+        )
+    for character in text:
+        category = unicodedata.category(character)
+        if character in "\n\r\v\f\x85\u2028\u2029":
+            raise Failure(USAGE, f"the {what} has a line break: write it on one line")
+        if category == "Cc":
+            raise Failure(USAGE, f"the {what} holds the control character {character!r}: remove it")
+        if category == "Cs":
+            raise Failure(USAGE, f"the {what} is not valid UTF-8: type it again, or set LANG=C.UTF-8")
+
+
+def check_names(config: Config) -> None:
+    """Raise Failure for a prior or reward that does not exist."""
+    if config.prior not in PRIORS:
+        hint = did_you_mean(config.prior, PRIORS)
+        raise Failure(USAGE, f"no prior {config.prior[:60]!r}; {hint}")
+    for name in config.reward:
+        if name not in REWARDS:
+            hint = did_you_mean(name, REWARDS)
+            if " " in name and not config.prompt:
+                hint = "if that is the prompt, put it before --reward"
+            raise Failure(USAGE, f"no reward {name[:60]!r}; {hint}")
+        if config.reward.count(name) > 1:
+            raise Failure(USAGE, f"the reward {name!r} is there twice: name it once")
+
+
+def check_prompts(config: Config, *, force: bool) -> Config:
+    """The config, with the nearest prompt when forced; raises Failure for a prompt that can't be made."""
+    check_text(config.prompt, "prompt")
+    check_text(config.negative, "negative prompt")
+    if not config.prompt.strip():
+        raise Failure(USAGE, 'the prompt is empty: give one, as in splatgen generate "a red cube"')
+    if config.prior not in TOYBOX_PRIORS and not set(config.reward) & set(TOYBOX_REWARDS):
+        return config
+    if config.negative.strip():
+        _in_vocabulary(config.negative, "negative prompt: ")
+    try:
+        grammar.parse(config.prompt)
+    except grammar.VocabularyError as error:
+        if not force:
+            raise Failure(USAGE, f"{error} (--force makes that one). {toybox_world()}") from error
+        print(f"splatgen: making {error.nearest!r} instead: {error}", file=sys.stderr)
+        return dataclasses.replace(config, prompt=error.nearest)
+    return config
+
+
+def toybox_world() -> str:
+    """What the embedded prior knows, in a sentence or two."""
+    return (
+        f"The toybox only knows its own world, {', '.join(grammar.SHAPES)} in {', '.join(grammar.COLORS)}: "
+        '"a red cube", "a red cube with a blue front", "a red and white striped cube", '
+        '"a red cube on top of a blue sphere", "a red cube next to a blue sphere". '
+        f"Free prompts need a Stable Diffusion prior, which a later version brings; --prior now takes "
+        f"{' or '.join(PRIORS)}"
+    )
+
+
+def check_models(config: Config) -> None:
+    """Raise Failure when weights are missing."""
+    needed = []
+    if config.prior in TOYBOX_PRIORS:
+        folder = Path(config.prior_options.model) if config.prior_options.model else weights_folder()
+        needed.append((TOYBOX_PRIORS[config.prior], folder))
+    needed += [(TOYBOX_REWARDS[n], weights_folder()) for n in config.reward if n in TOYBOX_REWARDS]
+    for name, folder in needed:
+        missing = missing_weights(name, folder)
+        if missing:
+            raise Failure(
+                MISSING,
+                f"the weights {missing[0]} are missing: install splatgen again, or make them with "
+                f"`python -m splatgen.toybox.train {name}`",
+            )
+
+
+def check_device(config: Config) -> None:
+    """Raise Failure for CUDA with a torch that was built without it; `resolve_device` does the rest."""
+    try:
+        version = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise Failure(MISSING, "torch is not installed: `pip install splatgen` brings it") from error
+    if config.device == "cuda" and version.endswith("+cpu"):
+        raise Failure(MISSING, f"--device cuda: torch {version} is a build without CUDA; {_CUDA_ADVICE}")
+
+
+_CUDA_ADVICE = "install one from pytorch.org for your driver, or use --device cpu"
+
+
+def resolve_device(device: str) -> str:
+    """cpu or cuda; raises Failure when CUDA is wanted and not there. Imports torch."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        reason = "finds no usable NVIDIA device" if torch.version.cuda else "is a build without CUDA"
+        raise Failure(MISSING, f"--device cuda: torch {torch.__version__} {reason}; {_CUDA_ADVICE}")
+    return "cuda" if available and device != "cpu" else "cpu"
+
+
+def check_out(out: Path) -> None:
+    """Raise OSError unless run folders can be made in `out`."""
+    runs._check_space(out, MIN_FREE_MB)
+
+
+def _in_vocabulary(text: str, where: str) -> None:
+    try:
+        grammar.parse(text)
+    except grammar.VocabularyError as error:
+        raise Failure(USAGE, f"{where}{error}") from error

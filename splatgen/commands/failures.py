@@ -1,0 +1,69 @@
+"""What went wrong, as an exit code and one line for the user. Imports nothing heavy.
+
+0 done; 2 usage or settings; 3 model or dependency missing; 4 diverged; 5 out of memory; 6 disk or I/O;
+130 interrupted; 143 terminated. Anything that is not listed here is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+
+USAGE, MISSING, DIVERGED, MEMORY, DISK, INTERRUPTED = 2, 3, 4, 5, 6, 130
+# How torch words it, on CUDA and in the CPU's allocator (c10/core/impl/alloc_cpu.cpp, Windows included).
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")
+_MEMORY_ADVICE = "lower --views.size, --views.count or --densify.max-splats (for pictures: --size)"
+
+
+class Failure(Exception):
+    """An error that already knows its exit code; the message says what was wrong and what to do."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def describe(error: BaseException) -> tuple[int, str] | None:
+    """Exit code and message of an expected error, None for a bug."""
+    if isinstance(error, Failure):
+        return error.code, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted"
+    if _is(error, "splatgen.optimise", "Diverged"):
+        return DIVERGED, str(error)
+    if _is_memory(error):
+        return MEMORY, f"out of memory: {_MEMORY_ADVICE}"
+    if isinstance(error, ImportError):
+        return MISSING, f"{error}: `splatgen doctor` says what this machine lacks"
+    if _is(error, "safetensors", "SafetensorError"):
+        return MISSING, f"the model's weights are damaged ({error}): fetch or install them again"
+    if isinstance(error, RuntimeError) and "NUMBA_CACHE_DIR" in str(error):
+        return MISSING, str(error)
+    if isinstance(error, RuntimeError) and str(error).startswith("ffmpeg failed"):
+        return DISK, str(error)
+    if isinstance(error, OSError):
+        return DISK, _disk(error)
+    if isinstance(error, ValueError):
+        return USAGE, str(error)
+    return None
+
+
+def one_line(message: str) -> str:
+    """A message without line breaks and other control characters, which an error may quote from a file."""
+    return " ".join("".join(c if c.isprintable() else " " for c in message).split())
+
+
+def _is(error: BaseException, module: str, name: str) -> bool:
+    """Whether it is of that class; a class whose module was never imported can't have been raised."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return isinstance(kind, type) and isinstance(error, kind)
+
+
+def _is_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or _is(error, "torch", "OutOfMemoryError"):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
+
+
+def _disk(error: OSError) -> str:
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{reason}: {error.filename}" if error.filename is not None else reason

@@ -1,0 +1,87 @@
+"""`splatgen generate`: settings, checks, and a run from its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+from splatgen import config as settings
+from splatgen.commands import checks
+from splatgen.commands.parsing import Switch, parse
+from splatgen.commands.working import work
+from splatgen.config import Config
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate:
+    """Make a 3D object out of a prompt; prints the run folder."""
+
+    preset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    """Settings to start from; they change the defaults."""
+    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """A .toml or .json file of settings, such as a run's config.json; they change the preset's."""
+    out: Annotated[Path, arg(metavar="DIR")] = Path("outputs")
+    """The folder in which the run folder is made."""
+    json: Switch = False
+    """Print a JSON object instead of the run folder's path."""
+    quiet: Switch = False
+    """No progress, only errors."""
+    force: Switch = False
+    """Make the nearest possible prompt where the prior can't make the one given."""
+    settings: Annotated[Config, arg(name="", prefix_name=False)] = field(default_factory=Config)
+
+
+NOTE = (
+    "Options on the command line change the config file's, which change the preset's, which change the "
+    "defaults. Presets: {presets}. Ctrl-C stops with a checkpoint; `splatgen resume RUN` continues."
+)
+
+
+def read(argv: Sequence[str]) -> tuple[Generate, Config]:
+    """The options and the settings with their precedence; SystemExit or ConfigError when they are wrong.
+
+    The words are parsed twice: to find the preset and the file, then with their settings as defaults.
+    """
+    note = NOTE.format(presets=", ".join(settings.presets()))
+    base = Config()
+    options = parse(Generate, "generate", argv, note=note)
+    if options.preset is not None:
+        base = settings.merge(base, settings.read_preset(options.preset))
+    if options.config is not None:
+        base = settings.merge(base, settings.read_file(options.config))
+    if base != Config():
+        options = parse(Generate, "generate", argv, default=Generate(settings=base), note=note)
+    return options, settings.validate(options.settings)
+
+
+def check(options: Generate, config: Config) -> Config:
+    """Everything that can fail early, cheapest first; returns the config, with its prompt made possible."""
+    checks.check_names(config)
+    config = checks.check_prompts(config, force=options.force)
+    checks.check_models(config)
+    checks.check_device(config)
+    checks.check_out(options.out)
+    return config
+
+
+def main(argv: Sequence[str]) -> int:
+    options, config = read(argv)
+    config = check(options, config)
+    from splatgen import optimise
+
+    return work(
+        lambda report, should_stop: optimise.generate(
+            config,
+            out=options.out,
+            command=["splatgen", "generate", *argv],
+            report=report,
+            should_stop=should_stop,
+        ),
+        config,
+        as_json=options.json,
+        quiet=options.quiet,
+    )

@@ -1,0 +1,257 @@
+"""What this machine can run, what is missing, and the next command.
+
+Each examination returns findings and raises nothing that a broken installation can cause: a doctor
+that falls over the illness is of no use.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+State = Literal["ok", "note", "bad"]  # bad: generate can't run
+
+EXAMPLE = 'splatgen generate "a red cube on top of a blue sphere"'
+MIN_FREE_GB = 0.05
+_MARKS = {"ok": "ok", "note": "--", "bad": "!!"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One line of the report; advice is what to do about it."""
+
+    name: str
+    state: State
+    text: str
+    advice: str = ""
+
+
+def examine() -> list[Finding]:
+    """All findings, in the order in which one wants to read them."""
+    parts: tuple[Callable[[], list[Finding]], ...] = (
+        python, packages, torch_build, cuda, rasterizer, weights, film, disk, memory,
+    )  # fmt: skip
+    return [finding for part in parts for finding in part()]
+
+
+def able(findings: list[Finding]) -> bool:
+    """Whether `splatgen generate` can run."""
+    return all(finding.state != "bad" for finding in findings)
+
+
+def next_command(findings: list[Finding]) -> str:
+    """What to type next: a run, or what mends the first thing that prevents one."""
+    return next((f.advice for f in findings if f.state == "bad"), EXAMPLE)
+
+
+def report(findings: list[Finding]) -> str:
+    """The findings as text for people."""
+    width = max(len(finding.name) for finding in findings)
+    lines = []
+    for finding in findings:
+        lines.append(f"{_MARKS[finding.state]}  {finding.name:<{width}}  {finding.text}")
+        if finding.advice and finding.state != "ok":
+            lines.append(f"{'':<{width + 6}}{finding.advice}")
+    return "\n".join([*lines, "", f"next: {next_command(findings)}"])
+
+
+def python() -> list[Finding]:
+    text = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    if sys.version_info < (3, 11):
+        return [Finding(name="python", state="bad", text=text, advice="install Python 3.11 or newer")]
+    return [Finding(name="python", state="ok", text=text)]
+
+
+def packages() -> list[Finding]:
+    """Installed versions against the ranges that splatgen declares."""
+    try:
+        from packaging.requirements import Requirement
+
+        declared = importlib.metadata.requires("splatgen") or []
+    except (ImportError, importlib.metadata.PackageNotFoundError) as error:
+        text = f"can't be checked: {error}"
+        return [Finding(name="packages", state="note", text=text, advice="pip install splatgen")]
+    findings = []
+    fine = []
+    for requirement in map(Requirement, declared):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        command = f"pip install '{requirement.name}{requirement.specifier}'"
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            text = f"is not installed, wanted {requirement.specifier or 'any version'}"
+            findings.append(Finding(name=requirement.name, state="bad", text=text, advice=command))
+            continue
+        if requirement.specifier.contains(version, prereleases=True):
+            fine.append(f"{requirement.name} {version}")
+        else:
+            text = f"{version}, tested with {requirement.specifier}"
+            findings.append(Finding(name=requirement.name, state="note", text=text, advice=command))
+    return [Finding(name="packages", state="ok", text=", ".join(fine)), *findings]
+
+
+def torch_build() -> list[Finding]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a shared library of it is missing
+        advice = "pip install --force-reinstall torch"
+        return [Finding(name="torch", state="bad", text=f"can't be imported: {error}", advice=advice)]
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU only"
+    text = f"{torch.__version__}, built for {built}, {torch.get_num_threads()} CPU threads"
+    return [Finding(name="torch", state="ok", text=text)]
+
+
+def cuda() -> list[Finding]:
+    """The NVIDIA device, and whether gsplat's kernels can be had for it."""
+    try:
+        import torch
+    except (ImportError, OSError):
+        return []
+    driver = _driver()
+    if not torch.cuda.is_available():
+        if driver is None:
+            return [Finding(name="cuda", state="note", text="no NVIDIA driver here, so runs use the CPU")]
+        reason = "finds no usable device" if torch.version.cuda else "is built without CUDA"
+        text = f"driver {driver}, but torch {torch.__version__} {reason}, so runs use the CPU"
+        advice = "install a torch for this driver, see pytorch.org"
+        return [Finding(name="cuda", state="note", text=text, advice=advice)]
+    free, total = torch.cuda.mem_get_info()
+    text = (
+        f"{torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free, "
+        f"driver {driver or 'unknown'}"
+    )
+    return [Finding(name="cuda", state="ok", text=text), _gsplat()]
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's kernel driver, on Linux; None when there is none."""
+    try:
+        first = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+    except (OSError, IndexError):
+        return "found" if shutil.which("nvidia-smi") else None
+    return next((word for word in first.split() if word[:1].isdigit() and "." in word), "found")
+
+
+def _gsplat() -> Finding:
+    """Whether gsplat's CUDA kernels are built, or can be; building takes minutes, so it is not tried."""
+    import importlib.util
+
+    from torch.utils.cpp_extension import CUDA_HOME, _get_build_directory
+
+    version = importlib.metadata.version("gsplat")
+    if importlib.util.find_spec("gsplat.csrc") is not None:
+        return Finding(name="gsplat", state="ok", text=f"{version}, with built CUDA kernels")
+    if any(Path(_get_build_directory("gsplat_cuda", verbose=False)).glob("gsplat_cuda.*")):
+        return Finding(name="gsplat", state="ok", text=f"{version}, CUDA kernels compiled before")
+    nvcc = shutil.which("nvcc") or (CUDA_HOME and shutil.which("nvcc", path=str(Path(CUDA_HOME) / "bin")))
+    if nvcc:
+        text = f"{version}, its CUDA kernels are compiled on first use: some minutes, once"
+        return Finding(name="gsplat", state="note", text=text)
+    text = f"{version}, no CUDA kernels, and no nvcc to compile them"
+    advice = "install the CUDA toolkit of torch's CUDA version and set CUDA_HOME, or run with --device cpu"
+    return Finding(name="gsplat", state="bad", text=text, advice=advice)
+
+
+def rasterizer() -> list[Finding]:
+    """Compile the CPU kernels and time a small render."""
+    try:
+        import torch
+
+        from splatgen.cameras import turntable
+        from splatgen.render import render
+        from splatgen.splats import random_ball
+
+        splats = random_ball(
+            torch.Generator().manual_seed(0), count=1000, radius=0.6, scale=0.07, opacity=0.25
+        )
+        cameras = turntable(4, size=64)
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            with torch.inference_mode():
+                finite = bool(render(splats, cameras).rgb.isfinite().all())
+            seconds.append(time.perf_counter() - start)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        advice = "set NUMBA_CACHE_DIR to a writable folder" if "cache" in str(error) else "pip install numba"
+        return [Finding(name="cpu render", state="bad", text=f"fails: {error}", advice=advice)]
+    if not finite:
+        advice = "pip install --force-reinstall numba llvmlite"
+        return [Finding(name="cpu render", state="bad", text="gives NaN", advice=advice)]
+    text = f"4 views of 1,000 splats at 64 pixels in {1e3 * min(seconds):.1f} ms (first {seconds[0]:.1f} s)"
+    return [Finding(name="cpu render", state="ok", text=text)]
+
+
+def weights() -> list[Finding]:
+    """The embedded models: those of the default must be there."""
+    from splatgen.commands.checks import TOYBOX_PRIORS, TOYBOX_REWARDS, missing_weights, weights_folder
+
+    findings = []
+    for name in (*TOYBOX_PRIORS.values(), *TOYBOX_REWARDS.values()):
+        folder = weights_folder()
+        missing = missing_weights(name, folder)
+        if missing:
+            state: State = "bad" if name in (TOYBOX_PRIORS["toybox"], TOYBOX_REWARDS["toybox"]) else "note"
+            advice = f"python -m splatgen.toybox.train {name}"
+            text = f"{missing[0]} is missing"
+            findings.append(Finding(name=f"toybox {name}", state=state, text=text, advice=advice))
+            continue
+        size = (folder / f"{name}.safetensors").stat().st_size / 1e6
+        text = f"{size:.1f} MB{_card(folder / f'{name}.json')}"
+        findings.append(Finding(name=f"toybox {name}", state="ok", text=text))
+    return findings
+
+
+def _card(path: Path) -> str:
+    """The figures of a model's card, as far as it has them."""
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        side = f", {card['config']['size']} pixels"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ", its card can't be read"
+    for key, unit in (("parameters", "parameters"), ("images", "training images"), ("steps", "steps")):
+        if isinstance(card.get(key), int):
+            side += f", {card[key]:,} {unit}"
+    return side
+
+
+def film() -> list[Finding]:
+    from splatgen.video import find_ffmpeg
+
+    found = find_ffmpeg()
+    if found is None:
+        text = "none, so turntables become GIFs of at most 5 MB"
+        return [Finding(name="ffmpeg", state="note", text=text, advice="pip install imageio-ffmpeg")]
+    return [Finding(name="ffmpeg", state="ok", text=found)]
+
+
+def disk() -> list[Finding]:
+    """The current folder, in which `outputs` is made."""
+    here = Path.cwd()
+    free = shutil.disk_usage(here).free / 1e9
+    if free < MIN_FREE_GB or not os.access(here, os.W_OK | os.X_OK):
+        problem = "can't be written to" if free >= MIN_FREE_GB else f"has {free:.2f} GB free"
+        advice = "free some space, or name another folder with --out"
+        return [Finding(name="disk", state="note", text=f"{here} {problem}", advice=advice)]
+    return [Finding(name="disk", state="ok", text=f"{free:.1f} GB free in {here}")]
+
+
+def memory() -> list[Finding]:
+    """Physical memory; nothing where the system does not say."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return []
+    text = f"{total:.1f} GiB, {os.cpu_count()} CPU cores"
+    if total < 2:
+        return [Finding(name="memory", state="note", text=text, advice="take --preset toybox-draft")]
+    return [Finding(name="memory", state="ok", text=text)]
