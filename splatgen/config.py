@@ -26,7 +26,7 @@ class PriorOptions:
     """Which diffusion model guides, and how."""
 
     model: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """Weights to use instead of the table's: a folder (for the toybox: holding NAME.safetensors and NAME.json)."""
+    """Weights to use instead of the packaged ones: a folder that holds NAME.safetensors and NAME.json."""
     camera: bool = True
     """Tell a camera-aware prior the exact viewing direction, not only the view word."""
 
@@ -111,8 +111,8 @@ class DensifyOptions:
     rounds: int = 5
     """How many times."""
     grow: float = 0.1
-    """Share of the visible splats, those with the largest screen-space gradients, that grow in a round. A share, not
-    a threshold: it does not depend on the scale of the guidance gradient."""
+    """Share of the visible splats, those with the largest screen-space gradients, that grow in a round. A
+    share, not a threshold: it does not depend on the scale of the guidance gradient."""
     split_scale: float = 0.04
     """Splats larger than this (world units) are split, smaller ones cloned."""
     prune_opacity: float = 0.02
@@ -213,6 +213,8 @@ def merge(config: Any, changes: Mapping[str, Any], where: str = "") -> Any:
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{name} is a group of settings, got {value!r}: write it as a table")
             values[key] = merge(current, value, f"{name}.")
+        elif isinstance(value, Mapping) and f"{key}_options" in known:
+            raise ConfigError(f"{name} is a name, not a table: its settings go into the table {name}_options")
         else:
             values[key] = convert(value, hints[key], name)
     return dataclasses.replace(config, **values)
@@ -294,13 +296,13 @@ def _check_range(pair: tuple[float, ...], name: str, low: float, high: float) ->
 
 def validate(config: Config) -> Config:
     """Return the config, or raise ConfigError naming the first setting that cannot be used."""
-    for group in (config, *(getattr(config, f.name) for f in fields(config))):
+    for prefix, group in (("", config), *((f"{f.name}.", getattr(config, f.name)) for f in fields(config))):
         if is_dataclass(group):
             for f in fields(group):
                 value = getattr(group, f.name)
                 numbers = value if isinstance(value, tuple) else (value,)
                 bad = any(isinstance(v, float) and not math.isfinite(v) for v in numbers)
-                _check(not bad, f.name, value, "give a finite number")
+                _check(not bad, f"{prefix}{f.name}", value, "give a finite number")
     g, v, d = config.guidance, config.views, config.densify
     _check(1 <= config.steps <= 10_000_000, "steps", config.steps, "give at least 1")
     _check(0 <= config.seed < 2**63, "seed", config.seed, "give a number from 0 to 2^63 - 1")
@@ -328,7 +330,7 @@ def validate(config: Config) -> Config:
     _check(0 <= d.grow <= 1, "densify.grow", d.grow, "give a share from 0 to 1")
     _check(d.rounds >= 0, "densify.rounds", d.rounds, "give 0 or more")
     for name, rate in dataclasses.asdict(config.lr).items():
-        _check(rate >= 0, f"lr.{name}", rate, "give 0 or more")
+        _check(0 <= rate <= 1000, f"lr.{name}", rate, "give 0 to 1000")
     o = config.output
     _check(0 <= o.frames <= 2000, "output.frames", o.frames, "give 0 to 2000")
     _check(16 <= o.size <= 2048, "output.size", o.size, "give 16 to 2048")

@@ -1,7 +1,6 @@
 """What this machine can run, what is missing, and the next command.
 
-Each examination returns findings and raises nothing that a broken installation can cause: a doctor
-that falls over the illness is of no use.
+No examination raises what a broken installation can cause: a doctor must not fall over the illness.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,7 +38,19 @@ def examine() -> list[Finding]:
     parts: tuple[Callable[[], list[Finding]], ...] = (
         python, packages, torch_build, cuda, rasterizer, weights, film, disk, memory,
     )  # fmt: skip
-    return [finding for part in parts for finding in part()]
+    return [finding for part in parts for finding in _attempt(part)]
+
+
+def _attempt(part: Callable[[], list[Finding]]) -> list[Finding]:
+    """The findings of a part; what its libraries raise when they are broken is a finding, too."""
+    try:
+        return part()
+    except (ImportError, AttributeError, OSError, RuntimeError, ValueError) as error:
+        text = f"fails: {type(error).__name__}: {error}"
+        advice = "pip install --force-reinstall splatgen"
+        if "NUMBA_CACHE_DIR" in str(error):
+            advice = "set NUMBA_CACHE_DIR to a folder that is writable"
+        return [Finding(name=part.__name__, state="bad", text=text, advice=advice)]
 
 
 def able(findings: list[Finding]) -> bool:
@@ -66,8 +76,6 @@ def report(findings: list[Finding]) -> str:
 
 def python() -> list[Finding]:
     text = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    if sys.version_info < (3, 11):
-        return [Finding(name="python", state="bad", text=text, advice="install Python 3.11 or newer")]
     return [Finding(name="python", state="ok", text=text)]
 
 
@@ -80,8 +88,7 @@ def packages() -> list[Finding]:
     except (ImportError, importlib.metadata.PackageNotFoundError) as error:
         text = f"can't be checked: {error}"
         return [Finding(name="packages", state="note", text=text, advice="pip install splatgen")]
-    findings = []
-    fine = []
+    findings, fine = [], []
     for requirement in map(Requirement, declared):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
@@ -101,11 +108,8 @@ def packages() -> list[Finding]:
 
 
 def torch_build() -> list[Finding]:
-    try:
-        import torch
-    except (ImportError, OSError) as error:  # OSError: a shared library of it is missing
-        advice = "pip install --force-reinstall torch"
-        return [Finding(name="torch", state="bad", text=f"can't be imported: {error}", advice=advice)]
+    import torch
+
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU only"
     text = f"{torch.__version__}, built for {built}, {torch.get_num_threads()} CPU threads"
     return [Finding(name="torch", state="ok", text=text)]
@@ -113,23 +117,18 @@ def torch_build() -> list[Finding]:
 
 def cuda() -> list[Finding]:
     """The NVIDIA device, and whether gsplat's kernels can be had for it."""
-    try:
-        import torch
-    except (ImportError, OSError):
-        return []
+    import torch
+
     driver = _driver()
     if not torch.cuda.is_available():
         if driver is None:
             return [Finding(name="cuda", state="note", text="no NVIDIA driver here, so runs use the CPU")]
-        reason = "finds no usable device" if torch.version.cuda else "is built without CUDA"
-        text = f"driver {driver}, but torch {torch.__version__} {reason}, so runs use the CPU"
+        text = f"driver {driver}, but torch {torch.__version__} can't use it, so runs use the CPU"
         advice = "install a torch for this driver, see pytorch.org"
         return [Finding(name="cuda", state="note", text=text, advice=advice)]
     free, total = torch.cuda.mem_get_info()
-    text = (
-        f"{torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free, "
-        f"driver {driver or 'unknown'}"
-    )
+    space = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    text = f"{torch.cuda.get_device_name()}, {space}, driver {driver or 'unknown'}"
     return [Finding(name="cuda", state="ok", text=text), _gsplat()]
 
 
@@ -164,31 +163,26 @@ def _gsplat() -> Finding:
 
 def rasterizer() -> list[Finding]:
     """Compile the CPU kernels and time a small render."""
-    try:
-        import torch
+    import torch
 
-        from splatgen.cameras import turntable
-        from splatgen.render import render
-        from splatgen.splats import random_ball
+    from splatgen.cameras import turntable
+    from splatgen.render import render
+    from splatgen.splats import random_ball
 
-        splats = random_ball(
-            torch.Generator().manual_seed(0), count=1000, radius=0.6, scale=0.07, opacity=0.25
-        )
-        cameras = turntable(4, size=64)
-        seconds = []
-        for _ in range(3):
-            start = time.perf_counter()
-            with torch.inference_mode():
-                finite = bool(render(splats, cameras).rgb.isfinite().all())
-            seconds.append(time.perf_counter() - start)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        advice = "set NUMBA_CACHE_DIR to a writable folder" if "cache" in str(error) else "pip install numba"
-        return [Finding(name="cpu render", state="bad", text=f"fails: {error}", advice=advice)]
+    generator = torch.Generator().manual_seed(0)
+    splats = random_ball(generator, count=1000, radius=0.6, scale=0.07, opacity=0.25)
+    cameras = turntable(4, size=64)
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        with torch.inference_mode():
+            finite = bool(render(splats, cameras).rgb.isfinite().all())
+        seconds.append(time.perf_counter() - start)
     if not finite:
         advice = "pip install --force-reinstall numba llvmlite"
-        return [Finding(name="cpu render", state="bad", text="gives NaN", advice=advice)]
-    text = f"4 views of 1,000 splats at 64 pixels in {1e3 * min(seconds):.1f} ms (first {seconds[0]:.1f} s)"
-    return [Finding(name="cpu render", state="ok", text=text)]
+        return [Finding(name="rasterizer", state="bad", text="gives NaN on the CPU", advice=advice)]
+    speed = f"4 views of 1,000 splats at 64 pixels in {1e3 * min(seconds):.1f} ms"
+    return [Finding(name="rasterizer", state="ok", text=f"on the CPU: {speed} (at first {seconds[0]:.1f} s)")]
 
 
 def weights() -> list[Finding]:
@@ -252,6 +246,5 @@ def memory() -> list[Finding]:
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf
         return []
     text = f"{total:.1f} GiB, {os.cpu_count()} CPU cores"
-    if total < 2:
-        return [Finding(name="memory", state="note", text=text, advice="take --preset toybox-draft")]
-    return [Finding(name="memory", state="ok", text=text)]
+    state: State = "note" if total < 2 else "ok"
+    return [Finding(name="memory", state=state, text=text, advice="take --preset toybox-draft")]

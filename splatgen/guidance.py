@@ -85,18 +85,15 @@ def predict(
     Rescaling (Lin et al. 2023, eq. 15-16, on x0 as MVDream does) and clamping change the one-step
     estimate; eps is recomputed from it, so both always agree: x_t = alpha x0 + sigma eps.
     """
-    both = {name: torch.cat([positive[name], negative[name]]) for name in positive}
-    twice = Cameras(
-        c2w=cameras.c2w.repeat(2, 1, 1),
-        K=cameras.K.repeat(2, 1, 1),
-        width=cameras.width,
-        height=cameras.height,
-        azimuth=cameras.azimuth.repeat(2),
-        elevation=cameras.elevation.repeat(2),
-    )
     with torch.no_grad():
-        e_y, e_n = prior.predict(torch.cat([x_t, x_t]), torch.cat([t, t]), both, twice).chunk(2)
-    eps = cfg(e_y, e_n, options.scale)
+        if options.scale == 1.0:  # the negative would cancel: half the work
+            e_y = prior.predict(x_t, t, positive, cameras)
+            eps = e_y
+        else:
+            both = {name: torch.cat([positive[name], negative[name]]) for name in positive}
+            twice = cameras[torch.arange(len(x_t)).repeat(2)]
+            e_y, e_n = prior.predict(torch.cat([x_t, x_t]), torch.cat([t, t]), both, twice).chunk(2)
+            eps = cfg(e_y, e_n, options.scale)
     alpha, sigma = prior.alpha_sigma(t)
     x0 = (x_t - sigma * eps) / alpha
     clamp = options.clamp and prior.x_range is not None
@@ -146,7 +143,7 @@ def gradient(
     return Gradient(
         value=weight(options.weighting, alpha, sigma) * merged,
         x0=torch.stack(estimates),
-        model_calls=2 * len(x) * preference.candidates,
+        model_calls=(1 if options.scale == 1.0 else 2) * len(x) * preference.candidates,
     )
 
 

@@ -38,6 +38,7 @@ from splatgen.splats import Splats, random_ball
 log = logging.getLogger("splatgen")
 
 FIRST_CHECKPOINT_SECONDS = 3.0  # a run that dies early can still be resumed
+MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's
 PATIENCE = 20  # steps in a row without a finite gradient before a run counts as diverged
 
 
@@ -189,19 +190,23 @@ def look(config: Config, scene: Scene, fraction: float) -> tuple[Render, Cameras
 def update(config: Config, scene: Scene) -> Tensor:
     """One Adam step, unless a gradient is not finite: then nothing moves. Returns 1 for a failure.
 
-    The decision is a tensor and reaches the parameters by multiplication, so CUDA need not wait for it.
+    The decision is a tensor and takes the step back by selection, so CUDA need not wait for it. (A zero
+    gradient would not do: momentum alone moves the parameters.)
     """
     gradients = {name: p.grad for name, p in scene.params.items() if p.grad is not None}
     total = torch.stack([g.abs().sum() for g in gradients.values()]).sum()
     finite = torch.isfinite(total)
-    for name, p in scene.params.items():
-        if name in gradients:
-            p.grad = torch.where(finite, gradients[name], torch.zeros_like(p))
     for name, rate in rates(config.lr, scene.step / config.steps).items():
-        if name in scene.optimizers:
-            scene.optimizers[name].param_groups[0]["lr"] = rate
-            scene.optimizers[name].step()
-            scene.optimizers[name].zero_grad(set_to_none=True)
+        if name not in gradients:
+            continue
+        optimizer, p = scene.optimizers[name], scene.params[name]
+        state = optimizer.state[p]
+        before = [p.detach().clone(), *(state.get(key, torch.zeros_like(p)).clone() for key in MOMENTS)]
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        for new, old in zip([p.detach(), *(optimizer.state[p][key] for key in MOMENTS)], before, strict=True):
+            new.copy_(torch.where(finite, new, old))
     return (~finite).float()
 
 
@@ -234,10 +239,15 @@ def advance(config: Config, models: Models, scene: Scene) -> dict[str, Any]:
     clock.append(time.perf_counter())
 
     inject(x, found.value)
-    penalty(scene.params, config.regularise).backward()  # type: ignore[no-untyped-call]
+    extra = penalty(scene.params, config.regularise)
+    if extra.requires_grad:  # all penalties may be off
+        extra.backward()  # type: ignore[no-untyped-call]
     clock.append(time.perf_counter())
 
     failed = update(config, scene)
+    if scene.densifier.watches(scene.step):
+        seen = out.info["means2d"]
+        seen.grad = seen.grad.masked_fill(failed.bool(), 0.0)  # NaN would stay in the sums of a round
     scene.densifier.after(scene.params, scene.optimizers, out.info, scene.step)
     clock.append(time.perf_counter())
     stages = ("render", "model", "backward", "update")
@@ -414,7 +424,7 @@ def resume(
     if config != saved:
         atomic.write_json(run.config_json, to_dict(config))
     runs.rewind_metrics(run.metrics, scene.step - 1)
-    runs.update(run, status="running", resumed=list(command))
+    runs.update(run, status="running", resumed=list(command), error=None)
     return _finish(config, models, scene, run, report, should_stop)
 
 
@@ -428,14 +438,15 @@ def _finish(
 ) -> Result:
     try:
         status = run_loop(config, models, scene, run, report, should_stop)
+        rewards = {}
         if status == "done":
             write_results(run, scene.splats.detach(), config.output)
+            rewards = score_final(config, models, scene)
     except BaseException as error:
         runs.update(
             run, status=_status(error), error=f"{type(error).__name__}: {error}"[:500], steps=scene.step
         )
         raise
-    rewards = score_final(config, models, scene) if status == "done" else {}
     runs.update(run, status=status, steps=scene.step, splats=len(scene.params["means"]), rewards=rewards)
     return Result(run=run, status=status, step=scene.step)
 

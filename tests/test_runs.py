@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splatgen import __version__, atomic, runs
@@ -24,6 +24,7 @@ def make(out, prompt="a red cube", **options):
     return runs.create(out, prompt, command=["splatgen", "generate", prompt], config={"steps": 3}, **options)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_slug_of_any_text(prompt):
     name = runs.slug(prompt)

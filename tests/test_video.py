@@ -103,6 +103,14 @@ def test_an_error_of_the_renderer_stops_ffmpeg(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ["fake", "pid"]
 
 
+def test_ctrl_c_does_not_reach_ffmpeg(tmp_path, monkeypatch):
+    """A terminal interrupts its whole session; the program decides whether the film is finished."""
+    fake_ffmpeg(tmp_path, monkeypatch, "cat > /dev/null; cut -d' ' -f6 /proc/$$/stat >&2; exit 1")
+    with pytest.raises(RuntimeError) as caught:
+        video.write_turntable(film(), tmp_path / "t")
+    assert int(str(caught.value).split()[-1]) != os.getsid(0)
+
+
 def test_gif_without_ffmpeg(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(video, "find_ffmpeg", lambda: None)
     path = video.write_turntable(film(), tmp_path / "t", fps=20)

@@ -105,11 +105,10 @@ def check_models(config: Config) -> None:
     for name, folder in needed:
         missing = missing_weights(name, folder)
         if missing:
-            raise Failure(
-                MISSING,
-                f"the weights {missing[0]} are missing: install splatgen again, or make them with "
-                f"`python -m splatgen.toybox.train {name}`",
-            )
+            advice = "install splatgen again, or train: `python -m splatgen.toybox.train {name}`"
+            if folder != weights_folder():
+                advice = "--prior.model is a folder that holds {name}.safetensors and {name}.json"
+            raise Failure(MISSING, f"{missing[0]} is missing: {advice.format(name=name)}")
 
 
 def check_device(config: Config) -> None:

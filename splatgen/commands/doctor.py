@@ -12,7 +12,10 @@ from splatgen.commands.parsing import Switch, parse
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """Say what this machine can run, what is missing, and the next command; exit code 3 when generate can't run."""
+    """Say what this machine can run, what is missing, and the next command.
+
+    Exits with 3 when generate can't run here.
+    """
 
     json: Switch = False
     """Print a JSON object."""

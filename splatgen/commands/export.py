@@ -25,7 +25,7 @@ class Export:
     output: Annotated[Path, Positional, arg(metavar="OUTPUT.ply")]
     """The file to write."""
     frame: Literal["ply", "rub", "rdf"] = "ply"
-    """Axes: ply is upright in SuperSplat and PlayCanvas, rub is +Y up and +Z to the front, rdf is COLMAP's."""
+    """Axes: ply is upright in SuperSplat and PlayCanvas, rub has +Y up and +Z in front, rdf is COLMAP's."""
     sh: Annotated[Literal[0, 1, 2, 3] | None, arg(metavar="N", help_behavior_hint="")] = None
     """Degree of the spherical harmonics, padded or cut (Unity wants 3); the input's own when not given."""
     keep_invisible: Switch = False
@@ -42,11 +42,12 @@ def main(argv: Sequence[str]) -> int:
         raise Failure(USAGE, f"{options.output} exists: use another name, or --overwrite")
     from splatgen import formats
 
+    run = f" {source.resolve().parent.name}" if options.input.is_dir() else ""
     splats = formats.load(source)
     dropped = formats.save(
         splats,
         options.output,
-        comments=[f"splatgen {__version__} {source.resolve().parent.name if source != options.input else ''}"],
+        comments=[f"splatgen {__version__}{run}"],
         sh_degree=options.sh,
         frame=options.frame,
         clean=not options.keep_invisible,

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 USAGE, MISSING, DIVERGED, MEMORY, DISK, INTERRUPTED = 2, 3, 4, 5, 6, 130
 # How torch words it, on CUDA and in the CPU's allocator (c10/core/impl/alloc_cpu.cpp, Windows included).
@@ -26,24 +27,9 @@ def describe(error: BaseException) -> tuple[int, str] | None:
     """Exit code and message of an expected error, None for a bug."""
     if isinstance(error, Failure):
         return error.code, str(error)
-    if isinstance(error, KeyboardInterrupt):
-        return INTERRUPTED, "interrupted"
-    if _is(error, "splatgen.optimise", "Diverged"):
-        return DIVERGED, str(error)
-    if _is_memory(error):
-        return MEMORY, f"out of memory: {_MEMORY_ADVICE}"
-    if isinstance(error, ImportError):
-        return MISSING, f"{error}: `splatgen doctor` says what this machine lacks"
-    if _is(error, "safetensors", "SafetensorError"):
-        return MISSING, f"the model's weights are damaged ({error}): fetch or install them again"
-    if isinstance(error, RuntimeError) and "NUMBA_CACHE_DIR" in str(error):
-        return MISSING, str(error)
-    if isinstance(error, RuntimeError) and str(error).startswith("ffmpeg failed"):
-        return DISK, str(error)
-    if isinstance(error, OSError):
-        return DISK, _disk(error)
-    if isinstance(error, ValueError):
-        return USAGE, str(error)
+    for matches, code, wording in _TABLE:
+        if matches(error):
+            return code, wording(error)
     return None
 
 
@@ -58,12 +44,44 @@ def _is(error: BaseException, module: str, name: str) -> bool:
     return isinstance(kind, type) and isinstance(error, kind)
 
 
+def _is_diverged(error: BaseException) -> bool:
+    return _is(error, "splatgen.optimise", "Diverged")
+
+
+def _is_safetensors(error: BaseException) -> bool:
+    return _is(error, "safetensors", "SafetensorError")
+
+
 def _is_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or _is(error, "torch", "OutOfMemoryError"):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
 
 
-def _disk(error: OSError) -> str:
+def _disk(error: BaseException) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
     reason = error.strerror or str(error) or type(error).__name__
     return f"{reason}: {error.filename}" if error.filename is not None else reason
+
+
+def _is_any(*kinds: type[BaseException]) -> Callable[[BaseException], bool]:
+    return lambda error: isinstance(error, kinds)
+
+
+def _says(words: str) -> Callable[[BaseException], bool]:
+    return lambda error: isinstance(error, RuntimeError) and words in str(error)
+
+
+# The first row that matches decides: UnicodeError is a ValueError, torch's out of memory a RuntimeError.
+_TABLE: tuple[tuple[Callable[[BaseException], bool], int, Callable[[BaseException], str]], ...] = (
+    (_is_any(KeyboardInterrupt), INTERRUPTED, lambda _: "interrupted"),
+    (_is_diverged, DIVERGED, str),
+    (_is_memory, MEMORY, lambda _: f"out of memory: {_MEMORY_ADVICE}"),
+    (_is_any(ImportError), MISSING, lambda error: f"{error}: `splatgen doctor` says what this machine lacks"),
+    (_is_safetensors, MISSING, lambda error: f"the weights are damaged ({error}): install them again"),
+    (_says("NUMBA_CACHE_DIR"), MISSING, str),
+    (_says("ffmpeg failed"), DISK, str),
+    (_is_any(OSError), DISK, _disk),
+    (_is_any(ValueError), USAGE, str),
+)

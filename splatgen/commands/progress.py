@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 LIVE_SECONDS = 0.1
 PLAIN_SECONDS = 5.0
-_BAR = 20  # characters
+BAR_LENGTH = 20  # characters, at most
 
 
 class Reporter:
@@ -41,7 +41,7 @@ class Reporter:
         self._due = now + (LIVE_SECONDS if self._live else PLAIN_SECONDS)
         text = line(progress, self._first)
         if self._live:
-            self._redraw(_bar(progress) + text)
+            self._redraw(text, progress.step / max(progress.steps, 1))
         else:
             print(text, file=self._stream, flush=True)
 
@@ -51,8 +51,9 @@ class Reporter:
             print(file=self._stream, flush=True)
             self._width = 0
 
-    def _redraw(self, text: str) -> None:
-        text = text[: shutil.get_terminal_size().columns - 1]  # a wrapped line can't be overwritten
+    def _redraw(self, text: str, fraction: float) -> None:
+        columns = shutil.get_terminal_size().columns - 1
+        text = (_bar(fraction, columns - len(text)) + text)[:columns]  # a wrapped line can't be overwritten
         print(f"\r{text:<{self._width}}", end="", file=self._stream, flush=True)
         self._width = len(text)
 
@@ -64,7 +65,8 @@ def line(progress: Progress, first: Progress) -> str:
     if done > 0 and seconds > 0:
         left = (progress.steps - progress.step) * seconds / done
         parts += [f"{done / seconds:.1f} it/s", f"{duration(left)} left"]
-    parts += [f"loss {progress.loss:.4g}", f"{progress.splats:,} splats"]
+    parts += [] if math.isnan(progress.loss) else [f"loss {progress.loss:.4g}"]
+    parts += [f"{progress.splats:,} splats"]
     parts += [f"{name} {value:.3f}" for name, value in progress.rewards.items()]
     return "  ".join(parts)
 
@@ -76,6 +78,8 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _bar(progress: Progress) -> str:
-    full = round(_BAR * progress.step / max(progress.steps, 1))
-    return f"[{'#' * full}{'.' * (_BAR - full)}] "
+def _bar(fraction: float, columns: int) -> str:
+    """A bar in the columns that are left; none when that is too few to show anything."""
+    cells = min(BAR_LENGTH, columns - 3)
+    full = round(cells * fraction)
+    return f"[{'#' * full}{'.' * (cells - full)}] " if cells >= 5 else ""

@@ -80,13 +80,6 @@ def _blank(splats: Splats, cameras: Cameras, backgrounds: Tensor) -> Render:
     return Render(rgb=backgrounds[:, :, None, None] + zeros, alpha=zeros, depth=zeros, info=info)
 
 
-def _gsplat(arguments: dict[str, Any], **options: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    import gsplat
-
-    result: tuple[Tensor, Tensor, dict[str, Any]] = gsplat.rasterization(**arguments, **options)
-    return result
-
-
 def render(
     splats: Splats,
     cameras: Cameras,
@@ -126,7 +119,9 @@ def render(
         "packed": packed,
     }
     if splats.means.is_cuda:
-        image, alpha, info = _gsplat(arguments)
+        import gsplat
+
+        image, alpha, info = gsplat.rasterization(**arguments)
     else:
         from splatgen.render import cpu
 

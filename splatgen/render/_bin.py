@@ -10,8 +10,6 @@ several times as much data.
 Shapes: M splats of all images, one image's rows being rows[c]:rows[c+1]; n entries in all tile lists.
 """
 
-# ruff: noqa: PLR0917 -- numba kernels take positional arguments
-
 from __future__ import annotations
 
 from typing import Any

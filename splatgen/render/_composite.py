@@ -15,9 +15,8 @@ float32 constants; no libm call, for exp has no vector form in numba's wheels.
 
 Scratch S, 64 lanes each: T, x, y, last, four channels (forward: colour sums; backward: dL/dcolour)
 and in the backward R. T < 0 marks a finished pixel, |T| being its final T: no mask array needed.
+`last` is a splat's place in the tile's list, as a float (exact up to 2^24).
 """
-
-# ruff: noqa: PLR0917 -- numba kernels take positional arguments
 
 from __future__ import annotations
 

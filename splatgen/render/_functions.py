@@ -5,8 +5,6 @@
 Shapes: C cameras, N Gaussians, M rows (C N, or the visible ones when packed), D channels.
 """
 
-# ruff: noqa: PLR0917 -- autograd.Function takes positional arguments
-
 from __future__ import annotations
 
 import functools
@@ -16,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from splatgen.render import _bin, _composite, _project, _sh
 from splatgen.render._jit import TILE, is_cached
@@ -73,18 +72,21 @@ class _Project(torch.autograd.Function):
         return radii, means2d, depths, conics, comps
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, _v_radii: Any, *v_outputs: Tensor) -> tuple[Tensor | None, ...]:
         means, quats, scales, view, Ks, conics, comps = ctx.saved_tensors
         blocks = -(-means.shape[0] // _project.BLOCK)
         v_means, v_quats, v_scales = (torch.zeros(t.shape) for t in (means, quats, scales))
-        v_view = np.zeros((blocks, view.shape[0], 3, 4))
+        wanted = ctx.needs_input_grad[3]
+        v_view = np.zeros((blocks, view.shape[0] if wanted else 0, 3, 4))
         inputs = [_array(t) for t in (means, quats, scales, view, Ks)]
         saved = [_array(t) for t in (conics, comps, *v_outputs)]
         outputs = [t.numpy() for t in (v_means, v_quats, v_scales)]
         scalars = (_f32(*ctx.size), np.float32(ctx.eps2d))
         parallel(_project.project_backward, blocks, 1, *inputs, *scalars, *saved, *outputs, v_view)
-        v_viewmats = torch.zeros_like(view)
-        v_viewmats[:, :3] = torch.from_numpy(v_view.sum(0))
+        v_viewmats = torch.zeros_like(view) if wanted else None
+        if v_viewmats is not None:
+            v_viewmats[:, :3] = torch.from_numpy(v_view.sum(0))
         return v_means, v_quats, v_scales, v_viewmats, *[None] * 7
 
 
@@ -132,6 +134,7 @@ class _SphericalHarmonics(torch.autograd.Function):
         return colors
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, v_colors: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         means, centres, coeffs, colors = ctx.saved_tensors
         blocks = -(-means.shape[0] // _sh.BLOCK)
@@ -236,6 +239,7 @@ class _Composite(torch.autograd.Function):
         return image, 1.0 - T_end
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, v_image: Tensor, v_alpha: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         means2d, conics, colors, opacities, backgrounds, T_end = ctx.saved_tensors
         bins, (C, D) = ctx.bins, backgrounds.shape

@@ -4,7 +4,8 @@ Numbers inside kernels are np.float32 constants: one stray Python float turns th
 it into float64 and halves the vector width.
 
 Helpers that are inlined into a kernel live in the kernel's own file: numba's disk cache looks at
-the time stamp of that file only and would keep machine code made from an older helper.
+the time stamp of that file only and would keep machine code made from an older helper. For the same
+reason, touch the kernels' files after changing a constant here.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import numba
 import numpy as np
 
-# gsplat 1.5.3's constants (cuda/include/Common.h; RasterizeToPixels3DGSFwd.cu).
+# gsplat 1.5.3's constants (cuda/include/Common.h; RasterizeToPixels3DGSFwd.cu); 1.6 has ALPHA_MAX 0.99.
 ALPHA_MAX = np.float32(0.999)
 ALPHA_MIN = np.float32(1.0 / 255.0)
 T_STOP = np.float32(1e-4)  # a pixel is finished before its transmittance would fall to this

@@ -12,8 +12,6 @@ cannot cancel, and the backward needs only dA = 2 G A for a symmetric G = dL/dco
 Shapes: C cameras, N Gaussians.
 """
 
-# ruff: noqa: PLR0917 -- numba kernels take positional arguments
-
 from __future__ import annotations
 
 from typing import Any
@@ -194,7 +192,8 @@ def project_backward(
 ) -> None:  # fmt: skip
     """Gradients for blocks lo..hi; cameras run inside, so no two writers meet.
 
-    v_view [blocks, C, 3, 4] is float64: it sums over all Gaussians with both signs.
+    v_view [blocks, C, 3, 4] is float64: it sums over all Gaussians with both signs. Its second size
+    is 0 when nobody asks for the cameras' gradient.
     """
     v_M = np.zeros(9, np.float32)
     for block in range(lo, hi):
@@ -246,7 +245,7 @@ def camera_gradient(
     means: Any, view: Any, Ks: Any, size: Any, c: Any, g: Any, M: Any, G: Any, pixel: Any,
     v_M: Any, v_means: Any, v_view: Any,
 ) -> None:  # fmt: skip
-    """Add one camera's share to v_M [9], v_means [N, 3] and v_view [C, 3, 4]."""
+    """Add one camera's share to v_M [9], v_means [N, 3] and v_view [C or 0, 3, 4]."""
     xc = to_camera(view, c, means, g)
     u, v, p, q, J, free_x, free_y = footprint(view, Ks, c, xc, size, M)
     G = (TWO * G[0], TWO * G[1], TWO * G[2])
@@ -269,6 +268,9 @@ def camera_gradient(
     y -= fy * rz * j3 if free_y else ZERO
     for i in range(3):
         v_means[g, i] += w0[i] * x + w1[i] * y + w2[i] * z
+    if v_view.shape[0] == 0:
+        return
+    for i in range(3):
         v_view[c, 0, i] += x * means[g, i] + J[0] * v_u[i]
         v_view[c, 1, i] += y * means[g, i] + J[2] * v_v[i]
         v_view[c, 2, i] += z * means[g, i] + J[1] * v_u[i] + J[3] * v_v[i]

@@ -8,8 +8,6 @@ csrc/SphericalHarmonicsCUDA.cu).
 Shapes: C cameras, N Gaussians, K = (degree + 1)^2 coefficients.
 """
 
-# ruff: noqa: PLR0917 -- numba kernels take positional arguments
-
 from __future__ import annotations
 
 from typing import Any

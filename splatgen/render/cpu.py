@@ -3,8 +3,6 @@
 Shapes: C cameras, N Gaussians, K = (degree + 1)^2 coefficients, D channels, M visible rows.
 """
 
-# ruff: noqa: PLR0917 -- gsplat's signature
-
 from __future__ import annotations
 
 import importlib
@@ -28,7 +26,7 @@ def _operations(backend: Backend) -> Any:
     except ImportError as error:
         raise ImportError(
             f"rendering on the CPU needs numba, which cannot be imported ({error}): `pip install numba`, "
-            "or pass backend='torch' for a version without it that is about 20 times slower"
+            "or pass backend='torch' for a version without it that is 10 to 20 times slower"
         ) from error
     except RuntimeError as error:  # numba found no folder for its compiled kernels
         raise RuntimeError(

@@ -173,6 +173,8 @@ class RewardNet(nn.Module):
 
     def embed_texts(self, tokens: Tensor) -> Tensor:
         """Unit vectors [B, E] of tokens [B, L]."""
+        length = int((tokens != 1).sum(1).max()) + 1  # what follows the first <end> changes nothing
+        tokens = tokens[:, :length]
         return normalize(self.text_out(self.text(input_ids=tokens).pooler_output), dim=-1)
 
 

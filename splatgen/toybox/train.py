@@ -59,14 +59,14 @@ class Recipe:
     warmup: int = 100
     ema: float = 0.999
     weight_decay: float = 1e-3
-    negatives: int = 8  # hard captions an image (reward models)
+    negatives: int = 5  # hard captions an image (reward models)
 
 
 RECIPES: dict[str, Recipe] = {
     "prior": Recipe(net=PriorConfig(), seed=1, steps=20_000),
-    "reward": Recipe(net=RewardConfig(), seed=2, steps=6_000, batch=64),
+    "reward": Recipe(net=RewardConfig(), seed=2, steps=3_000, batch=64),
     "judge": Recipe(
-        net=RewardConfig(channels=(40, 96, 192), embed=128, text_width=128), seed=3, steps=6_000, batch=64
+        net=RewardConfig(channels=(40, 96, 192), embed=128, text_width=128), seed=3, steps=3_000, batch=64
     ),
     "mini-prior": Recipe(
         net=PriorConfig(size=16, channels=(24, 32), text_width=32, text_layers=1, heads=2),

@@ -39,7 +39,7 @@ def good(request, tmp_path):
 def attempt(path, data: bytes) -> str | None:
     """Load these bytes; the error's text, or None when they make valid splats."""
     path.write_bytes(data)
-    start = time.perf_counter()
+    start = time.process_time()  # of this process: other load does not count
     try:
         splats = formats.load(path)
     except ValueError as error:
@@ -48,7 +48,7 @@ def attempt(path, data: bytes) -> str | None:
         assert len(text) < 1000
         return text
     finally:
-        assert time.perf_counter() - start < 1.0
+        assert time.process_time() - start < 1.0
     check(splats)
     assert all(v.isfinite().all() for v in splats.tensors().values())
     return None

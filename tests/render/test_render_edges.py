@@ -192,3 +192,55 @@ def test_bad_arguments_are_named(change, message):
 def test_unknown_backend():
     with pytest.raises(ValueError, match="'numba' or 'torch'"):
         rasterize(single(), backend="warp")
+
+
+NAN, INF = float("nan"), float("inf")
+POISON = torch.tensor(
+    [
+        0.0,
+        -0.0,
+        1e-45,
+        1e-38,
+        1e-20,
+        1 / 255,
+        0.01,
+        0.999,
+        255.0,
+        1e10,
+        -1e10,
+        1e20,
+        3e38,
+        -3e38,
+        INF,
+        -INF,
+        NAN,
+    ]
+)
+
+
+def test_poison_floats_never_crash():
+    """No input may write out of bounds (numba checks no index) or bring alpha out of 0..1."""
+    g = torch.Generator().manual_seed(0)
+    for seed in range(60):
+        size = torch.randint(1, 40, (2,), generator=g).tolist()
+        scene = random_scene(seed, 30, size=(size[0], size[1]), sh_degree=1)
+        for name in ("means", "quats", "scales", "opacities", "colors", "viewmats")[: 5 + (seed % 3 == 0)]:
+            value = getattr(scene, name)
+            hit = torch.rand(value.shape, generator=g) < (0.0, 0.05, 0.5)[seed % 3]
+            poison = POISON[torch.randint(0, len(POISON), value.shape, generator=g)]
+            setattr(scene, name, torch.where(hit, poison, value))
+        scene.viewmats[:, 3] = torch.tensor([0.0, 0.0, 0.0, 1.0])
+        ours = scene.leaves(torch.float32)
+        image, alpha, _ = rasterize(
+            ours, mode="RGB+ED", antialiased=seed % 2 == 0, packed=seed % 4 < 2, absgrad=True
+        )
+        torch.autograd.backward([image, alpha], [torch.ones_like(image), torch.ones_like(alpha)])
+        assert ((alpha >= 0) & (alpha <= 1)).all(), seed
+
+
+def test_second_derivatives_are_refused():
+    ours = single().leaves(torch.float32)
+    image, _, _ = rasterize(ours)
+    (gradient,) = torch.autograd.grad(image.square().sum(), ours.means, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
