@@ -319,5 +319,3 @@ def _cut_torn_line(path: Path) -> None:
         if whole < file.tell():
             file.truncate(whole)
 
-
-_check_space = check_space  # the name that callers had before it was public

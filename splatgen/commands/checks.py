@@ -8,24 +8,18 @@ import sys
 import unicodedata
 from pathlib import Path
 
-import splatgen.toybox
 from splatgen import runs
 from splatgen.commands.failures import MISSING, USAGE, Failure
 from splatgen.commands.parsing import did_you_mean
 from splatgen.config import Config
 from splatgen.priors import PRIORS
 from splatgen.rewards import REWARDS
-from splatgen.toybox import grammar
+from splatgen.toybox import grammar, weights_folder
 
 PROMPT_LIMIT = 2000  # characters; text encoders read some 77 tokens
 MIN_FREE_MB = 50.0
 TOYBOX_PRIORS = {"toybox": "prior", "toybox-mini": "mini-prior"}  # name to weights
 TOYBOX_REWARDS = {"toybox": "reward", "toybox-mini": "mini-reward"}
-
-
-def weights_folder() -> Path:
-    """Where the packaged weights lie."""
-    return Path(str(splatgen.toybox.__file__)).parent / "weights"
 
 
 def missing_weights(name: str, folder: Path) -> list[Path]:
@@ -137,7 +131,7 @@ def resolve_device(device: str) -> str:
 
 def check_out(out: Path) -> None:
     """Raise OSError unless run folders can be made in `out`."""
-    runs._check_space(out, MIN_FREE_MB)
+    runs.check_space(out, MIN_FREE_MB)
 
 
 def _in_vocabulary(text: str, where: str) -> None:

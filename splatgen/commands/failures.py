@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from splatgen.memory import is_out_of_memory
+
 USAGE, MISSING, DIVERGED, MEMORY, DISK, INTERRUPTED = 2, 3, 4, 5, 6, 130
-# How torch words it, on CUDA and in the CPU's allocator (c10/core/impl/alloc_cpu.cpp, Windows included).
-_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")
 _MEMORY_ADVICE = "lower --views.size, --views.count or --densify.max-splats (for pictures: --size)"
 
 
@@ -52,12 +52,6 @@ def _is_safetensors(error: BaseException) -> bool:
     return _is(error, "safetensors", "SafetensorError")
 
 
-def _is_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or _is(error, "torch", "OutOfMemoryError"):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _MEMORY_WORDS)
-
-
 def _disk(error: BaseException) -> str:
     if not isinstance(error, OSError):
         return str(error)
@@ -77,7 +71,7 @@ def _says(words: str) -> Callable[[BaseException], bool]:
 _TABLE: tuple[tuple[Callable[[BaseException], bool], int, Callable[[BaseException], str]], ...] = (
     (_is_any(KeyboardInterrupt), INTERRUPTED, lambda _: "interrupted"),
     (_is_diverged, DIVERGED, str),
-    (_is_memory, MEMORY, lambda _: f"out of memory: {_MEMORY_ADVICE}"),
+    (is_out_of_memory, MEMORY, lambda _: f"out of memory: {_MEMORY_ADVICE}"),
     (_is_any(ImportError), MISSING, lambda error: f"{error}: `splatgen doctor` says what this machine lacks"),
     (_is_safetensors, MISSING, lambda error: f"the weights are damaged ({error}): install them again"),
     (_says("NUMBA_CACHE_DIR"), MISSING, str),

@@ -14,8 +14,9 @@ from splatgen.cameras import Cameras
 from splatgen.config import PriorOptions
 from splatgen.priors import Conditioning
 from splatgen.prompts import split_view
+from splatgen.toybox import weights_folder
 from splatgen.toybox.grammar import parse
-from splatgen.toybox.model import PriorNet, camera_features, load_net, tokenize, weights_folder
+from splatgen.toybox.model import PriorNet, camera_features, load_net, tokenize
 from splatgen.toybox.sampling import with_view
 
 

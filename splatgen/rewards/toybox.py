@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from splatgen.prompts import split_view
+from splatgen.toybox import weights_folder
 from splatgen.toybox.grammar import parse
-from splatgen.toybox.model import RewardNet, load_net, tokenize, weights_folder
+from splatgen.toybox.model import RewardNet, load_net, tokenize
 from splatgen.toybox.sampling import with_view
 
 

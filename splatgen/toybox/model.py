@@ -178,11 +178,6 @@ class RewardNet(nn.Module):
         return normalize(self.text_out(self.text(input_ids=tokens).pooler_output), dim=-1)
 
 
-def weights_folder() -> Path:
-    """Where the packaged weights lie."""
-    return Path(__file__).parent / "weights"
-
-
 def config_json(config: PriorConfig | RewardConfig) -> dict[str, Any]:
     return asdict(config)
 

@@ -29,7 +29,7 @@ from splatgen.backgrounds import random_backgrounds
 from splatgen.cameras import Cameras, orbit
 from splatgen.prompts import VIEW_WORDS, view_word
 from splatgen.rng import rng
-from splatgen.toybox import world
+from splatgen.toybox import weights_folder, world
 from splatgen.toybox.grammar import Caption
 from splatgen.toybox.model import (
     MAX_TOKENS,
@@ -40,7 +40,6 @@ from splatgen.toybox.model import (
     camera_features,
     config_json,
     tokenize,
-    weights_folder,
 )
 from splatgen.toybox.sampling import draw, hard_negatives, with_view
 
@@ -235,6 +234,7 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         state = {n: self.average.get(n, v).half().contiguous() for n, v in self.net.state_dict().items()}
         save_file(state, folder / f"{name}.safetensors")
+        (folder / f"{name}.safetensors").chmod(0o644)  # safetensors makes it private
         card: dict[str, Any] = {
             "kind": "prior" if isinstance(self.recipe.net, PriorConfig) else "reward",
             "config": config_json(self.recipe.net),
