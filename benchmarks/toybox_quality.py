@@ -130,11 +130,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             group = [r for r in rows if r["ceiling"] == ceiling and name in (r["kind"], "all")]
             if not group:
                 continue
-            iou, psnr, color, right, truth = (sum(r[m] for r in group) / len(group) for m in MEASURES)
+            means = [sum(r[m] for r in group) / len(group) for m in MEASURES]
             label = f"{'ceiling: ' if ceiling else ''}{name}"
-            lines.append(
-                f"| {label} | {len(group)} | {iou:.3f} | {psnr:.1f} | {color:.3f} | {right:.3f} | {truth:.3f} |"
-            )
+            cells = [label, str(len(group)), *(f"{m:.1f}" if m > 2 else f"{m:.3f}" for m in means)]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +90,18 @@ def sync_folder(path: str | os.PathLike[str]) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def jsonable(value: Any) -> Any:
+    """JSON's types; NaN and infinity, which it lacks, become null, paths and the like become text."""
+    if isinstance(value, Mapping):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(v) for v in value]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays
+        return jsonable(value.tolist())
+    return str(value)

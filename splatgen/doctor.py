@@ -187,11 +187,12 @@ def rasterizer() -> list[Finding]:
 
 def weights() -> list[Finding]:
     """The embedded models: those of the default must be there."""
-    from splatgen.commands.checks import TOYBOX_PRIORS, TOYBOX_REWARDS, missing_weights, weights_folder
+    from splatgen import toybox
+    from splatgen.commands.checks import TOYBOX_PRIORS, TOYBOX_REWARDS, missing_weights
 
     findings = []
     for name in (*TOYBOX_PRIORS.values(), *TOYBOX_REWARDS.values()):
-        folder = weights_folder()
+        folder = toybox.weights_folder()
         missing = missing_weights(name, folder)
         if missing:
             state: State = "bad" if name in (TOYBOX_PRIORS["toybox"], TOYBOX_REWARDS["toybox"]) else "note"

@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from splatgen import atomic, checkpoint, runs
+from splatgen import atomic, runs
 from splatgen.backgrounds import backgrounds
 from splatgen.cameras import Cameras, sample_orbit
-from splatgen.config import Config, LearningOptions, from_dict, read_file, to_dict, validate
-from splatgen.densify import Densifier, Optimizers, Params
+from splatgen.config import Config, from_dict, read_file, to_dict
 from splatgen.guidance import gradient, inject, sample_times, time_range
+from splatgen.memory import is_out_of_memory
+from splatgen.metrics import Metrics, rewind_metrics
 from splatgen.preferences import PREFERENCES, Preference
 from splatgen.priors import Conditioning, Prior, load_prior
 from splatgen.prompts import VIEW_WORDS, view_prompts, view_word
@@ -32,13 +33,13 @@ from splatgen.results import write_results
 from splatgen.rewards import Reward, load_reward
 from splatgen.rng import rng
 from splatgen.runs import Run
+from splatgen.scene import Scene, initial_splats, load_scene, new_scene, save_scene, update
 from splatgen.scores import SCORES, Score
-from splatgen.splats import Splats, random_ball
+from splatgen.validation import validate
 
 log = logging.getLogger("splatgen")
 
 FIRST_CHECKPOINT_SECONDS = 3.0  # a run that dies early can still be resumed
-MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's
 PATIENCE = 20  # steps in a row without a finite gradient before a run counts as diverged
 
 
@@ -79,23 +80,6 @@ class Models:
     negative: Conditioning  # one row
 
 
-@dataclass(kw_only=True)
-class Scene:
-    """What changes from step to step."""
-
-    params: Params
-    optimizers: Optimizers
-    densifier: Densifier
-    step: int
-    failures: int = 0  # steps in a row without a finite gradient
-
-    @property
-    def splats(self) -> Splats:
-        p = self.params
-        sh = torch.cat([p["sh0"], p["shN"]], 1) if "shN" in p else p["sh0"]
-        return Splats(means=p["means"], quats=p["quats"], scales=p["scales"], opacities=p["opacities"], sh=sh)
-
-
 def pick_device(name: str) -> str:
     """auto, cpu or cuda to a torch device; RuntimeError when CUDA is asked for and missing."""
     if name == "cuda" and not torch.cuda.is_available():
@@ -113,49 +97,6 @@ def load_models(config: Config, device: str) -> Models:
         preference=PREFERENCES[config.preference](),
         positive=prior.embed(view_prompts(config.prompt)),
         negative=prior.embed([config.negative]),
-    )
-
-
-def rates(options: LearningOptions, fraction: float) -> dict[str, float]:
-    """Learning rate of every parameter at a fraction of the run: constant, then falling geometrically."""
-    late = max(fraction - options.decay_from, 0.0) / max(1.0 - options.decay_from, 1e-9)
-    factor = max(options.final, 1e-6) ** min(late, 1.0)
-    return {
-        "means": options.means * factor,
-        "scales": options.scales * factor,
-        "quats": options.quats * factor,
-        "opacities": options.opacities * factor,
-        "sh0": options.sh * factor,
-        "shN": options.sh / 20.0 * factor,
-    }
-
-
-def new_scene(config: Config, splats: Splats, device: str) -> Scene:
-    """Parameters and one Adam each, as gsplat's strategies want them."""
-    tensors = {name: value.detach().to(device) for name, value in splats.tensors().items()}
-    sh = tensors.pop("sh")
-    tensors["sh0"] = sh[:, :1]
-    if sh.shape[1] > 1:
-        tensors["shN"] = sh[:, 1:]
-    params = {name: torch.nn.Parameter(value.clone().contiguous()) for name, value in tensors.items()}
-    optimizers: Optimizers = {
-        name: torch.optim.Adam([p], lr=1.0, betas=(0.9, 0.99), eps=1e-15) for name, p in params.items()
-    }
-    densifier = Densifier(config.densify, steps=config.steps, seed=config.seed)
-    densifier.strategy.check_sanity(params, optimizers)
-    return Scene(params=params, optimizers=optimizers, densifier=densifier, step=0)
-
-
-def initial_splats(config: Config) -> Splats:
-    """The ball of the first step."""
-    o = config.splats
-    return random_ball(
-        rng(config.seed, 0, "splats"),
-        count=o.count,
-        radius=o.radius,
-        scale=o.scale,
-        opacity=o.opacity,
-        sh_degree=o.sh_degree,
     )
 
 
@@ -185,29 +126,6 @@ def look(config: Config, scene: Scene, fraction: float) -> tuple[Render, Cameras
     ).to(scene.params["means"].device)
     back = backgrounds(v.background, rng(config.seed, scene.step, "background"), v.count)
     return render(scene.splats, cameras, back.to(cameras.K)), cameras
-
-
-def update(config: Config, scene: Scene) -> Tensor:
-    """One Adam step, unless a gradient is not finite: then nothing moves. Returns 1 for a failure.
-
-    The decision is a tensor and takes the step back by selection, so CUDA need not wait for it. (A zero
-    gradient would not do: momentum alone moves the parameters.)
-    """
-    gradients = {name: p.grad for name, p in scene.params.items() if p.grad is not None}
-    total = torch.stack([g.abs().sum() for g in gradients.values()]).sum()
-    finite = torch.isfinite(total)
-    for name, rate in rates(config.lr, scene.step / config.steps).items():
-        if name not in gradients:
-            continue
-        optimizer, p = scene.optimizers[name], scene.params[name]
-        state = optimizer.state[p]
-        before = [p.detach().clone(), *(state.get(key, torch.zeros_like(p)).clone() for key in MOMENTS)]
-        optimizer.param_groups[0]["lr"] = rate
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        for new, old in zip([p.detach(), *(optimizer.state[p][key] for key in MOMENTS)], before, strict=True):
-            new.copy_(torch.where(finite, new, old))
-    return (~finite).float()
 
 
 def advance(config: Config, models: Models, scene: Scene) -> dict[str, Any]:
@@ -270,33 +188,6 @@ def score_rewards(config: Config, models: Models, picture: Tensor) -> dict[str, 
         return {r.name: float(r(picture.clamp(0, 1), prompts).mean()) for r in models.rewards}
 
 
-def save_checkpoint(run: Run, scene: Scene) -> None:
-    """Everything the next step depends on; randomness is a function of the step and needs no state."""
-    packed = {name: optimizer.state_dict() for name, optimizer in scene.optimizers.items()}
-    moments, rest = checkpoint.pack(packed)
-    parts = {
-        "splats": {name: p.detach() for name, p in scene.params.items()},
-        "optimizers": moments,
-        "densify": scene.densifier.state_dict(),
-    }
-    checkpoint.save(run.checkpoints, scene.step, parts, {"optimizers": rest, "failures": scene.failures})
-
-
-def load_scene(config: Config, run: Run, device: str) -> Scene:
-    """The scene of a run's latest whole checkpoint."""
-    found = checkpoint.load_latest(run.checkpoints)
-    tensors = found.parts["splats"]
-    sh = torch.cat([tensors["sh0"], *([tensors["shN"]] if "shN" in tensors else [])], 1)
-    names = ("means", "quats", "scales", "opacities")
-    scene = new_scene(config, Splats(**{n: tensors[n] for n in names}, sh=sh), device)
-    scene.step, scene.failures = found.step, int(found.state["failures"])
-    states = checkpoint.unpack(found.parts["optimizers"], found.state["optimizers"])
-    for name, optimizer in scene.optimizers.items():
-        optimizer.load_state_dict(states[name])
-    scene.densifier.load_state_dict({k: v.to(device) for k, v in found.parts["densify"].items()})
-    return scene
-
-
 def _ignore(progress: Progress) -> None:
     pass
 
@@ -317,7 +208,7 @@ def run_loop(
     begin = saved = time.monotonic()
     interval = min(FIRST_CHECKPOINT_SECONDS, config.output.checkpoint_seconds)
     rewards: dict[str, float] = {}
-    with runs.Metrics(run.metrics) as metrics:
+    with Metrics(run.metrics) as metrics:
         while scene.step < config.steps and not should_stop():
             started = time.perf_counter()
             seen = advance(config, models, scene)
@@ -331,7 +222,7 @@ def run_loop(
             scene.step += 1
             now = time.monotonic()
             if interval > 0 and now - saved > interval and not last:
-                save_checkpoint(run, scene)
+                save_scene(run.checkpoints, scene)
                 saved, interval = time.monotonic(), config.output.checkpoint_seconds
             report(
                 Progress(
@@ -343,12 +234,12 @@ def run_loop(
                     seconds=now - begin,
                 )
             )
-    save_checkpoint(run, scene)
+    save_scene(run.checkpoints, scene)
     return "done" if scene.step >= config.steps else "stopped"
 
 
 def _record(
-    metrics: runs.Metrics, scene: Scene, seen: dict[str, Any], rewards: dict[str, float], started: float
+    metrics: Metrics, scene: Scene, seen: dict[str, Any], rewards: dict[str, float], started: float
 ) -> None:
     row = {
         "step": scene.step,
@@ -415,7 +306,7 @@ def resume(
     saved = from_dict(read_file(run.config_json))
     config = validate(from_dict({**to_dict(saved), "steps": saved.steps if steps is None else steps}))
     device = pick_device(config.device)
-    scene = load_scene(config, run, device)
+    scene = load_scene(config, run.checkpoints, device)
     if steps is not None and steps < scene.step:
         raise ValueError(
             f"--steps is {steps}, but the run is already at step {scene.step}: give a larger number"
@@ -423,7 +314,7 @@ def resume(
     models = load_models(config, device)
     if config != saved:
         atomic.write_json(run.config_json, to_dict(config))
-    runs.rewind_metrics(run.metrics, scene.step - 1)
+    rewind_metrics(run.metrics, scene.step - 1)
     runs.update(run, status="running", resumed=list(command), error=None)
     return _finish(config, models, scene, run, report, should_stop)
 
@@ -464,7 +355,7 @@ def score_final(config: Config, models: Models, scene: Scene) -> dict[str, float
 def _status(error: BaseException) -> str:
     if isinstance(error, Diverged):
         return "diverged"
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if is_out_of_memory(error):
         return "oom"
     return "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
 

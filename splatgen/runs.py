@@ -10,7 +10,6 @@ import contextlib
 import errno
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import re
@@ -116,7 +115,7 @@ def create(
         folder = _make_folder(out, prompt)
         run = Run(folder=folder)
         run.checkpoints.mkdir()
-        atomic.write_json(run.config_json, _jsonable(config))
+        atomic.write_json(run.config_json, atomic.jsonable(config))
         given = {"prompt": prompt, "seed": seed, "models": dict(models or {}), "device": device}
         atomic.write_json(run.run_json, _metadata(run, command, **given))
         atomic.sync_folder(out)
@@ -176,7 +175,7 @@ def update(run: Run, **fields: Any) -> None:
     data["peak_memory_mb"] = max(peak_memory_mb() or 0.0, data.get("peak_memory_mb") or 0.0) or None
     if status is not None:
         data["ended"] = None if status == "running" else _now()
-    atomic.write_json(run.run_json, _jsonable({**data, **fields}))
+    atomic.write_json(run.run_json, atomic.jsonable({**data, **fields}))
 
 
 def peak_memory_mb() -> float | None:
@@ -245,77 +244,3 @@ def _git_hash() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
-
-
-def _jsonable(value: Any) -> Any:
-    """JSON's types; NaN and infinity, which it lacks, become null, paths and the like become text."""
-    if isinstance(value, Mapping):
-        return {str(k): _jsonable(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(v) for v in value]
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays
-        return _jsonable(value.tolist())
-    return str(value)
-
-
-class Metrics:
-    """Append-only writer of metrics.jsonl: one JSON object a line, on its way to the disk at once."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open the file for appending; what a crash left of a last line is cut off. Raises OSError."""
-        self._file = open(path, "ab")  # noqa: SIM115 - lives as long as the run
-        _cut_torn_line(Path(path))
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Append a row; NaN and infinity become null. Raises OSError."""
-        text = json.dumps(_jsonable(row), ensure_ascii=False, allow_nan=False) + "\n"
-        self._file.write(text.encode("utf-8", "backslashreplace"))
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> Metrics:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """All rows; a last line that was cut short is left out.
-
-    Raises ValueError naming the line for damage anywhere else, OSError when there is no file.
-    """
-    lines = Path(path).read_bytes().split(b"\n")[:-1]  # what follows the last newline is empty or torn
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            if number == len(lines):  # a power cut can leave zeros, too
-                break
-            raise ValueError(f"{os.fspath(path)!r} line {number} is not JSON ({error}): remove it") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{os.fspath(path)!r} line {number} is no JSON object: remove it")
-        rows.append(row)
-    return rows
-
-
-def rewind_metrics(path: str | os.PathLike[str], step: int) -> None:
-    """Drop, atomically, the rows after a step, which a run resumed from there writes again."""
-    rows = [row for row in read_metrics(path) if row.get("step", step) <= step]
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    atomic.write_bytes(path, text.encode("utf-8", "backslashreplace"))
-
-
-def _cut_torn_line(path: Path) -> None:
-    with open(path, "rb+") as file:
-        whole = file.read().rfind(b"\n") + 1
-        if whole < file.tell():
-            file.truncate(whole)
-

@@ -49,7 +49,13 @@ def test_plus_x_is_on_the_right_and_plus_y_is_up_at_azimuth_0():
 
 @pytest.mark.parametrize(
     ("azimuth", "elevation", "position"),
-    [(90, 0, (1, 0, 0)), (180, 0, (0, 0, -1)), (270, 0, (-1, 0, 0)), (0, 90, (0, 1, 0)), (123, -90, (0, -1, 0))],
+    [
+        (90, 0, (1, 0, 0)),
+        (180, 0, (0, 0, -1)),
+        (270, 0, (-1, 0, 0)),
+        (0, 90, (0, 1, 0)),
+        (123, -90, (0, -1, 0)),
+    ],
 )
 def test_azimuth_grows_toward_x_and_elevation_toward_y(azimuth, elevation, position):
     found = cams.positions(one(float(azimuth), float(elevation), distance=1.0))[0]

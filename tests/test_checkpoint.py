@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splatgen import atomic, checkpoint
+from splatgen import atomic, checkpoint, packing
 
 
 @pytest.fixture(autouse=True)
@@ -403,7 +403,7 @@ def test_adam_resumes_to_the_bit(tmp_path, amsgrad):
     ]
     optimizer = torch.optim.Adam(groups(straight), eps=1e-15, amsgrad=amsgrad)
     train(optimizer, straight, 5)
-    tensors, rest = checkpoint.pack({"splats": optimizer.state_dict(), "step": 5})
+    tensors, rest = packing.pack({"splats": optimizer.state_dict(), "step": 5})
     values = {str(i): p for i, p in enumerate(straight)}
     checkpoint.save(tmp_path, 5, {"optimisers": tensors, "splats": values}, {"optimisers": rest})
     train(optimizer, straight, 5)
@@ -411,7 +411,7 @@ def test_adam_resumes_to_the_bit(tmp_path, amsgrad):
     loaded = checkpoint.load_latest(tmp_path)
     resumed = [torch.nn.Parameter(loaded.parts["splats"][str(i)]) for i in range(3)]
     again = torch.optim.Adam(groups(resumed), amsgrad=amsgrad)
-    again.load_state_dict(checkpoint.unpack(loaded.parts["optimisers"], loaded.state["optimisers"])["splats"])
+    again.load_state_dict(packing.unpack(loaded.parts["optimisers"], loaded.state["optimisers"])["splats"])
     assert again.param_groups[1]["betas"] == (0.8, 0.99)
     assert again.param_groups[0]["eps"] == 1e-15
     train(again, resumed, 5)
@@ -455,14 +455,14 @@ TREES = st.recursive(
 @settings(max_examples=150, deadline=None)
 @given(TREES)
 def test_pack_is_exact_through_json(tree):
-    tensors, rest = checkpoint.pack(tree)
-    assert_equal(checkpoint.unpack(tensors, json.loads(json.dumps(rest, allow_nan=False))), tree)
+    tensors, rest = packing.pack(tree)
+    assert_equal(packing.unpack(tensors, json.loads(json.dumps(rest, allow_nan=False))), tree)
 
 
 def test_pack_errors_say_where():
     with pytest.raises(ValueError, match="state/0/x is a set"):
-        checkpoint.pack({"state": {0: {"x": {1}}}})
+        packing.pack({"state": {0: {"x": {1}}}})
     with pytest.raises(ValueError, match="the tree is a object"):
-        checkpoint.pack(object())
+        packing.pack(object())
     with pytest.raises(ValueError, match="no tensor is called 'a'"):
-        checkpoint.unpack({}, {"$tensor": "a"})
+        packing.unpack({}, {"$tensor": "a"})

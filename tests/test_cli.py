@@ -19,6 +19,7 @@ import pytest
 from splatgen.commands import checks, failures
 from splatgen.commands.progress import Reporter, duration, line
 from splatgen.commands.stopping import on_signals
+from splatgen.toybox import weights_folder
 
 Cli = Callable[..., Any]
 
@@ -37,7 +38,7 @@ TINY = [
 ]
 
 needs_weights = pytest.mark.skipif(
-    any(checks.missing_weights(name, checks.weights_folder()) for name in ("mini-prior", "mini-reward")),
+    any(checks.missing_weights(name, weights_folder()) for name in ("mini-prior", "mini-reward")),
     reason="the miniature toybox weights are not there",
 )
 

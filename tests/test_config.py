@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from splatgen import config as settings
 from splatgen.commands.generate import read
-from splatgen.config import Config, ConfigError, from_dict, merge, read_file, to_dict, validate
+from splatgen.config import Config, ConfigError, from_dict, merge, read_file, to_dict
+from splatgen.validation import validate
 
 
 def values(hint: Any) -> st.SearchStrategy[Any]:

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from splatgen import doctor, video
-from splatgen.commands import checks
 from splatgen.doctor import Finding
 
 Cli = Callable[..., Any]
@@ -75,7 +74,7 @@ def test_weights_are_listed_with_what_is_missing(monkeypatch: pytest.MonkeyPatch
     card = {"config": {"size": 16}, "parameters": 268_000, "images": 192_000, "steps": 6000}
     (tmp_path / "mini-prior.json").write_text(json.dumps(card))
     (tmp_path / "reward.json").write_text("[]")
-    monkeypatch.setattr(checks, "weights_folder", lambda: tmp_path)
+    monkeypatch.setattr("splatgen.toybox.weights_folder", lambda: tmp_path)
     found = names(doctor.weights())
     mini = found["toybox mini-prior"]
     assert mini.text == "2.0 MB, 16 pixels, 268,000 parameters, 192,000 training images, 6,000 steps"

@@ -97,7 +97,13 @@ def test_the_residual_is_sigma_over_alpha_times_the_error_of_the_noise(t, scale)
     t_ = torch.full((B,), t, dtype=torch.float64)
     alpha, sigma = prior.alpha_sigma(t_)
     found = guidance.predict(
-        prior, alpha * x + sigma * n, t_, prior.embed(["a"] * B), prior.embed([""] * B), views(), options(scale=scale)
+        prior,
+        alpha * x + sigma * n,
+        t_,
+        prior.embed(["a"] * B),
+        prior.embed([""] * B),
+        views(),
+        options(scale=scale),
     )
     error = (x - found.x0) - sigma / alpha * (found.eps - n)
     assert error.abs().max() < 1e-10 * max(1.0, scale) * float(sigma.max() / alpha.min())
@@ -190,7 +196,9 @@ def test_a_point_distribution_gives_its_closed_form(t, weighting):
 
 def test_a_spread_distribution_gives_its_closed_form_on_average():
     prior, x, t, draws = GaussianPrior(pattern, spread=0.4), noise("x"), 0.4, 400
-    mean = sum(direction(prior, x, t, options(weighting="uniform"), step=n).value for n in range(draws)) / draws
+    mean = (
+        sum(direction(prior, x, t, options(weighting="uniform"), step=n).value for n in range(draws)) / draws
+    )
     alpha, sigma = prior.alpha_sigma(torch.full((B,), t, dtype=torch.float64))
     expected = expected_direction(x, pattern(views()), alpha, sigma, 0.4)
     noise_left = float((alpha**2 * 0.4**2 / (alpha**2 * 0.4**2 + sigma**2)).max()) / math.sqrt(draws)

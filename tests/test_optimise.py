@@ -4,13 +4,15 @@ Everything runs on the miniature models of 16 pixels. Nothing here asserts quali
 """
 
 import dataclasses
+import hashlib
 import math
+import os
 
 import pytest
 import torch
 from analytic import GaussianPrior
 
-from splatgen import checkpoint, formats, optimise, runs
+from splatgen import checkpoint, formats, optimise, packing, runs
 from splatgen.cameras import Cameras, turntable
 from splatgen.config import (
     Config,
@@ -22,15 +24,25 @@ from splatgen.config import (
     SplatOptions,
     ViewOptions,
 )
+from splatgen.metrics import read_metrics
 from splatgen.preferences import NoPreference
 from splatgen.priors.toybox import ToyboxPrior
 from splatgen.render import render
+from splatgen.scene import initial_splats, new_scene, rates
 from splatgen.scores import SDS
 from splatgen.toybox.grammar import parse
 from splatgen.toybox.world import ground_truth
 
 STEPS = 8
 REFINED = DensifyOptions(start=0.1, stop=0.8, rounds=3, grow=0.3, max_splats=200, reset=(0.5,))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick():
+    """Waiting for the disk thousands of times takes a minute; test_atomic.py sees that it is done."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 def config(**change):
@@ -71,9 +83,10 @@ def assert_same(a, b):
 
 
 def ply(run):
-    """The file without its comments, which hold the run's id."""
+    """Hash of the file without its comments, which hold the run's id."""
     header, end, body = run.splats_ply.read_bytes().partition(b"end_header\n")
-    return b"\n".join(line for line in header.split(b"\n") if not line.startswith(b"comment")) + end + body
+    lines = [line for line in header.split(b"\n") if not line.startswith(b"comment")]
+    return hashlib.sha256(b"\n".join(lines) + end + body).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +97,7 @@ def straight(tmp_path_factory):
 
 def fresh(given):
     """Models and a scene for `advance`."""
-    return optimise.load_models(given, "cpu"), optimise.new_scene(given, optimise.initial_splats(given), "cpu")
+    return optimise.load_models(given, "cpu"), new_scene(given, initial_splats(given), "cpu")
 
 
 # What a run leaves
@@ -104,7 +117,7 @@ def test_a_run_ends_with_its_files_and_status(straight):
 
 
 def test_metrics_have_a_row_for_every_step_and_finite_numbers(straight):
-    rows = runs.read_metrics(straight.run.metrics)
+    rows = read_metrics(straight.run.metrics)
     assert [row["step"] for row in rows] == list(range(STEPS))
     for row in rows:
         assert all(isinstance(v, int | float) and math.isfinite(v) for v in row.values())
@@ -120,7 +133,7 @@ def test_metrics_have_a_row_for_every_step_and_finite_numbers(straight):
 def test_rows_can_be_thinned(tmp_path):
     output = OutputOptions(frames=0, size=16, checkpoint_seconds=0, log_every=3, reward_every=5)
     result = start(tmp_path, config(output=output, steps=9))
-    rows = runs.read_metrics(result.run.metrics)
+    rows = read_metrics(result.run.metrics)
     assert [row["step"] for row in rows] == [0, 3, 5, 6, 8]
     assert [row["step"] for row in rows if "reward/toybox-mini" in row] == [0, 5, 8]
 
@@ -142,21 +155,6 @@ def test_two_runs_are_equal_bit_for_bit(straight, tmp_path):
     assert again.run.id != straight.run.id
     assert_same(tensors(again.run), tensors(straight.run))
     assert ply(again.run) == ply(straight.run)
-
-
-@pytest.mark.parametrize("threads", [1, 2])
-def test_the_number_of_threads_of_the_renderer_changes_nothing(straight, tmp_path, threads):
-    import numba
-
-    if threads > numba.config.NUMBA_NUM_THREADS:
-        pytest.skip("one core")
-    before = numba.get_num_threads()
-    numba.set_num_threads(threads)
-    try:
-        again = start(tmp_path)
-    finally:
-        numba.set_num_threads(before)
-    assert_same(tensors(again.run), tensors(straight.run))
 
 
 def test_another_seed_gives_another_object(straight, tmp_path):
@@ -204,7 +202,7 @@ def test_methods_of_one_seed_see_the_same_cameras_and_times(change):
 # Stopping and resuming
 
 
-@pytest.mark.parametrize("stops", [(0,), (1,), (3,), (5,), (2, 2, 3), (STEPS - 1,)])
+@pytest.mark.parametrize("stops", [(0,), (3,), (5,), (2, 2, 3)])
 def test_stopping_and_resuming_equals_a_straight_run_bit_for_bit(straight, tmp_path, stops):
     result = start(tmp_path, should_stop=stop_at(stops[0]))
     for more in stops[1:]:
@@ -215,7 +213,7 @@ def test_stopping_and_resuming_equals_a_straight_run_bit_for_bit(straight, tmp_p
     assert (result.status, result.step) == ("done", STEPS)
     assert_same(tensors(result.run), tensors(straight.run))
     assert ply(result.run) == ply(straight.run)
-    assert [row["step"] for row in runs.read_metrics(result.run.metrics)] == list(range(STEPS))
+    assert [row["step"] for row in read_metrics(result.run.metrics)] == list(range(STEPS))
 
 
 @pytest.mark.parametrize("sh_degree", [1])
@@ -249,7 +247,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(straight, tmp_path):
     result = optimise.resume(folder, command=["test"])
     assert result.status == "done"
     assert_same(tensors(result.run), tensors(straight.run))
-    assert [row["step"] for row in runs.read_metrics(run.metrics)] == list(range(STEPS))
+    assert [row["step"] for row in read_metrics(run.metrics)] == list(range(STEPS))
 
 
 def test_a_finished_run_can_be_made_longer(tmp_path):
@@ -257,7 +255,7 @@ def test_a_finished_run_can_be_made_longer(tmp_path):
     result = optimise.resume(result.run.folder, steps=9, command=["test"])
     assert (result.status, result.step) == ("done", 9)
     assert runs.read(result.run)["steps"] == 9
-    assert [row["step"] for row in runs.read_metrics(result.run.metrics)] == list(range(9))
+    assert [row["step"] for row in read_metrics(result.run.metrics)] == list(range(9))
     again = optimise.resume(result.run.folder, command=["test"])  # the new length is remembered
     assert again.step == 9
 
@@ -294,7 +292,7 @@ def test_a_broken_prediction_moves_nothing_and_is_counted(monkeypatch, bad, valu
     models, scene = fresh(given)
 
     def state(name):  # Adam forgets the step, too, but for its number
-        packed, _ = checkpoint.pack(scene.optimizers[name].state_dict()["state"])
+        packed, _ = packing.pack(scene.optimizers[name].state_dict()["state"])
         return {key: v.clone() for key, v in packed.items() if "exp_avg" in key}
 
     for step in range(4):
@@ -318,7 +316,7 @@ def test_a_skipped_step_leaves_no_trace_in_the_statistics_of_growth(monkeypatch,
     given = config(densify=densify, guidance=GuidanceOptions(clamp=False))
     broken_at(monkeypatch, {1})
     result = start(tmp_path, given)
-    rows = runs.read_metrics(result.run.metrics)
+    rows = read_metrics(result.run.metrics)
     assert [row["skipped"] for row in rows] == [0, 1, *[0] * (STEPS - 2)]
     found = tensors(result.run)
     assert len(found["splats/means"]) > 100
@@ -336,7 +334,7 @@ def test_a_run_without_finite_gradients_diverges_with_finite_splats(monkeypatch,
     data = runs.read(run)
     assert data["status"] == "diverged"
     assert data["error"].startswith("Diverged: no finite gradient")
-    assert [row["skipped"] for row in runs.read_metrics(run.metrics)] == [0, 0, 1, 1, 1]
+    assert [row["skipped"] for row in read_metrics(run.metrics)] == [0, 0, 1, 1, 1]
     assert all(v.isfinite().all() for v in tensors(run).values())
 
 
@@ -378,7 +376,9 @@ def test_an_error_is_forgotten_when_the_run_goes_on(tmp_path):
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError):
-        start(tmp_path, config(output=OutputOptions(frames=0, size=16, checkpoint_seconds=1e-9)), report=report)
+        start(
+            tmp_path, config(output=OutputOptions(frames=0, size=16, checkpoint_seconds=1e-9)), report=report
+        )
     (folder,) = tmp_path.iterdir()
     data = runs.read(optimise.resume(folder, command=["again"]).run)
     assert data["status"] == "done"
@@ -387,7 +387,7 @@ def test_an_error_is_forgotten_when_the_run_goes_on(tmp_path):
 
 
 def test_bad_settings_leave_no_folder(tmp_path):
-    with pytest.raises(ValueError, match="prompt|know|nearest"):
+    with pytest.raises(ValueError, match=r"prompt|know|nearest"):
         start(tmp_path, config(prompt="a corgi"))
     with pytest.raises(ValueError, match="no reward 'toybox-mini2'"):
         start(tmp_path, config(reward=("toybox-mini2",)))
@@ -407,13 +407,13 @@ def test_a_run_without_penalties_works(tmp_path):
 )
 def test_learning_rates_fall_geometrically_in_the_second_half(fraction, factor):
     options = LearningOptions(means=1, scales=2, quats=3, opacities=4, sh=20, decay_from=0.5, final=0.1)
-    found = optimise.rates(options, fraction)
+    found = rates(options, fraction)
     expected = {"means": 1, "scales": 2, "quats": 3, "opacities": 4, "sh0": 20, "shN": 1}
     assert found == pytest.approx({name: rate * factor for name, rate in expected.items()}, rel=1e-5)
 
 
 def test_rates_that_never_fall():
-    assert optimise.rates(LearningOptions(means=1, decay_from=1.0), 0.999)["means"] == 1
+    assert rates(LearningOptions(means=1, decay_from=1.0), 0.999)["means"] == 1
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 0.75])
@@ -457,7 +457,7 @@ def make_models(prior, prompt):
 
 
 def run_scene(given, models):
-    scene = optimise.new_scene(given, optimise.initial_splats(given), "cpu")
+    scene = new_scene(given, initial_splats(given), "cpu")
     while scene.step < given.steps:
         optimise.advance(given, models, scene)
         scene.step += 1
@@ -488,8 +488,10 @@ def test_splats_recover_the_object_of_an_analytic_prior():
         lr=LearningOptions(means=0.012),
     )
     unseen = turntable(6, size=16, elevation=22.0)
-    before = image_error(optimise.initial_splats(given), caption, unseen)
-    after = image_error(run_scene(given, make_models(GaussianPrior(mean, spread=0.1), caption)), caption, unseen)
+    before = image_error(initial_splats(given), caption, unseen)
+    after = image_error(
+        run_scene(given, make_models(GaussianPrior(mean, spread=0.1), caption)), caption, unseen
+    )
     print(f"root mean square error {before:.3f} -> {after:.3f}")
     assert after < 0.06
     assert after < 0.4 * before

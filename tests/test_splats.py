@@ -19,7 +19,7 @@ def ball(**options):
 
 
 def test_the_colour_constant_is_the_constant_harmonic():
-    assert splats.SH_C0 == pytest.approx(0.5 / math.sqrt(math.pi), rel=1e-15)
+    assert pytest.approx(0.5 / math.sqrt(math.pi), rel=1e-15) == splats.SH_C0
 
 
 @settings(deadline=None, max_examples=30)

@@ -12,10 +12,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # A module may import its own layer and those below; a package lends its layer to its modules.
 LAYERS = (
-    "__init__ atomic rng cameras splats prompts backgrounds snapshot config",
+    "__init__ atomic rng cameras splats prompts backgrounds memory snapshot config validation",
     "render priors rewards formats toybox",
     "scores preferences guidance densify regularise",
-    "optimise checkpoint runs evaluate video results",
+    "optimise scene checkpoint packing runs metrics evaluate video results",
     "cli commands doctor",
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}

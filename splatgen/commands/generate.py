@@ -14,6 +14,7 @@ from splatgen.commands import checks
 from splatgen.commands.parsing import Switch, parse
 from splatgen.commands.working import work
 from splatgen.config import Config
+from splatgen.validation import validate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ def read(argv: Sequence[str]) -> tuple[Generate, Config]:
         base = settings.merge(base, settings.read_file(options.config))
     if base != Config():
         options = parse(Generate, "generate", argv, default=Generate(settings=base), note=note)
-    return options, settings.validate(options.settings)
+    return options, validate(options.settings)
 
 
 def check(options: Generate, config: Config) -> Config:

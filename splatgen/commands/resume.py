@@ -17,6 +17,7 @@ from splatgen.commands.failures import USAGE, Failure
 from splatgen.commands.parsing import Switch, parse
 from splatgen.commands.working import work
 from splatgen.config import Config
+from splatgen.validation import validate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ def check(options: Resume) -> Config:
     config = settings.from_dict(settings.read_file(run.config_json))
     if options.steps is not None:
         config = dataclasses.replace(config, steps=options.steps)
-    settings.validate(config)
+    validate(config)
     if not any(run.checkpoints.glob("step-*")):
         raise Failure(USAGE, f"{run.folder} holds no checkpoint: start it anew with splatgen generate")
     checks.check_models(config)

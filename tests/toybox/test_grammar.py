@@ -106,7 +106,7 @@ def test_what_it_cannot_do_is_refused_with_the_words_and_a_way_out(prompt, unkno
 def test_hostile_text_is_read_or_refused(prompt):
     try:
         caption = parse(prompt)
-    except VocabularyError as error:
+    except VocabularyError as error:  # either way of answering is right; what it says is checked
         assert len(str(error)) < 1_000
         assert parse(error.nearest)
     else:
@@ -144,9 +144,7 @@ def test_held_out_pairs_are_held_out_wherever_they_occur():
 
 
 def test_the_other_captions_are_held_out_by_hash_but_for_singles():
-    rest = [
-        c for c in CAPTIONS if not any((i.color, i.shape) in grammar.HELD_OUT_PAIRS for i in c.items)
-    ]
+    rest = [c for c in CAPTIONS if not any((i.color, i.shape) in grammar.HELD_OUT_PAIRS for i in c.items)]
     singles = [c for c in rest if grammar.kind(c) == "single"]
     assert len(singles) == 36
     assert not any(map(grammar.held_out, singles))
@@ -158,7 +156,9 @@ def test_the_other_captions_are_held_out_by_hash_but_for_singles():
 def test_the_split_is_the_one_that_was_trained_with():
     found = [caption for caption in CAPTIONS if grammar.held_out(caption)]
     assert len(found) == 1016
-    by_hash = [str(c) for c in found if all((i.color, i.shape) not in grammar.HELD_OUT_PAIRS for i in c.items)]
+    by_hash = [
+        str(c) for c in found if all((i.color, i.shape) not in grammar.HELD_OUT_PAIRS for i in c.items)
+    ]
     assert by_hash[:3] == [
         "a red cube with a purple front",
         "a red cylinder with a purple front",

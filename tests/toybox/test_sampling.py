@@ -80,7 +80,9 @@ def respects(a, b):
         if x.front and y == replace(x, color=x.front, front=x.color):
             return 1
         return (x.color != y.color) + (x.shape != y.shape) + styles
-    return (relation != other) + sum(p != q for i, j in zip(first, second, strict=True) for p, q in zip(i, j, strict=True))
+    return (relation != other) + sum(
+        p != q for i, j in zip(first, second, strict=True) for p, q in zip(i, j, strict=True)
+    )
 
 
 def swapped(caption):

@@ -75,7 +75,9 @@ def test_normals_are_unit_face_the_ray_and_are_the_surfaces(shape):
     t, normal = world.INTERSECT[shape](o.float(), d.float())
     hit = t < world.FAR
     o, d, t, normal = o[hit], d[hit], t[hit].double(), normal[hit].double()
-    torch.testing.assert_close(normal.norm(dim=-1), torch.ones(len(t), dtype=torch.float64), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        normal.norm(dim=-1), torch.ones(len(t), dtype=torch.float64), atol=1e-5, rtol=0
+    )
     facing = (normal * d).sum(-1)
     assert facing.max() < 5e-2
     p = (o + t[:, None] * d).requires_grad_()
@@ -113,7 +115,7 @@ def test_rays_along_the_axes_meet_the_extent(shape, axis, sign):
         assert t == world.FAR or normal.isfinite().all()
 
 
-@pytest.mark.parametrize("distance", [1.5, 2.5, 6.0])
+@pytest.mark.parametrize("distance", [1.9, 2.5, 6.0])
 def test_the_silhouette_of_a_sphere_has_the_area_of_the_closed_form(distance):
     """The tangent cone cuts the image plane in a disc of radius f r / sqrt(D^2 - r^2)."""
     cameras = orbit(torch.tensor([0.0, 77.0]), torch.tensor([0.0, 40.0]), size=64, distance=distance)
@@ -196,7 +198,10 @@ def test_stacked_objects_touch_and_are_centred(first, second):
     low = top.center[1] - top.scale * world.HALF_HEIGHT[first]
     high = bottom.center[1] + bottom.scale * world.HALF_HEIGHT[second]
     assert low == pytest.approx(high)
-    ends = top.center[1] + top.scale * world.HALF_HEIGHT[first], bottom.center[1] - bottom.scale * world.HALF_HEIGHT[second]
+    ends = (
+        top.center[1] + top.scale * world.HALF_HEIGHT[first],
+        bottom.center[1] - bottom.scale * world.HALF_HEIGHT[second],
+    )
     assert ends[0] == pytest.approx(-ends[1])
     assert ends[0] < half_extent(2.5, 50)
     assert top.center[0] == bottom.center[0] == 0
