@@ -6,13 +6,13 @@ Shapes: V views, S image side.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
 from splatgen.cameras import Cameras, orbit
+from splatgen.prompts import view_word
 from splatgen.render import render
 from splatgen.rewards import Reward
 from splatgen.splats import Splats
@@ -23,6 +23,7 @@ from splatgen.toybox.world import ground_truth
 VIEWS = 8
 CHOICES = 6  # captions the judge chooses from: the true one and hard negatives
 BACKGROUND = 0.5  # grey
+VISIBLE = 1e-3  # mean squared difference of two pictures that can be told apart: 30 dB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +47,35 @@ def unseen_cameras(size: int) -> Cameras:
     return orbit(azimuth, elevation, size=size)
 
 
-def judge_views(judge: Reward, images: Tensor, caption: Caption, azimuth: Sequence[float]) -> float:
-    """Share of images [V, 3, S, S] for which the caption beats every hard negative of that view."""
+def telling_negatives(
+    caption: Caption, camera: Cameras, truth: Tensor, source: random.Random
+) -> list[Caption]:
+    """Hard negatives whose exact picture from this camera differs visibly from the caption's [1, 3, S, S].
+
+    From behind a front is not to be seen, from the side one object hides another: no judge could tell.
+    """
+    found: list[Caption] = []
+    for other in hard_negatives(caption, source, 3 * CHOICES, front_visible=True):
+        picture = ground_truth(other, camera, torch.full((3,), BACKGROUND), supersample=2).rgb
+        if float((picture - truth).square().mean()) > VISIBLE:
+            found.append(other)
+    return found[: CHOICES - 1]
+
+
+def judge_views(judge: Reward, images: Tensor, caption: Caption, cameras: Cameras, truth: Tensor) -> float:
+    """Share of images [V, 3, S, S] for which the caption beats every negative of that view.
+
+    The judge is told the view word, as a person who knows the front would be. truth [V, 3, S, S] are the
+    caption's exact pictures.
+    """
     right = 0
-    for n, image in enumerate(images):
-        visible = abs((azimuth[n] + 180.0) % 360.0 - 180.0) < 60.0
-        source = random.Random(f"judge/{caption}/{n}")
-        others = hard_negatives(caption, source, CHOICES - 1, front_visible=visible)
-        texts = [str(caption), *map(str, others)]
+    for n in range(len(images)):
+        view = cameras[n : n + 1]
+        word = view_word(float(view.azimuth), float(view.elevation))
+        others = telling_negatives(caption, view, truth[n : n + 1], random.Random(f"judge/{caption}/{n}"))
+        texts = [f"{text}, {word} view" for text in (caption, *others)]
         with torch.no_grad():
-            scores = judge(image[None].expand(len(texts), -1, -1, -1), texts)
+            scores = judge(images[n : n + 1].expand(len(texts), -1, -1, -1), texts)
         right += int(scores.argmax() == 0)
     return right / len(images)
 
@@ -81,11 +101,10 @@ def evaluate(splats: Splats, caption: Caption, judge: Reward, *, size: int = 64)
         seen = render(splats, cameras.to(splats.means.device), grey.to(splats.means.device))
     rgb, alpha = seen.rgb.clamp(0, 1).cpu(), seen.alpha.cpu()
     iou, psnr, color = compare(rgb, alpha, truth.rgb, truth.alpha)
-    azimuth = cameras.azimuth.tolist()
     return Quality(
         iou=iou,
         psnr=psnr,
         color_error=color,
-        judged_right=judge_views(judge, rgb, caption, azimuth),
-        judged_right_truth=judge_views(judge, truth.rgb, caption, azimuth),
+        judged_right=judge_views(judge, rgb, caption, cameras, truth.rgb),
+        judged_right_truth=judge_views(judge, truth.rgb, caption, cameras, truth.rgb),
     )

@@ -163,7 +163,7 @@ def test_prompt_and_negative_see_the_same_cameras_in_one_call():
         return pattern(cameras)
 
     prior = GaussianPrior(mean)
-    direction(prior, noise("x"), 0.5, PLAIN)
+    direction(prior, noise("x"), 0.5, options(scale=3.0))
     assert len(seen) == 1
     assert torch.equal(seen[0].azimuth, views().azimuth.repeat(2))
     assert torch.equal(seen[0].c2w, views().c2w.repeat(2, 1, 1))
@@ -207,12 +207,19 @@ def test_a_spread_distribution_gives_its_closed_form_on_average():
     assert error.std() == pytest.approx(1, abs=0.15)
 
 
-def test_nothing_is_differentiated_and_model_calls_are_counted():
+@pytest.mark.parametrize(("scale", "calls"), [(1.0, B), (0.0, 2 * B), (3.0, 2 * B)])
+def test_nothing_is_differentiated_and_model_calls_are_counted(scale, calls):
     prior, x = GaussianPrior(pattern), noise("x").requires_grad_()
-    found = direction(prior, x, 0.5, PLAIN)
+    found = direction(prior, x, 0.5, options(scale=scale))
     assert not found.value.requires_grad
-    assert found.model_calls == prior.calls == 2 * B
+    assert found.model_calls == prior.calls == calls
     assert found.x0.shape == (1, B, 3, SIDE, SIDE)
+
+
+def test_the_scale_is_continuous_at_1_where_the_negative_is_left_out():
+    prior, x = GaussianPrior(pattern, spread=0.3), noise("x")
+    beside = direction(prior, x, 0.5, options(scale=1 + 1e-12)).value
+    torch.testing.assert_close(direction(prior, x, 0.5, PLAIN).value, beside, rtol=0, atol=1e-10)
 
 
 def test_the_same_generator_gives_the_same_direction():

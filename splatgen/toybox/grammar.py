@@ -16,6 +16,7 @@ import hashlib
 import itertools
 import re
 from dataclasses import dataclass, replace
+from functools import cache
 
 COLORS: dict[str, tuple[float, float, float]] = {  # display RGB in 0..1, before shading
     "red": (0.85, 0.10, 0.10),
@@ -214,6 +215,7 @@ def kind(caption: Caption) -> str:
     return "front" if caption.first.front else "pattern" if caption.first.pattern else "single"
 
 
+@cache
 def held_out(caption: Caption) -> bool:
     """Whether training never shows this caption: a held-out pair, or its text's hash says so."""
     if any((i.color, i.shape) in HELD_OUT_PAIRS for i in caption.items):

@@ -44,12 +44,20 @@ def with_view(text: str, word: str | None) -> str:
 
 
 def hard_negatives(
-    caption: Caption, source: random.Random, count: int, *, front_visible: bool
+    caption: Caption,
+    source: random.Random,
+    count: int,
+    *,
+    front_visible: bool,
+    order_visible: bool = True,
+    unseen: bool = True,
 ) -> list[Caption]:
     """Captions that differ from this one in a single respect, all different and none of them it.
 
     One attribute is wrong (colour, shape, pattern, front), two are swapped, or an object is missing
-    or too many. `front_visible` says whether the picture can tell a front from none.
+    or too many. `front_visible` says whether the picture can tell a front from none, `order_visible`
+    whether it can tell which of two objects side by side is the left one. With unseen=False held-out
+    captions are left out: training must not learn them as answers that are always wrong.
     """
     found: dict[Caption, None] = {}
     makers = [_recolor, _reshape, _swap, _more_or_less]
@@ -61,9 +69,11 @@ def hard_negatives(
         other = source.choice(makers)(caption, source)
         if other is None or other == caption or not supported(other):
             continue
+        if not unseen and held_out(other):
+            continue
         if not front_visible and _without_front(other) == _without_front(caption):
             continue
-        if _looks_alike(other, caption):
+        if _looks_alike(other, caption) or (not order_visible and _mirrors(other, caption)):
             continue
         found[other] = None
     raise RuntimeError(f"could not find {count} hard negatives for {caption}")
@@ -81,6 +91,11 @@ def _looks_alike(a: Caption, b: Caption) -> bool:
         and (x.pattern, x.shape) == (y.pattern, y.shape)
         and {x.color, x.color2} == {y.color, y.color2}
     )
+
+
+def _mirrors(a: Caption, b: Caption) -> bool:
+    """The same two objects side by side in the other order."""
+    return a.relation == b.relation == "next to" and (a.first, a.second) == (b.second, b.first)
 
 
 def _change(caption: Caption, source: random.Random, **change: str) -> Caption:

@@ -65,7 +65,7 @@ RECIPES: dict[str, Recipe] = {
     "prior": Recipe(net=PriorConfig(), seed=1, steps=20_000),
     "reward": Recipe(net=RewardConfig(), seed=2, steps=3_000, batch=64),
     "judge": Recipe(
-        net=RewardConfig(channels=(40, 96, 192), embed=128, text_width=128), seed=3, steps=3_000, batch=64
+        net=RewardConfig(channels=(40, 96, 192), embed=128, text_width=128), seed=3, steps=4_000, batch=64
     ),
     "mini-prior": Recipe(
         net=PriorConfig(size=16, channels=(24, 32), text_width=32, text_layers=1, heads=2),
@@ -149,7 +149,14 @@ def reward_loss(net: RewardNet, recipe: Recipe, step: int, device: torch.device)
         word = view_word(azimuth, float(cameras.elevation[n])) if source.random() < 0.5 else None
         visible = abs((azimuth + 180.0) % 360.0 - 180.0) < 60.0
         positive.append(with_view(str(caption), word))
-        others = hard_negatives(caption, source, k - (word is not None), front_visible=visible)
+        others = hard_negatives(
+            caption,
+            source,
+            k - (word is not None),
+            front_visible=visible,
+            order_visible=word in ("front", "back"),  # from a side, and without a word, left may be right
+            unseen=False,
+        )
         negative += [with_view(str(other), word) for other in others]
         if word is not None:
             wrong = source.choice([w for w in VIEW_WORDS if w != word])
