@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ import torch
 
 from splatgen.config import Config, from_dict
 from splatgen.guidance import inject
+from splatgen.machine import machine_name
 from splatgen.optimise import (
     Models,
     Scene,
@@ -78,7 +78,7 @@ def main() -> None:
     found = measure(config, args.steps)
     print(f"step {found['step_ms']} ms, bare {found['bare_ms']} ms, ratio {found['ratio']}")
     if args.out:
-        machine = {"machine": platform.processor() or platform.machine(), "threads": 1}
+        machine = {"machine": machine_name(), "threads": 1}
         report = {"date": datetime.now(UTC).strftime("%Y%m%d"), **machine, "steps": args.steps, **found}
         args.out.write_text(json.dumps(report, indent=1) + "\n")
 

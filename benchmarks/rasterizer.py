@@ -19,7 +19,6 @@ import json
 import math
 import os
 import platform
-import re
 import shutil
 import statistics
 import sys
@@ -38,6 +37,7 @@ from torch import Tensor
 
 import splatgen
 from splatgen import cameras as cams
+from splatgen.machine import machine_name
 from splatgen.render import _composite, _functions, _torch, cpu
 
 FLOP_PER_PAIR = 128
@@ -229,13 +229,6 @@ def run_scene(
     return row | {"floor_ms": round(floor, 3), "methods": results}
 
 
-def machine() -> str:
-    """The processor's name."""
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
 def show(row: dict[str, Any]) -> None:
     title = f"{row['splats']} splats, {row['pixels']} px, {row['cameras']} cameras"
     print(f"{title}: {row['blended_pairs']} blended pairs, floor {row['floor_ms']} ms")
@@ -266,7 +259,7 @@ def main() -> None:
     result = {
         "benchmark": "rasterizer",
         "date": now.isoformat(timespec="seconds"),
-        "machine": machine(),
+        "machine": machine_name(),
         "cores": os.cpu_count(),
         "threads": args.threads,
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import platform
 import random
 import tempfile
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from splatgen.config import Config, from_dict, to_dict
+from splatgen.machine import machine_name
 from splatgen.toybox.grammar import Caption, kind, parse
 from splatgen.toybox.sampling import captions_by_kind
 
@@ -179,7 +179,7 @@ def main() -> None:
     if args.out:
         report = {
             "date": date,
-            "machine": platform.processor() or platform.machine(),
+            "machine": machine_name(),
             "settings": args.set,
             "config": to_dict(Config()),
             "rows": sorted(rows, key=lambda r: (r["ceiling"], r["caption"], r["seed"])),

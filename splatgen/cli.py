@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exception(error)
         code, message = expected
         print(f"splatgen: error: {one_line(message)}", file=sys.stderr)
+        for note in getattr(error, "__notes__", ()):  # a run that failed says where it is
+            print(f"splatgen: {one_line(note)}", file=sys.stderr)
         return code
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from splatgen import atomic, runs
+from splatgen import __version__, atomic, runs
 from splatgen.backgrounds import backgrounds
 from splatgen.cameras import Cameras, sample_orbit
 from splatgen.config import Config, from_dict, read_file, to_dict
@@ -258,9 +258,10 @@ def _record(
 def _check_progress(scene: Scene, seen: dict[str, Any], run: Run) -> None:
     scene.failures = scene.failures + 1 if float(seen["failed"]) else 0
     if scene.failures >= PATIENCE:
+        save_scene(run.checkpoints, scene)  # skipped steps left the splats as they were
         raise Diverged(
             f"no finite gradient in {PATIENCE} recorded steps up to step {scene.step}: lower --lr.means or "
-            f"--guidance.scale; the last good state is in {run.checkpoints}"
+            f"--guidance.scale; the last good splats are in {run.checkpoints}"
         )
 
 
@@ -284,8 +285,8 @@ def generate(
         seed=config.seed,
         device=device_name(device),
         models={
-            f"prior/{config.prior}": "embedded",
-            **{f"reward/{name}": "embedded" for name in config.reward},
+            f"prior/{config.prior}": f"splatgen {__version__}",
+            **{f"reward/{name}": f"splatgen {__version__}" for name in config.reward},
         },
     )
     return _finish(
@@ -337,6 +338,7 @@ def _finish(
         runs.update(
             run, status=_status(error), error=f"{type(error).__name__}: {error}"[:500], steps=scene.step
         )
+        error.add_note(f"the run is in {run.folder}")
         raise
     runs.update(run, status=status, steps=scene.step, splats=len(scene.params["means"]), rewards=rewards)
     return Result(run=run, status=status, step=scene.step)

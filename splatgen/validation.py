@@ -86,7 +86,8 @@ def validate(config: Config) -> Config:
     _check_views(config.views)
     _check_splats(config.splats, config.densify)
     for name, rate in asdict(config.lr).items():
-        _check(0 <= rate <= 1000, f"lr.{name}", rate, "give 0 to 1000")
+        limit = 1 if name in ("decay_from", "final") else 1000
+        _check(0 <= rate <= limit, f"lr.{name}", rate, f"give 0 to {limit}")
     r = config.regularise
     for name, value in asdict(r).items():
         _check(value >= 0, f"regularise.{name}", value, "give 0 or more")

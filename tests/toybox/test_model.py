@@ -17,8 +17,8 @@ from splatgen.rewards.toybox import ToyboxReward
 from splatgen.rng import rng
 from splatgen.toybox import model, weights_folder
 from splatgen.toybox.grammar import all_captions, parse
+from splatgen.toybox.recipes import RECIPES
 from splatgen.toybox.sampling import with_view
-from splatgen.toybox.train import RECIPES
 from splatgen.toybox.world import ground_truth
 
 SMALL = model.PriorConfig(size=16, channels=(8, 16), text_width=16, text_layers=1, heads=2)

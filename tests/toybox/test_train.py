@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from splatgen.toybox import model, train
-from splatgen.toybox.train import RECIPES, Trainer
+from splatgen.toybox import losses, model, train
+from splatgen.toybox.recipes import RECIPES
+from splatgen.toybox.train import Trainer
 
 CPU = torch.device("cpu")
 STEPS = 6
@@ -104,7 +105,7 @@ def test_degraded_pictures_stay_pictures():
     images = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     for seed in range(4):
         generator = torch.Generator().manual_seed(seed)
-        found = train.degrade(images, random.Random(seed), generator)
+        found = losses.degrade(images, random.Random(seed), generator)
         assert found.shape == images.shape
         assert found.min() >= 0
         assert found.max() <= 1
