@@ -34,19 +34,19 @@ class PriorOptions:
 class GuidanceOptions:
     """Classifier-free guidance, times and weights."""
 
-    scale: float = 2.0
+    scale: float = 1.5
     """Guidance scale w in e_n + w (e_y - e_n); 1 is the plain conditional prediction."""
     rescale: float = 0.0
     """Pull the estimate's spread back toward the conditional one's, 0 to 1 (Lin et al. 2023)."""
     clamp: bool = True
     """Clamp the one-step estimate to the image range (pixel priors only)."""
-    t_min: float = 0.02
+    t_min: float = 0.1
     """Smallest diffusion time."""
     t_max: tuple[float, float] = (0.98, 0.50)
     """Largest diffusion time at the start and at the end of the annealing."""
     anneal: tuple[float, float] = (0.0, 0.8)
     """Fractions of the run between which the largest time falls."""
-    weighting: Literal["sds", "uniform", "sigma", "fantasia3d"] = "sds"
+    weighting: Literal["sds", "uniform", "sigma", "fantasia3d"] = "uniform"
     """w(t): sigma^2 (sds), 1, sigma/alpha, or alpha sigma^2."""
 
 
