@@ -26,7 +26,7 @@ from splatgen.toybox.grammar import Caption, kind, parse
 from splatgen.toybox.sampling import captions_by_kind
 
 SHARES = {"single": 4, "front": 4, "pattern": 4, "stacked": 7, "beside": 5}  # of 24
-MEASURES = ("iou", "psnr", "color_error", "judged_right", "judged_right_truth")
+MEASURES = ("iou", "psnr", "color_error", "nearest_right", "judged_right", "judged_right_truth")
 
 
 def held_out_captions(count: int) -> list[Caption]:
@@ -69,26 +69,35 @@ def fit_truth(config: Config, caption: Caption) -> Any:
     return scene.splats.detach()
 
 
-def measure(task: tuple[str, dict[str, Any], bool]) -> dict[str, Any]:
+Task = tuple[str, dict[str, Any], bool, Path | None]  # caption, settings, ceiling, where to keep the splats
+
+
+def measure(task: Task) -> dict[str, Any]:
     """One caption and seed in this process: generate (or fit), evaluate."""
     import torch
 
-    from splatgen import optimise
+    from splatgen import formats, optimise
     from splatgen.evaluate import evaluate
-    from splatgen.formats import load
     from splatgen.rewards.toybox import load_judge
 
     torch.set_num_threads(1)
-    text, settings, ceiling = task
+    text, settings, ceiling, folder = task
     config = from_dict({**settings, "prompt": text})
     caption = parse(text)
     begin, cpu = time.perf_counter(), time.process_time()
-    if ceiling:
+    kept = (
+        folder / f"{text.replace(' ', '-')}-{'ceiling' if ceiling else config.seed}.ply" if folder else None
+    )
+    if kept and kept.is_file():
+        splats = formats.load(kept)
+    elif ceiling:
         splats = fit_truth(config, caption)
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            result = optimise.generate(config, out=Path(folder), command=["benchmarks/toybox_quality.py"])
-            splats = load(result.run.splats_ply)
+        with tempfile.TemporaryDirectory() as out:
+            made = optimise.generate(config, out=Path(out), command=["benchmarks/toybox_quality.py"])
+            splats = formats.load(made.run.splats_ply)
+    if kept and not kept.is_file():
+        formats.save(splats, kept)
     seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
     quality = evaluate(splats, caption, load_judge("cpu"))
     return {
@@ -103,7 +112,7 @@ def measure(task: tuple[str, dict[str, Any], bool]) -> dict[str, Any]:
     }
 
 
-def tasks(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any], bool]]:
+def tasks(args: argparse.Namespace) -> Iterator[Task]:
     settings: dict[str, Any] = {"output": {"frames": 0, "size": 16, "checkpoint_seconds": 0.0}}
     for item in args.set:
         name, value = item.split("=", 1)
@@ -114,16 +123,16 @@ def tasks(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any], bool]
         table[leaf] = json.loads(value)
     for caption in held_out_captions(args.captions):
         for seed in range(args.seeds):
-            yield str(caption), {**settings, "seed": seed}, False
+            yield str(caption), {**settings, "seed": seed}, False, args.keep
         if args.ceiling:
-            yield str(caption), settings, True
+            yield str(caption), settings, True, args.keep
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Means by kind and overall, as Markdown."""
     lines = [
-        "| kind | n | IoU | PSNR dB | colour error | judged right | truth judged right |",
-        "|---|---|---|---|---|---|---|",
+        "| kind | n | IoU | PSNR dB | colour error | nearest right | judged right | truth judged right |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for ceiling in (False, True):
         for name in (*SHARES, "all"):
@@ -148,6 +157,7 @@ def main() -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=JSON", help="a setting, e.g. guidance.scale=1.5"
     )
+    parser.add_argument("--keep", type=Path, help="keep splats here; judge again what is here")
     parser.add_argument("--rows", type=Path, help="where finished rows are kept, to continue from")
     parser.add_argument(
         "--out", type=Path, help="result JSON (default benchmarks/results/toybox-quality-DATE.json)"
@@ -163,6 +173,8 @@ def main() -> None:
         else []
     )
     done = {(r["caption"], r["seed"], r["ceiling"]) for r in rows}
+    if args.keep:
+        args.keep.mkdir(parents=True, exist_ok=True)
     todo = [t for t in tasks(args) if (t[0], t[1].get("seed", 0), t[2]) not in done]
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
         for row in pool.imap_unordered(measure, todo):

@@ -33,6 +33,7 @@ class Quality:
     iou: float  # of silhouettes, alpha above one half
     psnr: float  # dB, of the whole picture on grey
     color_error: float  # mean absolute RGB difference (0..1) where both silhouettes are
+    nearest_right: float  # share of views nearer to the caption's exact picture than to any negative's
     judged_right: float  # share of views in which the judge picks the caption among CHOICES
     judged_right_truth: float  # the same for the exact pictures: what a perfect object would get
 
@@ -47,37 +48,53 @@ def unseen_cameras(size: int) -> Cameras:
     return orbit(azimuth, elevation, size=size)
 
 
-def telling_negatives(
-    caption: Caption, camera: Cameras, truth: Tensor, source: random.Random
-) -> list[Caption]:
-    """Hard negatives whose exact picture from this camera differs visibly from the caption's [1, 3, S, S].
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What a judge is asked of one view: which of these captions is it? The first is right."""
+
+    texts: tuple[str, ...]  # with the view word, as a person who knows the front would be told
+    pictures: Tensor  # [K, 3, S, S] the captions' exact pictures from this view
+
+
+def ask(caption: Caption, camera: Cameras, source: random.Random) -> Question:
+    """The caption and CHOICES - 1 hard negatives whose exact pictures differ visibly from its own.
 
     From behind a front is not to be seen, from the side one object hides another: no judge could tell.
     """
-    found: list[Caption] = []
+    grey = torch.full((3,), BACKGROUND)
+    captions, pictures = [caption], [ground_truth(caption, camera, grey).rgb]
     for other in hard_negatives(caption, source, 3 * CHOICES, front_visible=True):
-        picture = ground_truth(other, camera, torch.full((3,), BACKGROUND), supersample=2).rgb
-        if float((picture - truth).square().mean()) > VISIBLE:
-            found.append(other)
-    return found[: CHOICES - 1]
+        picture = ground_truth(other, camera, grey).rgb
+        if len(captions) < CHOICES and float((picture - pictures[0]).square().mean()) > VISIBLE:
+            captions.append(other)
+            pictures.append(picture)
+    word = view_word(float(camera.azimuth), float(camera.elevation))
+    return Question(texts=tuple(f"{c}, {word} view" for c in captions), pictures=torch.cat(pictures))
 
 
-def judge_views(judge: Reward, images: Tensor, caption: Caption, cameras: Cameras, truth: Tensor) -> float:
-    """Share of images [V, 3, S, S] for which the caption beats every negative of that view.
+def questions(caption: Caption, cameras: Cameras) -> list[Question]:
+    """One for each view, the same in every evaluation of a caption."""
+    return [
+        ask(caption, cameras[n : n + 1], random.Random(f"judge/{caption}/{n}")) for n in range(len(cameras))
+    ]
 
-    The judge is told the view word, as a person who knows the front would be. truth [V, 3, S, S] are the
-    caption's exact pictures.
-    """
+
+def judged_right(judge: Reward, images: Tensor, asked: list[Question]) -> float:
+    """Share of images [V, 3, S, S] for which the judge prefers the right caption."""
     right = 0
-    for n in range(len(images)):
-        view = cameras[n : n + 1]
-        word = view_word(float(view.azimuth), float(view.elevation))
-        others = telling_negatives(caption, view, truth[n : n + 1], random.Random(f"judge/{caption}/{n}"))
-        texts = [f"{text}, {word} view" for text in (caption, *others)]
+    for image, question in zip(images, asked, strict=True):
         with torch.no_grad():
-            scores = judge(images[n : n + 1].expand(len(texts), -1, -1, -1), texts)
+            scores = judge(image.expand(len(question.texts), -1, -1, -1), question.texts)
         right += int(scores.argmax() == 0)
     return right / len(images)
+
+
+def nearest_right(images: Tensor, asked: list[Question]) -> float:
+    """Share of images [V, 3, S, S] that are nearer to the right exact picture than to any other."""
+    nearest = [
+        int((q.pictures - i).square().mean((1, 2, 3)).argmin()) for i, q in zip(images, asked, strict=True)
+    ]
+    return nearest.count(0) / len(nearest)
 
 
 def compare(rgb: Tensor, alpha: Tensor, truth_rgb: Tensor, truth_alpha: Tensor) -> tuple[float, float, float]:
@@ -101,10 +118,12 @@ def evaluate(splats: Splats, caption: Caption, judge: Reward, *, size: int = 64)
         seen = render(splats, cameras.to(splats.means.device), grey.to(splats.means.device))
     rgb, alpha = seen.rgb.clamp(0, 1).cpu(), seen.alpha.cpu()
     iou, psnr, color = compare(rgb, alpha, truth.rgb, truth.alpha)
+    asked = questions(caption, cameras)
     return Quality(
         iou=iou,
         psnr=psnr,
         color_error=color,
-        judged_right=judge_views(judge, rgb, caption, cameras, truth.rgb),
-        judged_right_truth=judge_views(judge, truth.rgb, caption, cameras, truth.rgb),
+        nearest_right=nearest_right(rgb, asked),
+        judged_right=judged_right(judge, rgb, asked),
+        judged_right_truth=judged_right(judge, truth.rgb, asked),
     )

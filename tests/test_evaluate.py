@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from splatgen.cameras import orbit
-from splatgen.evaluate import compare, evaluate, judge_views, telling_negatives, unseen_cameras
+from splatgen.evaluate import ask, compare, evaluate, judged_right, nearest_right, questions, unseen_cameras
 from splatgen.memory import is_out_of_memory
 from splatgen.priors import PRIORS
 from splatgen.rewards import REWARDS
@@ -64,38 +64,29 @@ def test_surface_splats_are_nearly_the_truth():
     caption = parse("a red cube on top of a blue sphere")
     camera = orbit(torch.tensor([30.0]), torch.tensor([20.0]), size=64)
     found = evaluate(surface_splats(caption), caption, Oracle(camera), size=192)
-    assert found.iou > 0.93  # the rasterizer's blur of half a pixel swells an opaque shell
+    assert found.iou > 0.9  # the rasterizer's blur of half a pixel swells an opaque shell
     assert found.psnr > 23
-    assert found.color_error < 0.03
+    assert found.color_error < 0.02
 
 
 def test_an_oracle_judges_the_truth_right_and_a_wrong_object_wrong():
-    caption, other = parse("a red cube"), parse("a red sphere")
+    caption = parse("a red cube")
     camera = orbit(torch.tensor([30.0]), torch.tensor([20.0]), size=32)
-    truth = ground_truth(caption, camera, GREY).rgb
-    assert judge_views(Oracle(camera), truth, caption, camera, truth) == 1.0
-    wrong = ground_truth(other, camera, GREY).rgb
-    source = random.Random(f"judge/{caption}/0")
-    if other in telling_negatives(caption, camera, truth, source):
-        assert judge_views(Oracle(camera), wrong, caption, camera, truth) == 0.0
+    asked = questions(caption, camera)
+    assert asked[0].texts[0] == "a red cube, front view"
+    assert len(asked[0].texts) == len(asked[0].pictures) == 6
+    for n, picture in enumerate(asked[0].pictures):
+        assert nearest_right(picture[None], asked) == float(n == 0)
+        assert judged_right(Oracle(camera), picture[None], asked) == float(n == 0)
 
 
 @pytest.mark.parametrize("azimuth", [0.0, 180.0])
 def test_a_front_is_no_question_from_behind(azimuth):
     caption = parse("a green cylinder with a red front")
     camera = orbit(torch.tensor([azimuth]), torch.tensor([10.0]), size=64)
-    truth = ground_truth(caption, camera, GREY).rgb
-    asked = [telling_negatives(caption, camera, truth, random.Random(n)) for n in range(20)]
-    other_fronts = [
-        c
-        for found in asked
-        for c in found
-        if c.first.shape == "cylinder"
-        and c.first.color == "green"
-        and c.first.pattern is None
-        and not c.second
-    ]
-    assert bool(other_fronts) == (azimuth == 0.0)
+    texts = {t.rsplit(",", 1)[0] for n in range(20) for t in ask(caption, camera, random.Random(n)).texts[1:]}
+    greens = {t for t in texts if t.startswith("a green cylinder") and " next " not in t and " on " not in t}
+    assert bool(greens) == (azimuth == 0.0)  # without the front, or with another
 
 
 def test_order_is_no_question_from_the_side():
