@@ -45,6 +45,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         self.prior = isinstance(recipe.net, PriorConfig)
         self.recipe, self.device, self.step, self.seconds = recipe, device, 0, 0.0
+        self.stages = [(0, recipe.steps)]  # (first step, `--steps` from there on): what made the schedule
         self.net: nn.Module = (PriorNet if self.prior else RewardNet)(recipe.net).to(device)  # type: ignore[arg-type]
         self.names = dict(self.net.named_parameters())
         self.average = {name: p.detach().clone() for name, p in self.names.items()}
@@ -81,7 +82,8 @@ class Trainer:
             tensors[f"net.{name}"] = p.detach()
             for key in ("exp_avg", "exp_avg_sq", "step"):
                 tensors[f"{key}.{name}"] = moments[p][key]
-        meta = {"step": str(self.step), "seconds": str(self.seconds)}
+        stages = json.dumps(self.stages)
+        meta = {"step": str(self.step), "seconds": str(self.seconds), "stages": stages}
         save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "next.safetensors", metadata=meta)
         (folder / "next.safetensors").replace(folder / "state.safetensors")
 
@@ -101,6 +103,10 @@ class Trainer:
                     tensors[f"step.{name}"].cpu() if self.device.type == "cpu" else tensors[f"step.{name}"]
                 )
         self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
+        if "stages" in meta:
+            self.stages = [(first, steps) for first, steps in json.loads(meta["stages"])]
+        if self.stages[-1][1] != self.recipe.steps:
+            self.stages.append((self.step, self.recipe.steps))
 
     def export(self, folder: Path, name: str) -> None:
         """Write the averaged weights as fp16 safetensors, and the card."""
@@ -118,6 +124,7 @@ class Trainer:
             "data": "splatgen.toybox.world, rendered on the fly, without grammar.held_out captions",
             "images": self.step * self.recipe.batch,
             "steps": self.step,
+            "stages": self.stages,
             "training_seconds": round(self.seconds),
             "held_out": held_out_figures(net.eval(), self.recipe, self.device),
             "machine": machine_name(),

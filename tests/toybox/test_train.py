@@ -77,7 +77,10 @@ def test_a_finished_training_goes_on_when_given_more_steps(tmp_path):
     for steps in (1, 2):
         given = replace(recipe("mini-reward"), steps=steps)
         train.train("mini-reward", given, work=tmp_path, out=tmp_path, device=CPU)
-        assert json.loads((tmp_path / "mini-reward.json").read_text())["steps"] == steps
+        card = json.loads((tmp_path / "mini-reward.json").read_text())
+        assert card["steps"] == steps
+    assert card["stages"] == [[0, 1], [1, 2]]
+    assert set(card["held_out"]) == {"ranked_first_unseen", "ranked_first_seen"}
 
 
 @pytest.mark.parametrize(
