@@ -16,7 +16,7 @@ demo: setup
 	$(BIN)/splatgen generate "a blue sphere on top of a green cylinder"
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 
 lint: setup
 	$(BIN)/ruff check splatgen viewer configs tests benchmarks

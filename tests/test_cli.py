@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -597,13 +598,19 @@ def test_force_makes_the_nearest_prompt_and_says_so(cli: Cli, tmp_path: Path) ->
 
 
 @needs_weights
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space through /proc")
 def test_a_run_that_blows_up_is_four_and_too_large_a_one_is_five(cli: Cli, tmp_path: Path) -> None:
     wild = ["--steps", "60", "--guidance.scale", "1e38", "--guidance.no-clamp"]
     done = cli("generate", "a red cube", *MINI, *TINY, *wild, "--out", tmp_path)
     assert (done.code, done.out) == (4, ""), done.err
-    many = str(10**13)  # 120 TB of centres: no machine overcommits that
-    huge = ["--splats.count", many, "--densify.max-splats", many]
-    done = cli("generate", "a red cube", *MINI, *TINY, *huge, "--out", tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 300 * 2**20, hard))
+    try:
+        huge = ["--splats.count", "10000000", "--densify.max-splats", "10000000"]  # 560 MB of parameters
+        done = cli("generate", "a red cube", *MINI, *TINY, *huge, "--out", tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     assert (done.code, done.out) == (5, ""), done.err
     assert "--densify.max-splats" in done.err
 
