@@ -60,15 +60,17 @@ def ask(caption: Caption, camera: Cameras, source: random.Random) -> Question:
     """The caption and CHOICES - 1 hard negatives whose exact pictures differ visibly from its own.
 
     From behind a front is not to be seen, from the side one object hides another: no judge could tell.
+    Nor could one that is told "side view", but not which side, tell the left object from the right.
     """
+    word = view_word(float(camera.azimuth), float(camera.elevation))
     grey = torch.full((3,), BACKGROUND)
     captions, pictures = [caption], [ground_truth(caption, camera, grey).rgb]
-    for other in hard_negatives(caption, source, 3 * CHOICES, front_visible=True):
+    ordered = word in ("front", "back")
+    for other in hard_negatives(caption, source, 3 * CHOICES, front_visible=True, order_visible=ordered):
         picture = ground_truth(other, camera, grey).rgb
         if len(captions) < CHOICES and float((picture - pictures[0]).square().mean()) > VISIBLE:
             captions.append(other)
             pictures.append(picture)
-    word = view_word(float(camera.azimuth), float(camera.elevation))
     return Question(texts=tuple(f"{c}, {word} view" for c in captions), pictures=torch.cat(pictures))
 
 

@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("name", choices=list(RECIPES))
     parser.add_argument("--steps", type=int, help="total steps, resumed ones included")
     parser.add_argument(
-        "--work", type=Path, default=Path("work/toybox"), help="checkpoints (default %(default)s)"
+        "--work", type=Path, default=Path("training/toybox"), help="checkpoints (default %(default)s)"
     )
     parser.add_argument(
         "--out", type=Path, default=weights_folder(), help="finished weights (default: the package)"
