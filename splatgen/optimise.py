@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,6 +79,20 @@ class Models:
     negative: Conditioning  # one row
 
 
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a step leaves for the metrics; tensors, so that CUDA is waited for only when they are read."""
+
+    loss: Tensor  # [] mean square of G
+    failed: Tensor  # [] 1 when the step was skipped
+    t_max: float
+    splats: int
+    model_calls: int  # images through the denoiser
+    ms: dict[str, float]  # milliseconds by stage
+    picture: Tensor  # [B, 3, H, W]
+    cameras: Cameras
+
+
 def pick_device(name: str) -> str:
     """auto, cpu or cuda to a torch device; RuntimeError when CUDA is asked for and missing."""
     if name == "cuda" and not torch.cuda.is_available():
@@ -128,8 +141,8 @@ def look(config: Config, scene: Scene, fraction: float) -> tuple[Render, Cameras
     return render(scene.splats, cameras, back.to(cameras.K)), cameras
 
 
-def advance(config: Config, models: Models, scene: Scene) -> dict[str, Any]:
-    """One step of the optimisation. Returns what the metrics record."""
+def advance(config: Config, models: Models, scene: Scene) -> Seen:
+    """One step of the optimisation."""
     clock = [time.perf_counter()]
     fraction = scene.step / config.steps
     out, cameras = look(config, scene, fraction)
@@ -164,21 +177,21 @@ def advance(config: Config, models: Models, scene: Scene) -> dict[str, Any]:
 
     failed = update(config, scene)
     if scene.densifier.watches(scene.step):
-        seen = out.info["means2d"]
-        seen.grad = seen.grad.masked_fill(failed.bool(), 0.0)  # NaN would stay in the sums of a round
+        means2d = out.info["means2d"]
+        means2d.grad = means2d.grad.masked_fill(failed.bool(), 0.0)  # NaN would stay in the sums of a round
     scene.densifier.after(scene.params, scene.optimizers, out.info, scene.step)
     clock.append(time.perf_counter())
     stages = ("render", "model", "backward", "update")
-    return {
-        "loss": found.value.square().mean(),
-        "failed": failed,
-        "t_max": high,
-        "splats": len(scene.params["means"]),
-        "model_calls": found.model_calls,
-        "ms": {name: 1e3 * (b - a) for name, a, b in zip(stages, clock, clock[1:], strict=False)},
-        "picture": out.rgb.detach(),
-        "cameras": cameras,
-    }
+    return Seen(
+        loss=found.value.square().mean(),
+        failed=failed,
+        t_max=high,
+        splats=len(scene.params["means"]),
+        model_calls=found.model_calls,
+        ms={name: 1e3 * (b - a) for name, a, b in zip(stages, clock, clock[1:], strict=False)},
+        picture=out.rgb.detach(),
+        cameras=cameras,
+    )
 
 
 def score_rewards(config: Config, models: Models, picture: Tensor) -> dict[str, float]:
@@ -215,7 +228,7 @@ def run_loop(
             last = scene.step + 1 == config.steps
             scored = scene.step % config.output.reward_every == 0 or last
             if scored:
-                rewards = score_rewards(config, models, seen["picture"])
+                rewards = score_rewards(config, models, seen.picture)
             if scored or scene.step % config.output.log_every == 0:
                 _record(metrics, scene, seen, rewards if scored else {}, started)
                 _check_progress(scene, seen, run)
@@ -228,8 +241,8 @@ def run_loop(
                 Progress(
                     step=scene.step,
                     steps=config.steps,
-                    loss=float(seen["loss"]) if scored else float("nan"),
-                    splats=seen["splats"],
+                    loss=float(seen.loss) if scored else float("nan"),
+                    splats=seen.splats,
                     rewards=rewards,
                     seconds=now - begin,
                 )
@@ -238,25 +251,23 @@ def run_loop(
     return "done" if scene.step >= config.steps else "stopped"
 
 
-def _record(
-    metrics: Metrics, scene: Scene, seen: dict[str, Any], rewards: dict[str, float], started: float
-) -> None:
+def _record(metrics: Metrics, scene: Scene, seen: Seen, rewards: dict[str, float], started: float) -> None:
     row = {
         "step": scene.step,
-        "loss": float(seen["loss"]),
-        "t_max": seen["t_max"],
-        "splats/count": seen["splats"],
-        "guidance/model_calls": seen["model_calls"],
-        "skipped": float(seen["failed"]),
+        "loss": float(seen.loss),
+        "t_max": seen.t_max,
+        "splats/count": seen.splats,
+        "guidance/model_calls": seen.model_calls,
+        "skipped": float(seen.failed),
         **{f"reward/{name}": value for name, value in rewards.items()},
-        **{f"time/{name}_ms": round(value, 3) for name, value in seen["ms"].items()},
+        **{f"time/{name}_ms": round(value, 3) for name, value in seen.ms.items()},
         "time/step_ms": round(1e3 * (time.perf_counter() - started), 3),
     }
     metrics.write(row)
 
 
-def _check_progress(scene: Scene, seen: dict[str, Any], run: Run) -> None:
-    scene.failures = scene.failures + 1 if float(seen["failed"]) else 0
+def _check_progress(scene: Scene, seen: Seen, run: Run) -> None:
+    scene.failures = scene.failures + 1 if float(seen.failed) else 0
     if scene.failures >= PATIENCE:
         save_scene(run.checkpoints, scene)  # skipped steps left the splats as they were
         raise Diverged(

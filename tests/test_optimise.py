@@ -194,7 +194,7 @@ def test_methods_of_one_seed_see_the_same_cameras_and_times(change):
         for _ in range(3):
             found = optimise.advance(given, models, scene)
             scene.step += 1
-            seen.append((found["cameras"], found["t_max"]))
+            seen.append((found.cameras, found.t_max))
         return seen
 
     for (a, t_a), (b, t_b) in zip(watch(config()), watch(config(**change)), strict=True):
@@ -303,7 +303,7 @@ def test_a_broken_prediction_moves_nothing_and_is_counted(monkeypatch, bad, valu
         before = {name: (p.detach().clone(), state(name)) for name, p in scene.params.items()}
         seen = optimise.advance(given, models, scene)
         scene.step += 1
-        assert float(seen["failed"]) == (step == bad)
+        assert float(seen.failed) == (step == bad)
         for name, p in scene.params.items():
             old, moments = before[name]
             assert p.isfinite().all()
@@ -431,7 +431,7 @@ def test_schedules_are_fractions_of_the_run(fraction):
         scene.step = round(fraction * steps)
         seen = optimise.advance(given, models, scene)
         rate = {name: o.param_groups[0]["lr"] for name, o in scene.optimizers.items()}
-        found.append((seen["t_max"], seen["cameras"].width, rate))
+        found.append((seen.t_max, seen.cameras.width, rate))
     assert found[0] == found[1]
     assert found[0][1] == (8 if fraction < 0.5 else 16)
 
