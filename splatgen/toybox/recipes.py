@@ -26,7 +26,7 @@ RECIPES: dict[str, Recipe] = {
     "prior": Recipe(net=PriorConfig(), seed=1, steps=18_500),
     "reward": Recipe(net=RewardConfig(), seed=2, steps=2_400, batch=64),
     "judge": Recipe(
-        net=RewardConfig(channels=(40, 96, 192), embed=128, text_width=128), seed=3, steps=5_200, batch=64
+        net=RewardConfig(channels=(40, 96, 192), embed=128, text_width=128), seed=3, steps=7_000, batch=64
     ),
     "mini-prior": Recipe(
         net=PriorConfig(size=16, channels=(24, 32), text_width=32, text_layers=1, heads=2),
