@@ -49,22 +49,18 @@ def fit_truth(config: Config, caption: Caption) -> Any:
     """Splats optimised on exact pictures with the run's own cameras, rates and densification: the ceiling."""
     from splatgen.backgrounds import backgrounds
     from splatgen.guidance import inject
-    from splatgen.optimise import initial_splats, look, new_scene, update
-    from splatgen.regularise import penalty
+    from splatgen.optimise import descend, look
     from splatgen.rng import rng
+    from splatgen.scene import initial_splats, new_scene
     from splatgen.toybox.world import ground_truth
 
     scene = new_scene(config, initial_splats(config), "cpu")
     while scene.step < config.steps:
         out, cameras = look(config, scene, scene.step / config.steps)
-        if scene.densifier.watches(scene.step):
-            out.info["means2d"].retain_grad()
         back = backgrounds(config.views.background, rng(config.seed, scene.step, "background"), len(cameras))
         truth = ground_truth(caption, cameras, back, supersample=2).rgb
         inject(out.rgb, out.rgb.detach() - truth)
-        penalty(scene.params, config.regularise).backward()
-        update(config, scene)
-        scene.densifier.after(scene.params, scene.optimizers, out.info, scene.step)
+        descend(config, scene, out)
         scene.step += 1
     return scene.splats.detach()
 

@@ -82,7 +82,7 @@ def help_text() -> str:
 
 
 def unknown_verb(word: str) -> str:
-    from splatgen.commands.parsing import did_you_mean
+    from splatgen.hints import did_you_mean
 
     if word.startswith("-"):
         return f"no option {word[:60]!r} here: a verb comes first, one of {', '.join(VERBS)}"

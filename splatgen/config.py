@@ -19,6 +19,8 @@ from typing import Annotated, Any, Literal, Union
 
 from tyro.conf import Positional, arg
 
+from splatgen.hints import did_you_mean
+
 
 @dataclass(frozen=True, kw_only=True)
 class PriorOptions:
@@ -277,7 +279,5 @@ def read_preset(name: str) -> dict[str, Any]:
     """A preset's table by name; ConfigError with the nearest name when there is none."""
     known = presets()
     if name not in known:
-        close = difflib.get_close_matches(name, list(known), n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"
-        raise ConfigError(f"no preset {name[:60]!r}; {hint}")
+        raise ConfigError(f"no preset {name[:60]!r}; {did_you_mean(name, known)}")
     return read_file(known[name])

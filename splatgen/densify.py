@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from gsplat.strategy import DefaultStrategy
-from gsplat.strategy.ops import reset_opa
+from gsplat.strategy.ops import remove, reset_opa
 from torch import Tensor
 
 from splatgen.config import DensifyOptions
@@ -104,8 +104,6 @@ class Densifier:
         self.state["count"].zero_()
 
     def _prune(self, params: Params, optimizers: Optimizers) -> None:
-        from gsplat.strategy.ops import remove
-
         faint = params["opacities"].flatten().sigmoid() < self.options.prune_opacity
         large = params["scales"].exp().amax(dim=-1) > self.options.prune_scale
         gone = (faint | large).detach()

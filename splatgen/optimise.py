@@ -18,7 +18,7 @@ from torch import Tensor
 
 from splatgen import __version__, atomic, runs
 from splatgen.backgrounds import backgrounds
-from splatgen.cameras import Cameras, sample_orbit
+from splatgen.cameras import Cameras, sample_orbit, turntable
 from splatgen.config import Config, from_dict, read_file, to_dict
 from splatgen.guidance import gradient, inject, sample_times, time_range
 from splatgen.memory import is_out_of_memory
@@ -138,7 +138,23 @@ def look(config: Config, scene: Scene, fraction: float) -> tuple[Render, Cameras
         fov=v.fov,
     ).to(scene.params["means"].device)
     back = backgrounds(v.background, rng(config.seed, scene.step, "background"), v.count)
-    return render(scene.splats, cameras, back.to(cameras.K)), cameras
+    out = render(scene.splats, cameras, back.to(cameras.K))
+    if scene.densifier.watches(scene.step):
+        out.info["means2d"].retain_grad()
+    return out, cameras
+
+
+def descend(config: Config, scene: Scene, out: Render) -> Tensor:
+    """After the picture's gradient: penalties, Adam, densification. Returns 1 when the step was skipped."""
+    extra = penalty(scene.params, config.regularise)
+    if extra.requires_grad:  # all penalties may be off
+        extra.backward()  # type: ignore[no-untyped-call]
+    failed = update(config, scene)
+    if scene.densifier.watches(scene.step):
+        means2d = out.info["means2d"]
+        means2d.grad = means2d.grad.masked_fill(failed.bool(), 0.0)  # NaN would stay in the sums of a round
+    scene.densifier.after(scene.params, scene.optimizers, out.info, scene.step)
+    return failed
 
 
 def advance(config: Config, models: Models, scene: Scene) -> Seen:
@@ -146,8 +162,6 @@ def advance(config: Config, models: Models, scene: Scene) -> Seen:
     clock = [time.perf_counter()]
     fraction = scene.step / config.steps
     out, cameras = look(config, scene, fraction)
-    if scene.densifier.watches(scene.step):
-        out.info["means2d"].retain_grad()
     clock.append(time.perf_counter())
 
     x = models.prior.encode(out.rgb)
@@ -170,16 +184,9 @@ def advance(config: Config, models: Models, scene: Scene) -> Seen:
     clock.append(time.perf_counter())
 
     inject(x, found.value)
-    extra = penalty(scene.params, config.regularise)
-    if extra.requires_grad:  # all penalties may be off
-        extra.backward()  # type: ignore[no-untyped-call]
     clock.append(time.perf_counter())
 
-    failed = update(config, scene)
-    if scene.densifier.watches(scene.step):
-        means2d = out.info["means2d"]
-        means2d.grad = means2d.grad.masked_fill(failed.bool(), 0.0)  # NaN would stay in the sums of a round
-    scene.densifier.after(scene.params, scene.optimizers, out.info, scene.step)
+    failed = descend(config, scene, out)
     clock.append(time.perf_counter())
     stages = ("render", "model", "backward", "update")
     return Seen(
@@ -357,8 +364,6 @@ def _finish(
 
 def score_final(config: Config, models: Models, scene: Scene) -> dict[str, float]:
     """Rewards from eight fixed views on grey."""
-    from splatgen.cameras import turntable
-
     cameras = turntable(8, size=config.views.size[-1]).to(scene.params["means"].device)
     with torch.no_grad():
         picture = render(scene.splats, cameras, torch.full((3,), 0.5)).rgb

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # A module may import its own layer and those below; a package lends its layer to its modules.
 LAYERS = (
-    "__init__ atomic rng cameras splats prompts backgrounds memory machine snapshot config validation",
+    "__init__ atomic rng cameras splats prompts backgrounds memory machine hints snapshot config validation",
     "render priors rewards formats toybox",
     "scores preferences guidance densify regularise",
     "optimise scene checkpoint packing runs metrics evaluate video results",

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from splatgen import runs
 from splatgen.commands.failures import MISSING, USAGE, Failure
-from splatgen.commands.parsing import did_you_mean
 from splatgen.config import Config
+from splatgen.hints import did_you_mean
 from splatgen.priors import PRIORS
 from splatgen.rewards import REWARDS
 from splatgen.toybox import grammar, weights_folder

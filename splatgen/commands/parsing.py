@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, TypeVar
 
 import tyro
@@ -27,10 +26,3 @@ def parse(kind: type[T], verb: str, argv: Sequence[str], *, default: T | None = 
         description=f"{summary}\n\n{note}" if note else summary,
         default=tyro.MISSING_NONPROP if default is None else default,
     )
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The nearest known name as a question, else all of them."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(known)}"

@@ -6,10 +6,11 @@ Shapes: B images or latents, C x h x w the prior's own space.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, cast
+
+from splatgen.hints import did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,9 +54,7 @@ PRIORS = {  # name: "module:function", called with (PriorOptions, device)
 def resolve(table: dict[str, str], name: str, what: str) -> object:
     """The object a table names; ValueError with the nearest name when it names none."""
     if name not in table:
-        close = difflib.get_close_matches(name, list(table), n=1)
-        hint = f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(table)}"
-        raise ValueError(f"no {what} {name[:60]!r}; {hint}")
+        raise ValueError(f"no {what} {name[:60]!r}; {did_you_mean(name, table)}")
     module, attribute = table[name].split(":")
     return getattr(importlib.import_module(module), attribute)
 

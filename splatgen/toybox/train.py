@@ -31,6 +31,8 @@ from splatgen.toybox.recipes import RECIPES, Recipe
 
 log = logging.getLogger("splatgen.toybox")
 
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # AdamW's state of a parameter
+
 
 def learning_rate(step: int, recipe: Recipe) -> float:
     """Warm-up, plateau, linear decay over the last quarter."""
@@ -80,7 +82,7 @@ class Trainer:
         tensors = {f"average.{n}": p for n, p in self.average.items()}
         for name, p in self.names.items():
             tensors[f"net.{name}"] = p.detach()
-            for key in ("exp_avg", "exp_avg_sq", "step"):
+            for key in MOMENTS:
                 tensors[f"{key}.{name}"] = moments[p][key]
         stages = json.dumps(self.stages)
         meta = {"step": str(self.step), "seconds": str(self.seconds), "stages": stages}
@@ -98,10 +100,7 @@ class Trainer:
             for name, p in self.names.items():
                 p.copy_(tensors[f"net.{name}"])
                 self.average[name].copy_(tensors[f"average.{name}"])
-                self.optimizer.state[p] = {key: tensors[f"{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
-                self.optimizer.state[p]["step"] = (
-                    tensors[f"step.{name}"].cpu() if self.device.type == "cpu" else tensors[f"step.{name}"]
-                )
+                self.optimizer.state[p] = {key: tensors[f"{key}.{name}"] for key in MOMENTS}
         self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
         if "stages" in meta:
             self.stages = [(first, steps) for first, steps in json.loads(meta["stages"])]
