@@ -13,6 +13,9 @@ from splatgen.commands.failures import USAGE, describe, one_line
 
 VERBS = {  # name: (module, summary)
     "generate": ("splatgen.commands.generate", "make a 3D object out of a prompt"),
+    "edit": ("splatgen.commands.edit", "change an object by words: a red cube -> a blue cube"),
+    "image": ("splatgen.commands.image", "the same guidance on one image instead of an object"),
+    "compare": ("splatgen.commands.compare", "several methods on one prompt, paired"),
     "resume": ("splatgen.commands.resume", "continue a run that was stopped"),
     "render": ("splatgen.commands.render", "a turntable and a preview of a run or a .ply"),
     "export": ("splatgen.commands.export", "write splats for other programs"),

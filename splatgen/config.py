@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, Suppress, arg
 
 from splatgen.hints import did_you_mean
 
@@ -42,14 +42,165 @@ class GuidanceOptions:
     """Pull the estimate's spread back toward the conditional one's, 0 to 1 (Lin et al. 2023)."""
     clamp: bool = True
     """Clamp the one-step estimate to the image range (pixel priors only)."""
+    view_prompts: Literal["words", "blend", "none"] = "words"
+    """How a view is told: front, side, back or overhead; a blend of neighbours by angle; or not at all."""
+    perp_neg: bool = False
+    """Steer away from neighbouring views, perpendicular to the prompt (Perp-Neg); takes blended views."""
+    times: Literal["auto", "random", "annealed"] = "auto"
+    """Stratified random times, or one for all views that falls from the first t_max to t_min over the run;
+    auto is annealed for sdi, else random."""
     t_min: float = 0.1
     """Smallest diffusion time."""
+    t_min_start: Annotated[float | None, arg(metavar="T", help_behavior_hint="")] = None
+    """Smallest time at the start of the annealing, to fall to t_min; by default t_min all along."""
     t_max: tuple[float, float] = (0.98, 0.50)
     """Largest diffusion time at the start and at the end of the annealing."""
     anneal: tuple[float, float] = (0.0, 0.8)
-    """Fractions of the run between which the largest time falls."""
-    weighting: Literal["sds", "uniform", "sigma", "fantasia3d"] = "uniform"
-    """w(t): sigma^2 (sds), 1, sigma/alpha, or alpha sigma^2."""
+    """Fractions of the run between which these fall (random times)."""
+    weighting: Literal["auto", "sds", "uniform", "sigma", "fantasia3d"] = "auto"
+    """w(t): sigma^2 (sds), 1, sigma/alpha, or alpha sigma^2; auto is sigma for sdi and ism, else uniform."""
+    batch: Annotated[int, arg(metavar="N")] = 0
+    """Most images through the denoiser at once, to fit memory; 0 takes all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SDIOptions:
+    """Inverted noise instead of a random one (score sdi)."""
+
+    steps: Annotated[int, arg(metavar="N")] = 10
+    """DDIM inversion steps for t = 1; a time t takes the whole part of N t, at least one."""
+    scale: Annotated[float | None, arg(metavar="W", help_behavior_hint="")] = None
+    """Guidance scale of the inversion; by default minus guidance.scale."""
+    tau: float = 1 / 30
+    """The inversion ends at t + U(0, tau)."""
+    entropy: float = 0.3
+    """Fresh noise added to the inverted one."""
+    entropy_at: Literal["end", "steps"] = "end"
+    """Add it once at the end (paper) or at each inversion step (official code)."""
+    renoise: bool = True
+    """Move the noise from t + tau to t (paper), or hand the latents of t + tau to the denoiser (code)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VSDOptions:
+    """The trained baseline (score vsd)."""
+
+    rank: Annotated[int, arg(metavar="N")] = 4
+    """Of the LoRA matrices."""
+    lr: float = 1e-4
+    """AdamW's rate for them."""
+    weight_decay: float = 0.0
+    """AdamW's, for them."""
+    camera: bool = True
+    """Tell the LoRA model the camera."""
+    camera_dropout: float = 0.1
+    """Share of its training images without a camera."""
+    prompt: Literal["view", "plain"] = "view"
+    """Its prompt: as the frozen model reads it, or without the view's words (official code)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ISMOptions:
+    """Interval score matching (score ism)."""
+
+    interval: float = 0.08
+    """From s to t."""
+    step: float = 0.2
+    """Of the unconditional inversion up to s."""
+    noise: float = 0.1
+    """Added to the render before the inversion; what tells candidates apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightedOptions:
+    """Candidate noises weighted by reward (preference weighted: RewardSDS, RewardVSD)."""
+
+    candidates: Annotated[int, arg(metavar="N")] = 4
+    """Noises an item."""
+    lookahead: Annotated[int, arg(metavar="S")] = 1
+    """DDIM steps of an estimate from t = 1 down; 1 is the one-step estimate."""
+    scale: Annotated[float | None, arg(metavar="W", help_behavior_hint="")] = None
+    """Guidance scale of the look-ahead; by default guidance.scale."""
+    strategy: Literal["softmax", "best", "min-max"] = "min-max"
+    """Weights by softmax of the rewards, the best alone, or the best ones less the worst ones."""
+    top: Annotated[int, arg(metavar="N")] = 2
+    """How many are best (best, min-max)."""
+    bottom: Annotated[int, arg(metavar="N")] = 2
+    """How many are worst (min-max)."""
+    top_weight: float = 0.9
+    """Of the best ones together."""
+    bottom_weight: float = 0.1
+    """Of the worst ones together, taken off."""
+    temperature: float = 1.0
+    """Of the softmax, in units of the reward."""
+    normalise: Literal["mean", "paper"] = "mean"
+    """Means over the best and the worst, free of N; or the paper's sum over N candidates divided by N."""
+    start: float = 0.0
+    stop: float = 0.5
+    """Fractions of the run between which rewards weigh; one plain noise before and after."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOOptions:
+    """Winner less loser (preference dpo: DreamDPO)."""
+
+    gap: float = 0.01
+    """Rewards closer than this: the winner alone."""
+    form: Literal["paper", "code"] = "paper"
+    """code: the loser's prediction is the conditional one, without guidance (official code)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PSDOptions:
+    """Win/lose pairs with an adaptive scale and a learned negative (preference psd)."""
+
+    rho: float = 1.0
+    """Share of the noises that is taken out of the pair's difference: 1 by the theory, 0 by the blog."""
+    temperature: float = 1.0
+    """Of the Bradley-Terry probability, in units of the reward."""
+    gap: float = 0.0
+    """Rewards closer than this: no preference term."""
+    learn: bool = True
+    """Learn the negative embedding on the reward."""
+    lr: float = 1e-4
+    """Adam's, for the negative embedding."""
+    interval: Annotated[int, arg(metavar="N")] = 5
+    """Steps between its updates."""
+    anneal: float = 0.1
+    """Last share of the run over which its rate falls to 0."""
+    t_limit: float = 0.6
+    """It learns at times up to this only: at larger ones the reward sees little but its own noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AscentOptions:
+    """A reward gradient into the render (preference ascent: DreamReward)."""
+
+    form: Literal["code", "paper"] = "code"
+    """code: weight relu(target - reward), matched to the loss by decimal digits; paper: weight reward."""
+    weight: float = 0.6
+    """Of the missing reward in the loss (code), or of the reward's gradient (paper)."""
+    start: float = 0.6
+    """Fraction of the run from which it acts."""
+    target: float = 4.0
+    """Rewards above it have no gradient (code)."""
+    straight_through: float = 0.1
+    """Times up to which the one-step estimate is judged in place of the render."""
+    pure: float = 0.0
+    """Last share of the run in which the reward alone guides; the official code does so for 2 to 6 %."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardOptions:
+    """How rewards are read and put together."""
+
+    units: Literal["auto", "raw", "standard", "candidates"] = "auto"
+    """As they are; less the reward's usual mean, by its usual spread; or standardised over the candidates of
+    an item. auto is raw for a single reward and standard for several."""
+    view_prompts: bool = False
+    """Tell the reward the view, as the prior is told."""
+    batch: Annotated[int, arg(metavar="N")] = 0
+    """Most images through a reward at once, to fit memory; 0 takes all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +309,8 @@ class OutputOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
-    """Everything a run depends on but its output folder."""
+class Method:
+    """What 2D and 3D runs share: what to make, and what guides it."""
 
     prompt: Annotated[str, Positional, arg(metavar="PROMPT", help_behavior_hint="")] = ""
     """What to make, in one line of at most 2,000 characters."""
@@ -173,20 +324,96 @@ class Config:
     """auto takes CUDA where there is one."""
     prior: Annotated[str, arg(metavar="NAME")] = "toybox"
     """The diffusion model that guides: toybox or toybox-mini, the embedded ones."""
-    score: Literal["sds"] = "sds"
+    score: Literal["sds", "sdi", "vsd", "csd", "ism"] = "sds"
     """Where the noise of a step comes from, and what is subtracted from the prediction."""
-    preference: Literal["none"] = "none"
-    """How the candidate noises of a step are merged."""
-    reward: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ("toybox",)
-    """Rewards that score the renders, after the prompt: one or more, or no name to turn scoring off."""
+    preference: Literal["none", "weighted", "dpo", "psd", "ascent"] = "none"
+    """How the candidate noises of a step are merged by their rewards."""
+    reward: Annotated[tuple[str, ...], arg(metavar="NAME[=WEIGHT] ...")] = ("toybox",)
+    """Rewards that score the renders, after the prompt, and guide a preference: one or more, or no name to
+    turn scoring off."""
+    holdout_reward: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ()
+    """Rewards that are logged and never guide; also toybox-judge."""
     prior_options: Annotated[PriorOptions, arg(name="prior")] = field(default_factory=PriorOptions)
+    reward_options: Annotated[RewardOptions, arg(name="reward")] = field(default_factory=RewardOptions)
     guidance: GuidanceOptions = field(default_factory=GuidanceOptions)
+    sdi: SDIOptions = field(default_factory=SDIOptions)
+    vsd: VSDOptions = field(default_factory=VSDOptions)
+    ism: ISMOptions = field(default_factory=ISMOptions)
+    weighted: WeightedOptions = field(default_factory=WeightedOptions)
+    dpo: DPOOptions = field(default_factory=DPOOptions)
+    psd: PSDOptions = field(default_factory=PSDOptions)
+    ascent: AscentOptions = field(default_factory=AscentOptions)
+
+    def rewards(self) -> dict[str, float]:
+        """Weight of each guiding reward by name; ConfigError for a weight that is no number."""
+        found: dict[str, float] = {}
+        for entry in self.reward:
+            name, equals, weight = entry.partition("=")
+            try:
+                found[name] = float(weight) if equals else 1.0
+            except ValueError as error:
+                raise ConfigError(
+                    f"reward is {entry!r}: write NAME or NAME=WEIGHT, as in hpsv2=0.7"
+                ) from error
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditOptions:
+    """What an edit keeps of its source, and how it is put before the cameras."""
+
+    keep: float = 0.02
+    """Pull of every pixel back to the source, against the pull of the words; 0 is none. Both are in units of
+    predicted noise: what the words ask for by less than this does not happen."""
+    fit: Literal["auto", "always", "never"] = "auto"
+    """Move and scale the source into view while it is edited: if it is not there already, in any case, or
+    not at all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Method):
+    """Everything a run depends on but its output folder."""
+
+    source: Annotated[str, Suppress] = ""
+    """What the input of an edit shows; empty when nothing is edited."""
+    edit: Annotated[EditOptions, Suppress] = field(default_factory=EditOptions)
     views: ViewOptions = field(default_factory=ViewOptions)
     splats: SplatOptions = field(default_factory=SplatOptions)
     lr: LearningOptions = field(default_factory=LearningOptions)
     densify: DensifyOptions = field(default_factory=DensifyOptions)
     regularise: RegulariseOptions = field(default_factory=RegulariseOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOptions:
+    """What is optimised in 2D."""
+
+    space: Literal["latents", "pixels"] = "latents"
+    """The prior's own space (its pixels, for a pixel prior), or an image that is encoded at every step."""
+    lr: float = 0.03
+    """AdamW's, with betas (0.9, 0.99); the papers take 0.01 and 1000 steps."""
+    start: Literal["noise", "grey"] = "noise"
+    """Unit Gaussian noise in the space, or a grey image."""
+    count: Annotated[int, arg(metavar="N")] = 1
+    """Images at once, each with noises of its own; vsd shares its copy between them."""
+    checkpoint_seconds: float = 30.0
+    """Time between checkpoints; 0 writes none but the last."""
+    log_every: Annotated[int, arg(metavar="N")] = 1
+    """Steps between rows of metrics.jsonl."""
+    reward_every: Annotated[int, arg(metavar="N")] = 10
+    """Steps between reward scores of the images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageConfig(Method):
+    """Everything a 2D run depends on but its output folder."""
+
+    steps: Annotated[int, arg(metavar="N")] = 300
+    """Optimisation steps; every schedule scales with them."""
+    source: Annotated[str, arg(metavar="TEXT", help_behavior_hint="")] = ""
+    """What the picture given with --edit shows."""
+    image: ImageOptions = field(default_factory=ImageOptions)
 
 
 class ConfigError(ValueError):

@@ -5,6 +5,7 @@ Shapes: V views, S image side.
 
 from __future__ import annotations
 
+import functools
 import random
 from dataclasses import asdict, dataclass
 
@@ -111,16 +112,33 @@ def compare(rgb: Tensor, alpha: Tensor, truth_rgb: Tensor, truth_alpha: Tensor) 
     return float(iou), float((-10.0 * error.log10()).mean()), float(color.mean())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """What every evaluation of a caption compares with."""
+
+    cameras: Cameras  # V
+    rgb: Tensor  # [V, 3, S, S] exact pictures on grey
+    alpha: Tensor  # [V, 1, S, S]
+    asked: list[Question]
+
+
+@functools.lru_cache(maxsize=16)  # it costs more than the rest, and many runs share a caption
+def examination(caption: Caption, size: int) -> Examination:
+    """The exact pictures from unseen views, and the judge's questions."""
+    cameras = unseen_cameras(size)
+    truth = ground_truth(caption, cameras, torch.full((3,), BACKGROUND))
+    return Examination(cameras=cameras, rgb=truth.rgb, alpha=truth.alpha, asked=questions(caption, cameras))
+
+
 def evaluate(splats: Splats, caption: Caption, judge: Reward, *, size: int = 64) -> Quality:
     """Compare splats with the caption's exact pictures from unseen views."""
-    cameras = unseen_cameras(size)
+    truth = examination(caption, size)
+    cameras, asked = truth.cameras, truth.asked
     grey = torch.full((3,), BACKGROUND)
-    truth = ground_truth(caption, cameras, grey)
     with torch.no_grad():
         seen = render(splats, cameras.to(splats.means.device), grey.to(splats.means.device))
     rgb, alpha = seen.rgb.clamp(0, 1).cpu(), seen.alpha.cpu()
     iou, psnr, color = compare(rgb, alpha, truth.rgb, truth.alpha)
-    asked = questions(caption, cameras)
     return Quality(
         iou=iou,
         psnr=psnr,

@@ -1,10 +1,10 @@
-"""Score distillation: guided predictions, times, weights, and the gradient that reaches the render.
+"""Score distillation: times, weights, and the gradient that reaches the render.
 
-For one item at one time t with K candidate noises n_k (design: score x preference x prior x reward)
+For one item at one time t with K candidate noises n_k (score x preference x prior x reward, all free)
 
     r_k = e(alpha x + sigma n_k, t) - baseline_k,   G = w(t) combine(r_1..K),   x.backward(G / B)
 
-Shapes: B items (views), K candidates, C x h x w the prior's space.
+Shapes: B views, K candidates, C x h x w the prior's space, H x W the render.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from splatgen.cameras import Cameras
 from splatgen.config import GuidanceOptions
+from splatgen.denoiser import gather
+from splatgen.moment import Moment
+from splatgen.panel import Panel
 from splatgen.preferences import Preference
-from splatgen.priors import Conditioning, Prior
 from splatgen.scores import Score
 
 
@@ -36,11 +37,26 @@ def weight(name: str, alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 def time_range(options: GuidanceOptions, fraction: float) -> tuple[float, float]:
-    """Smallest and largest t at a fraction of the run: the largest falls linearly over `anneal`."""
+    """Smallest and largest t at a fraction of the run: both fall linearly over `anneal`."""
     begin, end = options.anneal
     done = min(max((fraction - begin) / max(end - begin, 1e-9), 0.0), 1.0)
+    low = options.t_min if options.t_min_start is None else options.t_min_start
     first, last = options.t_max
-    return options.t_min, first + (last - first) * done
+    return low + (options.t_min - low) * done, first + (last - first) * done
+
+
+def annealed_time(options: GuidanceOptions, fraction: float) -> float:
+    """One time for all views: from the first t_max down to t_min, linearly over the run."""
+    return options.t_max[0] + (options.t_min - options.t_max[0]) * min(max(fraction, 0.0), 1.0)
+
+
+def draw_times(
+    options: GuidanceOptions, score: Score, fraction: float, items: int, generator: torch.Generator
+) -> Tensor:
+    """The time of every item, [G]."""
+    if (score.times if options.times == "auto" else options.times) == "annealed":
+        return torch.full((items,), annealed_time(options, fraction))
+    return sample_times(generator, items, *time_range(options, fraction))
 
 
 def sample_times(generator: torch.Generator, count: int, low: float, high: float) -> Tensor:
@@ -49,104 +65,57 @@ def sample_times(generator: torch.Generator, count: int, low: float, high: float
     return low + (high - low) * strata[torch.randperm(count, generator=generator)]
 
 
-def cfg(e_y: Tensor, e_n: Tensor, scale: float) -> Tensor:
-    """Classifier-free guidance in diffusers' convention, e_n + w (e_y - e_n) (Ho and Salimans 2022).
-
-    The other convention, e_y + gamma (e_y - e_n), is w = 1 + gamma.
-    """
-    return e_n + scale * (e_y - e_n)
-
-
-def spread(x: Tensor) -> Tensor:
-    """Standard deviation over all but the batch, [B, 1, 1, 1]."""
-    return x.flatten(1).std(dim=1).view(-1, 1, 1, 1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Guided:
-    """A guided prediction and the one-step estimate that goes with it."""
-
-    eps: Tensor  # [B, C, h, w]
-    x0: Tensor  # [B, C, h, w], (x_t - sigma eps) / alpha
-    conditional: Tensor  # [B, C, h, w] the prompt's own prediction, before guidance
-
-
-def predict(
-    prior: Prior,
-    x_t: Tensor,  # [B, C, h, w]
-    t: Tensor,  # [B]
-    positive: Conditioning,
-    negative: Conditioning,
-    cameras: Cameras,
-    options: GuidanceOptions,
-) -> Guided:
-    """One batched model call for prompt and negative, guided, then optionally rescaled and clamped.
-
-    Rescaling (Lin et al. 2023, eq. 15-16, on x0 as MVDream does) and clamping change the one-step
-    estimate; eps is recomputed from it, so both always agree: x_t = alpha x0 + sigma eps.
-    """
-    with torch.no_grad():
-        if options.scale == 1.0:  # the negative would cancel: half the work
-            e_y = prior.predict(x_t, t, positive, cameras)
-            eps = e_y
-        else:
-            both = {name: torch.cat([positive[name], negative[name]]) for name in positive}
-            twice = cameras[torch.arange(len(x_t)).repeat(2)]
-            e_y, e_n = prior.predict(torch.cat([x_t, x_t]), torch.cat([t, t]), both, twice).chunk(2)
-            eps = cfg(e_y, e_n, options.scale)
-    alpha, sigma = prior.alpha_sigma(t)
-    x0 = (x_t - sigma * eps) / alpha
-    clamp = options.clamp and prior.x_range is not None
-    if options.rescale > 0:
-        conditional = (x_t - sigma * e_y) / alpha
-        factor = (spread(conditional) + 1e-8) / (spread(x0) + 1e-8)
-        x0 = torch.lerp(x0, factor * x0, options.rescale)
-    if clamp:
-        low, high = prior.x_range  # type: ignore[misc]
-        x0 = x0.clamp(low, high)
-    if clamp or options.rescale > 0:
-        eps = (x_t - alpha * x0) / sigma
-    return Guided(eps=eps, x0=x0, conditional=e_y)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Gradient:
     """What one step tells the render, and what it saw on the way."""
 
-    value: Tensor  # [B, C, h, w] G, the gradient with respect to x (before the mean over items)
+    value: Tensor  # [B, C, h, w] G, the gradient with respect to x (before the mean over views)
+    on_render: Tensor | None  # [B, 3, H, W] a gradient with respect to the render itself
     x0: Tensor  # [K, B, C, h, w] one-step estimates of the candidates
+    rewards: Tensor | None  # [K, G] of the candidates, where a preference ranked them
+    kept: Tensor  # [M, B] the candidates that counted, the best first
+    metrics: dict[str, float]
     model_calls: int  # images through the denoiser
 
 
-def gradient(
-    prior: Prior,
-    score: Score,
-    preference: Preference,
-    x: Tensor,  # [B, C, h, w]
-    t: Tensor,  # [B]
-    positive: Conditioning,
-    negative: Conditioning,
-    cameras: Cameras,
-    options: GuidanceOptions,
-    generator: torch.Generator,
-) -> Gradient:
-    """G for a batch of items; nothing here is differentiated."""
-    x = x.detach()
-    alpha, sigma = prior.alpha_sigma(t)
-    residuals, estimates = [], []
-    for k in range(preference.candidates):
-        noise = score.noise(x, t, k, generator)
-        guided = predict(prior, alpha * x + sigma * noise, t, positive, negative, cameras, options)
-        residuals.append(guided.eps - score.baseline(noise))
-        estimates.append(guided.x0)
-    merged = preference.combine(torch.stack(residuals))
+def gradient(moment: Moment, score: Score, preference: Preference, panel: Panel) -> Gradient:
+    """G for all views of a step; then score and preference train what they train."""
+    before = moment.denoiser.images
+    options = moment.denoiser.options
+    alpha, sigma = moment.amplitudes()
+    with torch.no_grad():
+        noised = score.noises(moment, preference.candidates(moment.fraction))
+        x_t = moment.noised(noised.noise)
+        tries = moment.guided(x_t)
+        choice = preference.choose(moment, x_t, tries, panel)
+        kept = tries.map(lambda z: gather(z, choice.kept))
+        residuals = kept.eps - score.baseline(moment, noised.gather(choice.kept), kept)
+        merged = preference.combine(moment, kept, residuals, choice)
+        w = weight(score.weighting if options.weighting == "auto" else options.weighting, alpha, sigma)
+        value = w * merged
+        first = kept.map(lambda z: z[0])
+        on_render = preference.on_render(moment, first.x0, value, w, panel)
+        learned = {
+            **score.learn(moment),
+            **preference.learn(moment, gather(x_t, choice.kept)[0], first, panel),
+        }
     return Gradient(
-        value=weight(options.weighting, alpha, sigma) * merged,
-        x0=torch.stack(estimates),
-        model_calls=(1 if options.scale == 1.0 else 2) * len(x) * preference.candidates,
+        value=value,
+        on_render=on_render,
+        x0=tries.x0,
+        rewards=choice.rewards,
+        kept=choice.kept,
+        metrics={**choice.metrics, **learned},
+        model_calls=moment.denoiser.images - before,
     )
 
 
-def inject(x: Tensor, value: Tensor) -> None:
-    """Back-propagate G / B from x: the gradient of 1/2 |x - sg(x - G)|^2 / B, without the loss."""
-    x.backward(value / len(x))  # type: ignore[no-untyped-call]
+def inject(x: Tensor, value: Tensor, images: Tensor | None = None, on_render: Tensor | None = None) -> None:
+    """Back-propagate G / B from x: the gradient of 1/2 |x - sg(x - G)|^2 / B, without the loss.
+
+    A gradient with respect to the render [B, 3, H, W] that x was encoded from goes along.
+    """
+    if images is None or on_render is None:
+        x.backward(value / len(x))  # type: ignore[no-untyped-call]
+    else:
+        torch.autograd.backward([x, images], [value / len(x), on_render])

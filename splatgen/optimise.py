@@ -7,25 +7,31 @@ Shapes: B views, N splats.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from splatgen import __version__, atomic, runs
+from splatgen import __version__, atomic, editing, runs
 from splatgen.backgrounds import backgrounds
 from splatgen.cameras import Cameras, sample_orbit, turntable
-from splatgen.config import Config, from_dict, read_file, to_dict
-from splatgen.guidance import gradient, inject, sample_times, time_range
+from splatgen.conditions import Told, conditions, tell
+from splatgen.config import Config, ConfigError, ImageConfig, Method, from_dict, read_file, to_dict
+from splatgen.denoiser import Denoiser
+from splatgen.guidance import draw_times, gradient, inject
 from splatgen.memory import is_out_of_memory
 from splatgen.metrics import Metrics, rewind_metrics
-from splatgen.preferences import PREFERENCES, Preference
+from splatgen.moment import Moment, Source
+from splatgen.panel import Panel
+from splatgen.preferences import Preference, make_preference
 from splatgen.priors import Conditioning, Prior, load_prior
-from splatgen.prompts import VIEW_WORDS, view_prompts, view_word
+from splatgen.prompts import view_prompt, view_word
 from splatgen.regularise import penalty
 from splatgen.render import Render, render
 from splatgen.results import write_results
@@ -33,7 +39,8 @@ from splatgen.rewards import Reward, load_reward
 from splatgen.rng import rng
 from splatgen.runs import Run
 from splatgen.scene import Scene, initial_splats, load_scene, new_scene, save_scene, update
-from splatgen.scores import SCORES, Score
+from splatgen.scores import Delta, Score, make_score
+from splatgen.splats import Splats
 from splatgen.validation import validate
 
 log = logging.getLogger("splatgen")
@@ -69,14 +76,29 @@ class Diverged(RuntimeError):
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """What stays loaded over a run: networks and embedded prompts."""
+    """What stays loaded over a run: networks, embedded prompts, and what learns beside the splats."""
 
-    prior: Prior
-    rewards: tuple[Reward, ...]
+    denoiser: Denoiser
+    panel: Panel  # guides
+    holdouts: tuple[Reward, ...]  # watch
     score: Score
     preference: Preference
-    positive: Conditioning  # one row a view word
+    target: Told
+    source: Told | None  # what an edit starts from
     negative: Conditioning  # one row
+
+    @property
+    def prior(self) -> Prior:
+        return self.denoiser.prior
+
+    def learned(self) -> dict[str, Any]:
+        """What must survive a resume."""
+        return {"score": self.score.state_dict(), "preference": self.preference.state_dict()}
+
+    def relearn(self, states: Mapping[str, Any]) -> None:
+        """Put it back."""
+        self.score.load_state_dict(states["score"])
+        self.preference.load_state_dict(states["preference"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,12 +107,13 @@ class Seen:
 
     loss: Tensor  # [] mean square of G
     failed: Tensor  # [] 1 when the step was skipped
-    t_max: float
+    t_max: Tensor  # [] the largest time
     splats: int
     model_calls: int  # images through the denoiser
     ms: dict[str, float]  # milliseconds by stage
+    metrics: dict[str, float]  # of score and preference
     picture: Tensor  # [B, 3, H, W]
-    cameras: Cameras
+    prompts: tuple[str, ...]  # B, as rewards read them
 
 
 def pick_device(name: str) -> str:
@@ -100,29 +123,37 @@ def pick_device(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
-def load_models(config: Config, device: str) -> Models:
-    """Load the networks and embed the prompt once for each view word."""
+def load_models(config: Config | ImageConfig, device: str) -> Models:
+    """Load the networks and embed the prompts."""
     prior = load_prior(config.prior, config.prior_options, device)
-    return Models(
-        prior=prior,
-        rewards=tuple(load_reward(name, device) for name in config.reward),
-        score=SCORES[config.score](),
-        preference=PREFERENCES[config.preference](),
-        positive=prior.embed(view_prompts(config.prompt)),
-        negative=prior.embed([config.negative]),
+    weights = config.rewards()
+    return assemble(
+        config,
+        prior,
+        Panel(
+            rewards=tuple(load_reward(name, device) for name in weights),
+            weights=tuple(weights.values()),
+            options=config.reward_options,
+        ),
+        tuple(load_reward(name, device) for name in config.holdout_reward),
     )
 
 
-def condition(models: Models, cameras: Cameras) -> tuple[Conditioning, Conditioning]:
-    """The prompt as each view sees it, and the negative, one row a view."""
-    rows = [
-        VIEW_WORDS.index(view_word(a, e))
-        for a, e in zip(cameras.azimuth.tolist(), cameras.elevation.tolist(), strict=True)
-    ]
-    index = torch.tensor(rows)
-    positive = {name: value[index.to(value.device)] for name, value in models.positive.items()}
-    negative = {name: value.expand(len(rows), *value.shape[1:]) for name, value in models.negative.items()}
-    return positive, negative
+def assemble(
+    config: Config | ImageConfig, prior: Prior, panel: Panel, holdouts: tuple[Reward, ...]
+) -> Models:
+    """A run's models out of networks that are loaded."""
+    score = make_score(config, prior)
+    return Models(
+        denoiser=Denoiser(prior, config.guidance),
+        panel=panel,
+        holdouts=holdouts,
+        score=Delta(score) if config.source else score,
+        preference=make_preference(config),
+        target=tell(prior, config.prompt),
+        source=tell(prior, config.source) if config.source else None,
+        negative=prior.embed([config.negative]),
+    )
 
 
 def look(config: Config, scene: Scene, fraction: float) -> tuple[Render, Cameras]:
@@ -137,11 +168,16 @@ def look(config: Config, scene: Scene, fraction: float) -> tuple[Render, Cameras
         distance=v.distance,
         fov=v.fov,
     ).to(scene.params["means"].device)
-    back = backgrounds(v.background, rng(config.seed, scene.step, "background"), v.count)
-    out = render(scene.splats, cameras, back.to(cameras.K))
+    out = render(scene.splats, cameras, background(config, scene.step, cameras))
     if scene.densifier.watches(scene.step):
         out.info["means2d"].retain_grad()
     return out, cameras
+
+
+def background(config: Config, step: int, cameras: Cameras) -> Tensor:
+    """What is behind the splats in each view of a step, [B, 3]."""
+    generator = rng(config.seed, step, "background")
+    return backgrounds(config.views.background, generator, len(cameras)).to(cameras.K)
 
 
 def descend(config: Config, scene: Scene, out: Render) -> Tensor:
@@ -157,33 +193,78 @@ def descend(config: Config, scene: Scene, out: Render) -> Tensor:
     return failed
 
 
+def before_edit(config: Config, scene: Scene, cameras: Cameras) -> Tensor | None:
+    """What an edit started from, seen by this step's cameras, [B, 3, H, W]."""
+    if scene.source is None:
+        return None
+    with torch.no_grad():
+        return render(scene.source, cameras, background(config, scene.step, cameras)).rgb
+
+
+def observe(
+    config: Method,
+    models: Models,
+    *,
+    step: int,
+    x: Tensor,  # [B, C, h, w]
+    images: Tensor,  # [B, 3, H, W]
+    cameras: Cameras,
+    before: Tensor | None,  # [B, 3, H, W] what an edit started from
+) -> Moment:
+    """A step as score and preference see it."""
+    g, fraction = config.guidance, step / config.steps
+    views = models.prior.views
+    t = draw_times(g, models.score, fraction, len(x) // views, rng(config.seed, step, "time"))
+    negative = models.preference.negative(models.negative)
+    plain = dataclasses.replace(g, view_prompts="none", perp_neg=False)
+    source = None
+    if models.source is not None and before is not None:
+        with torch.no_grad():
+            source = Source(
+                x=models.prior.encode(before), conditions=conditions(models.source, negative, cameras, g)
+            )
+    return Moment(
+        denoiser=models.denoiser,
+        x=x.detach(),
+        images=images.detach(),
+        t=t.repeat_interleave(views).to(x),
+        conditions=conditions(models.target, negative, cameras, g),
+        plain=conditions(models.target, negative, cameras, plain),
+        cameras=cameras,
+        prompts=reward_prompts(config, cameras),
+        seed=config.seed,
+        step=step,
+        steps=config.steps,
+        source=source,
+    )
+
+
+def reward_prompts(config: Method, cameras: Cameras) -> tuple[str, ...]:
+    """The prompt of each view as rewards read it."""
+    if not config.reward_options.view_prompts:
+        return (config.prompt,) * len(cameras)
+    angles = zip(cameras.azimuth.tolist(), cameras.elevation.tolist(), strict=True)
+    return tuple(view_prompt(config.prompt, view_word(a, e)) for a, e in angles)
+
+
 def advance(config: Config, models: Models, scene: Scene) -> Seen:
     """One step of the optimisation."""
     clock = [time.perf_counter()]
-    fraction = scene.step / config.steps
-    out, cameras = look(config, scene, fraction)
+    out, cameras = look(config, scene, scene.step / config.steps)
     clock.append(time.perf_counter())
 
     x = models.prior.encode(out.rgb)
-    low, high = time_range(config.guidance, fraction)
-    t = sample_times(rng(config.seed, scene.step, "time"), len(x), low, high).to(x.device)
-    positive, negative = condition(models, cameras)
-    noise = rng(config.seed, scene.step, "noise")
-    found = gradient(
-        models.prior,
-        models.score,
-        models.preference,
-        x,
-        t,
-        positive,
-        negative,
-        cameras,
-        config.guidance,
-        noise,
-    )
+    before = before_edit(config, scene, cameras)
+    moment = observe(config, models, step=scene.step, x=x, images=out.rgb, cameras=cameras, before=before)
+    found = gradient(moment, models.score, models.preference, models.panel)
     clock.append(time.perf_counter())
 
-    inject(x, found.value)
+    value = found.value
+    if moment.source is not None:
+        chosen = config.guidance.weighting
+        weighting = models.score.weighting if chosen == "auto" else chosen
+        value = value + editing.pull(moment, config.edit.keep, weighting)
+    inject(x, value, out.rgb, found.on_render)
     clock.append(time.perf_counter())
 
     failed = descend(config, scene, out)
@@ -192,20 +273,22 @@ def advance(config: Config, models: Models, scene: Scene) -> Seen:
     return Seen(
         loss=found.value.square().mean(),
         failed=failed,
-        t_max=high,
+        t_max=moment.t.max(),
         splats=len(scene.params["means"]),
         model_calls=found.model_calls,
         ms={name: 1e3 * (b - a) for name, a, b in zip(stages, clock, clock[1:], strict=False)},
+        metrics=found.metrics,
         picture=out.rgb.detach(),
-        cameras=cameras,
+        prompts=moment.prompts,
     )
 
 
-def score_rewards(config: Config, models: Models, picture: Tensor) -> dict[str, float]:
-    """Every reward of the views of this step, averaged."""
+def score_rewards(models: Models, picture: Tensor, prompts: Sequence[str]) -> dict[str, float]:
+    """Every reward of pictures [B, 3, H, W], averaged."""
+    watched = {f"reward/{r.name}": r for r in models.panel.rewards}
+    watched |= {f"holdout/{r.name}": r for r in models.holdouts}
     with torch.no_grad():
-        prompts = [config.prompt] * len(picture)
-        return {r.name: float(r(picture.clamp(0, 1), prompts).mean()) for r in models.rewards}
+        return {key: float(r(picture.clamp(0, 1), prompts).mean()) for key, r in watched.items()}
 
 
 def _ignore(progress: Progress) -> None:
@@ -235,14 +318,14 @@ def run_loop(
             last = scene.step + 1 == config.steps
             scored = scene.step % config.output.reward_every == 0 or last
             if scored:
-                rewards = score_rewards(config, models, seen.picture)
+                rewards = score_rewards(models, seen.picture, seen.prompts)
             if scored or scene.step % config.output.log_every == 0:
                 _record(metrics, scene, seen, rewards if scored else {}, started)
-                _check_progress(scene, seen, run)
+                _check_progress(models, scene, seen, run)
             scene.step += 1
             now = time.monotonic()
             if interval > 0 and now - saved > interval and not last:
-                save_scene(run.checkpoints, scene)
+                save_scene(run.checkpoints, scene, models.learned())
                 saved, interval = time.monotonic(), config.output.checkpoint_seconds
             report(
                 Progress(
@@ -254,7 +337,7 @@ def run_loop(
                     seconds=now - begin,
                 )
             )
-    save_scene(run.checkpoints, scene)
+    save_scene(run.checkpoints, scene, models.learned())
     return "done" if scene.step >= config.steps else "stopped"
 
 
@@ -262,21 +345,22 @@ def _record(metrics: Metrics, scene: Scene, seen: Seen, rewards: dict[str, float
     row = {
         "step": scene.step,
         "loss": float(seen.loss),
-        "t_max": seen.t_max,
+        "t_max": float(seen.t_max),
         "splats/count": seen.splats,
         "guidance/model_calls": seen.model_calls,
         "skipped": float(seen.failed),
-        **{f"reward/{name}": value for name, value in rewards.items()},
+        **seen.metrics,
+        **rewards,
         **{f"time/{name}_ms": round(value, 3) for name, value in seen.ms.items()},
         "time/step_ms": round(1e3 * (time.perf_counter() - started), 3),
     }
     metrics.write(row)
 
 
-def _check_progress(scene: Scene, seen: Seen, run: Run) -> None:
+def _check_progress(models: Models, scene: Scene, seen: Seen, run: Run) -> None:
     scene.failures = scene.failures + 1 if float(seen.failed) else 0
     if scene.failures >= PATIENCE:
-        save_scene(run.checkpoints, scene)  # skipped steps left the splats as they were
+        save_scene(run.checkpoints, scene, models.learned())  # skipped steps left the splats as they were
         raise Diverged(
             f"no finite gradient in {PATIENCE} recorded steps up to step {scene.step}: lower --lr.means or "
             f"--guidance.scale; the last good splats are in {run.checkpoints}"
@@ -293,9 +377,47 @@ def generate(
 ) -> Result:
     """Optimise a prompt from nothing and write a run folder in `out`."""
     validate(config)
+    if config.source:
+        raise ConfigError(f"source is {config.source!r}: a run from nothing has none, `splatgen edit` does")
     device = pick_device(config.device)
     models = load_models(config, device)
-    run = runs.create(
+    run = _create(config, out, command, device)
+    scene = new_scene(config, initial_splats(config), device)
+    return _finish(config, models, scene, run, report, should_stop)
+
+
+def edit(
+    config: Config,
+    splats: Splats,
+    *,
+    out: Path,
+    command: Sequence[str],
+    report: Callable[[Progress], None] = _ignore,
+    should_stop: Callable[[], bool] = _never,
+) -> Result:
+    """Change splats that show config.source into config.prompt and write a run folder in `out`.
+
+    Raises ValueError for splats that show nothing, and for settings that an edit cannot use.
+    """
+    editing.check_source(splats, "the source", config.edit.fit)
+    config = validate(editing.adapted(config, splats))
+    editing.check_settings(config)
+    device = pick_device(config.device)
+    models = load_models(config, device)
+    run = _create(config, out, command, device)
+    try:
+        editing.save_source(run, splats)
+        source = _source(config, run, device)
+    except BaseException as error:
+        record_failure(run, error, 0)
+        raise
+    scene = new_scene(config, source, device)
+    scene.source = source
+    return _finish(config, models, scene, run, report, should_stop)
+
+
+def _create(config: Config, out: Path, command: Sequence[str], device: str) -> Run:
+    return runs.create(
         out,
         config.prompt,
         command=command,
@@ -304,12 +426,15 @@ def generate(
         device=device_name(device),
         models={
             f"prior/{config.prior}": f"splatgen {__version__}",
-            **{f"reward/{name}": f"splatgen {__version__}" for name in config.reward},
+            **{f"reward/{name}": f"splatgen {__version__}" for name in config.rewards()},
         },
     )
-    return _finish(
-        config, models, new_scene(config, initial_splats(config), device), run, report, should_stop
-    )
+
+
+def _source(config: Config, run: Run, device: str) -> Splats:
+    """What an edit starts from, before the cameras; read from the run, so that a resume sees the same."""
+    original = editing.load_source(run)
+    return editing.placement(original, config.edit.fit).place(original).to(device)
 
 
 def resume(
@@ -325,12 +450,15 @@ def resume(
     saved = from_dict(read_file(run.config_json))
     config = validate(from_dict({**to_dict(saved), "steps": saved.steps if steps is None else steps}))
     device = pick_device(config.device)
-    scene = load_scene(config, run.checkpoints, device)
+    scene, learned = load_scene(config, run.checkpoints, device)
+    if config.source:
+        scene.source = _source(config, run, device)
     if steps is not None and steps < scene.step:
         raise ValueError(
             f"--steps is {steps}, but the run is already at step {scene.step}: give a larger number"
         )
     models = load_models(config, device)
+    models.relearn(learned)
     if config != saved:
         atomic.write_json(run.config_json, to_dict(config))
     rewind_metrics(run.metrics, scene.step - 1)
@@ -350,24 +478,37 @@ def _finish(
         status = run_loop(config, models, scene, run, report, should_stop)
         rewards = {}
         if status == "done":
-            write_results(run, scene.splats.detach(), config.output)
+            _write(config, run, scene)
             rewards = score_final(config, models, scene)
     except BaseException as error:
-        runs.update(
-            run, status=_status(error), error=f"{type(error).__name__}: {error}"[:500], steps=scene.step
-        )
-        error.add_note(f"the run is in {run.folder}")
+        record_failure(run, error, scene.step)
         raise
     runs.update(run, status=status, steps=scene.step, splats=len(scene.params["means"]), rewards=rewards)
     return Result(run=run, status=status, step=scene.step)
 
 
+def _write(config: Config, run: Run, scene: Scene) -> None:
+    splats = scene.splats.detach()
+    if scene.source is None:
+        write_results(run, splats, config.output)
+    else:
+        editing.write_results(run, splats, config.output, config.edit.fit)
+
+
 def score_final(config: Config, models: Models, scene: Scene) -> dict[str, float]:
-    """Rewards from eight fixed views on grey."""
-    cameras = turntable(8, size=config.views.size[-1]).to(scene.params["means"].device)
+    """Rewards from eight fixed views on grey, as far away as the run's own."""
+    v = config.views
+    distance, fov = sum(v.distance) / 2.0, sum(v.fov) / 2.0
+    cameras = turntable(8, size=v.size[-1], distance=distance, fov=fov).to(scene.params["means"].device)
     with torch.no_grad():
         picture = render(scene.splats, cameras, torch.full((3,), 0.5)).rgb
-    return score_rewards(config, models, picture)
+    return score_rewards(models, picture, reward_prompts(config, cameras))
+
+
+def record_failure(run: Run, error: BaseException, step: int) -> None:
+    """Say in run.json how a run ended, and in the error where it is."""
+    runs.update(run, status=_status(error), error=f"{type(error).__name__}: {error}"[:500], steps=step)
+    error.add_note(f"the run is in {run.folder}")
 
 
 def _status(error: BaseException) -> str:

@@ -17,7 +17,12 @@ def view_word(azimuth: float, elevation: float) -> str:
 
 def view_prompts(prompt: str) -> tuple[str, ...]:
     """The prompt for each of VIEW_WORDS, in the form of DreamFusion: "PROMPT, front view"."""
-    return tuple(f"{prompt}, {word} view" for word in VIEW_WORDS)
+    return tuple(view_prompt(prompt, word) for word in VIEW_WORDS)
+
+
+def view_prompt(prompt: str, word: str) -> str:
+    """The prompt of a view by its word."""
+    return f"{prompt}, {word} view"
 
 
 def split_view(text: str) -> tuple[str, str | None]:

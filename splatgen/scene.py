@@ -5,8 +5,10 @@ Shapes: N splats.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +31,7 @@ class Scene:
     densifier: Densifier
     step: int
     failures: int = 0  # steps in a row without a finite gradient
+    source: Splats | None = None  # what an edit started from
 
     @property
     def splats(self) -> Splats:
@@ -103,8 +106,11 @@ def update(config: Config, scene: Scene) -> Tensor:
     return (~finite).float()
 
 
-def save_scene(folder: Path, scene: Scene) -> None:
-    """Everything the next step depends on; randomness is a function of the step and needs no state."""
+def save_scene(folder: Path, scene: Scene, methods: Mapping[str, Any]) -> None:
+    """Everything the next step depends on; randomness is a function of the step and needs no state.
+
+    methods holds what score and preference learned, by name: nested tensors and JSON.
+    """
     packed = {name: optimizer.state_dict() for name, optimizer in scene.optimizers.items()}
     moments, rest = packing.pack(packed)
     parts = {
@@ -112,11 +118,15 @@ def save_scene(folder: Path, scene: Scene) -> None:
         "optimizers": moments,
         "densify": scene.densifier.state_dict(),
     }
-    checkpoint.save(folder, scene.step, parts, {"optimizers": rest, "failures": scene.failures})
+    learned = {}
+    for name, state in methods.items():
+        parts[name], learned[name] = packing.pack(state)
+    state = {"optimizers": rest, "failures": scene.failures, "methods": learned}
+    checkpoint.save(folder, scene.step, parts, state)
 
 
-def load_scene(config: Config, folder: Path, device: str) -> Scene:
-    """The scene of the latest whole checkpoint in a folder."""
+def load_scene(config: Config, folder: Path, device: str) -> tuple[Scene, dict[str, Any]]:
+    """The scene of the latest whole checkpoint in a folder, and what `save_scene` got as methods."""
     found = checkpoint.load_latest(folder)
     tensors = found.parts["splats"]
     sh = torch.cat([tensors["sh0"], *([tensors["shN"]] if "shN" in tensors else [])], 1)
@@ -127,4 +137,7 @@ def load_scene(config: Config, folder: Path, device: str) -> Scene:
     for name, optimizer in scene.optimizers.items():
         optimizer.load_state_dict(states[name])
     scene.densifier.load_state_dict({k: v.to(device) for k, v in found.parts["densify"].items()})
-    return scene
+    if "methods" not in found.state:
+        raise ValueError(f"the checkpoint in {folder} is of an earlier version: start the run anew")
+    methods = {name: packing.unpack(found.parts[name], rest) for name, rest in found.state["methods"].items()}
+    return scene, methods

@@ -10,9 +10,13 @@ from splatgen.config import (
     ConfigError,
     DensifyOptions,
     GuidanceOptions,
+    ImageConfig,
+    ImageOptions,
+    Method,
     OutputOptions,
     SplatOptions,
     ViewOptions,
+    WeightedOptions,
 )
 
 
@@ -26,7 +30,7 @@ def _check_range(pair: tuple[float, ...], name: str, low: float, high: float) ->
     _check(ok, name, pair, f"give two numbers from {low:g} to {high:g}, the smaller first")
 
 
-def _check_finite(config: Config) -> None:
+def _check_finite(config: Method) -> None:
     for prefix, group in (("", config), *((f"{f.name}.", getattr(config, f.name)) for f in fields(config))):
         if is_dataclass(group):
             for f in fields(group):
@@ -39,9 +43,140 @@ def _check_finite(config: Config) -> None:
 def _check_guidance(g: GuidanceOptions) -> None:
     _check(g.scale >= 0, "guidance.scale", g.scale, "give 0 or more")
     _check(0 <= g.rescale <= 1, "guidance.rescale", g.rescale, "give 0 to 1")
+    _check(g.batch >= 0, "guidance.batch", g.batch, "give 0 or more")
+    blend = g.view_prompts == "blend" or not g.perp_neg
+    _check(blend, "guidance.perp_neg", g.perp_neg, "it takes --guidance.view-prompts blend")
     _check(0 < g.t_min < min(g.t_max), "guidance.t_min", g.t_min, "give more than 0 and less than t_max")
+    start = g.t_min_start
+    ordered = start is None or g.t_min <= start <= g.t_max[0]
+    _check(ordered, "guidance.t_min_start", start, "give t_min up to the first t_max")
     _check(max(g.t_max) < 1, "guidance.t_max", g.t_max, "give less than 1")
     _check_range(g.anneal, "guidance.anneal", 0, 1)
+
+
+SCORES = ("sdi", "vsd", "ism")  # those with options of their own
+PREFERENCES = ("weighted", "dpo", "psd", "ascent")
+RANKING = ("weighted", "dpo", "psd")  # those that have several candidates
+
+
+def _check_unused(config: Method) -> None:
+    """An option of a piece that isn't selected does nothing: say so."""
+    for names, chosen, slot in (
+        (SCORES, config.score, "score"),
+        (PREFERENCES, config.preference, "preference"),
+    ):
+        for name in names:
+            group = getattr(config, name)
+            usual = type(group)()
+            changed = [f.name for f in fields(group) if getattr(group, f.name) != getattr(usual, f.name)]
+            if name != chosen and changed:
+                option = f"{name}.{changed[0]}"
+                value = getattr(group, changed[0])
+                _check(False, option, value, f"it acts with --{slot} {name} only, and {slot} is {chosen}")
+
+
+def _check_scores(config: Method) -> None:
+    s, v, i = config.sdi, config.vsd, config.ism
+    if config.score == "csd":
+        scale = config.guidance.scale
+        _check(
+            scale not in (0.0, 1.0), "guidance.scale", scale, "csd is what guidance adds: give more than 1"
+        )
+    _check(1 <= s.steps <= 1000, "sdi.steps", s.steps, "give 1 to 1000")
+    _check(0 <= s.tau <= 0.5, "sdi.tau", s.tau, "give 0 to 0.5")
+    _check(s.entropy >= 0, "sdi.entropy", s.entropy, "give 0 or more")
+    _check(1 <= v.rank <= 1024, "vsd.rank", v.rank, "give 1 to 1024")
+    _check(
+        v.lr >= 0 and v.weight_decay >= 0,
+        "vsd.lr, vsd.weight_decay",
+        (v.lr, v.weight_decay),
+        "give 0 or more",
+    )
+    _check(0 <= v.camera_dropout <= 1, "vsd.camera_dropout", v.camera_dropout, "give 0 to 1")
+    _check(0 < i.interval < 1, "ism.interval", i.interval, "give more than 0 and less than 1")
+    _check(0 < i.step <= 1, "ism.step", i.step, "give more than 0 up to 1")
+    _check(i.noise >= 0, "ism.noise", i.noise, "give 0 or more")
+    if config.preference in RANKING:
+        alike = "without it the candidates are the same and there is nothing to rank: give more than 0"
+        _check(config.score != "sdi" or s.entropy > 0, "sdi.entropy", s.entropy, alike)
+        _check(config.score != "ism" or i.noise > 0, "ism.noise", i.noise, alike)
+
+
+def _check_weighted(w: WeightedOptions) -> None:
+    _check(1 <= w.candidates <= 1024, "weighted.candidates", w.candidates, "give 1 to 1024")
+    _check(1 <= w.lookahead <= 1000, "weighted.lookahead", w.lookahead, "give 1 to 1000")
+    _check(w.scale is None or w.scale >= 0, "weighted.scale", w.scale, "give 0 or more")
+    _check(w.temperature > 0, "weighted.temperature", w.temperature, "give more than 0")
+    _check_range((w.start, w.stop), "weighted.start, weighted.stop", 0, 1)
+    _check(
+        w.top >= 1 and w.bottom >= 0,
+        "weighted.top, weighted.bottom",
+        (w.top, w.bottom),
+        "give 1 and 0 or more",
+    )
+    weights = (w.top_weight, w.bottom_weight)
+    _check(min(weights) >= 0, "weighted.top_weight, weighted.bottom_weight", weights, "give 0 or more")
+    alone = w.candidates == 1  # the plain score
+    if w.strategy == "min-max" and not alone and w.top + w.bottom > w.candidates:
+        advice = (
+            f"min-max takes the {w.top} best and the {w.bottom} worst of them: give at least "
+            f"{w.top + w.bottom}, or fewer with --weighted.top and --weighted.bottom"
+        )
+        _check(False, "weighted.candidates", w.candidates, advice)
+    if w.strategy == "best" and not alone:
+        _check(w.top <= w.candidates, "weighted.top", w.top, f"there are {w.candidates} candidates")
+
+
+def _check_preferences(config: Method) -> None:
+    _check_weighted(config.weighted)
+    p, a = config.psd, config.ascent
+    _check(config.dpo.gap >= 0, "dpo.gap", config.dpo.gap, "give 0 or more")
+    _check(0 <= p.rho <= 1, "psd.rho", p.rho, "give 0 to 1")
+    _check(p.temperature > 0, "psd.temperature", p.temperature, "give more than 0")
+    _check(p.gap >= 0 and p.lr >= 0, "psd.gap, psd.lr", (p.gap, p.lr), "give 0 or more")
+    _check(p.interval >= 1, "psd.interval", p.interval, "give at least 1")
+    _check(
+        0 <= p.anneal <= 1 and 0 <= p.t_limit <= 1,
+        "psd.anneal, psd.t_limit",
+        (p.anneal, p.t_limit),
+        "give 0 to 1",
+    )
+    _check(a.weight >= 0, "ascent.weight", a.weight, "give 0 or more")
+    shares = (a.start, a.pure, a.straight_through)
+    _check(all(0 <= s <= 1 for s in shares), "ascent.start, .pure, .straight_through", shares, "give 0 to 1")
+    if config.preference == "psd":
+        scale = config.guidance.scale
+        _check(
+            scale not in (0.0, 1.0),
+            "guidance.scale",
+            scale,
+            "psd measures its pair by what guidance adds: give more than 1",
+        )
+    if config.preference != "none":
+        _check(
+            bool(config.reward),
+            "reward",
+            config.reward,
+            f"--preference {config.preference} needs at least one",
+        )
+
+
+def _check_rewards(config: Method) -> None:
+    for name, weight in config.rewards().items():
+        _check(
+            math.isfinite(weight) and weight != 0,
+            f"reward {name}",
+            weight,
+            "give a weight that is finite and not 0",
+        )
+    _check(config.reward_options.batch >= 0, "reward.batch", config.reward_options.batch, "give 0 or more")
+    if config.reward_options.units == "candidates" and config.preference not in RANKING:
+        _check(
+            False,
+            "reward.units",
+            "candidates",
+            "there are candidates with --preference weighted, dpo or psd only",
+        )
 
 
 def _check_views(v: ViewOptions) -> None:
@@ -77,12 +212,21 @@ def _check_output(o: OutputOptions) -> None:
     _check(o.reward_every >= 1, "output.reward_every", o.reward_every, "give at least 1")
 
 
-def validate(config: Config) -> Config:
-    """Return the config, or raise ConfigError naming the first setting that cannot be used."""
+def validate_method(config: Method) -> None:
+    """Raise ConfigError naming the first setting of what guides that cannot be used."""
     _check_finite(config)
     _check(1 <= config.steps <= 10_000_000, "steps", config.steps, "give at least 1")
     _check(0 <= config.seed < 2**63, "seed", config.seed, "give a number from 0 to 2^63 - 1")
     _check_guidance(config.guidance)
+    _check_unused(config)
+    _check_scores(config)
+    _check_preferences(config)
+    _check_rewards(config)
+
+
+def validate(config: Config) -> Config:
+    """Return the config, or raise ConfigError naming the first setting that cannot be used."""
+    validate_method(config)
     _check_views(config.views)
     _check_splats(config.splats, config.densify)
     for name, rate in asdict(config.lr).items():
@@ -93,4 +237,24 @@ def validate(config: Config) -> Config:
         _check(value >= 0, f"regularise.{name}", value, "give 0 or more")
     _check(r.max_aspect >= 1, "regularise.max_aspect", r.max_aspect, "give 1 or more")
     _check_output(config.output)
+    return config
+
+
+def validate_image(config: ImageConfig) -> ImageConfig:
+    """Return the config, or raise ConfigError naming the first setting that a 2D run cannot use."""
+    validate_method(config)
+    o = config.image
+    _check(0 < o.lr <= 1000, "image.lr", o.lr, "give more than 0, up to 1000")
+    _check(1 <= o.count <= 64, "image.count", o.count, "give 1 to 64")
+    _check(o.checkpoint_seconds >= 0, "image.checkpoint_seconds", o.checkpoint_seconds, "give 0 or more")
+    _check(o.log_every >= 1, "image.log_every", o.log_every, "give at least 1")
+    _check(o.reward_every >= 1, "image.reward_every", o.reward_every, "give at least 1")
+    if config.source:
+        advice = (
+            "an edit subtracts the prediction for the source, in place of what sets vsd, csd and ism apart: "
+            "use --score sds or sdi"
+        )
+        _check(config.score in ("sds", "sdi"), "score", config.score, advice)
+        noise = "an edit starts from its picture: leave it out"
+        _check(o.start == ImageOptions().start, "image.start", o.start, noise)
     return config

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from splatgen.cli import VERBS
 from splatgen.commands import checks, failures
 from splatgen.commands.progress import Reporter, duration, line
 from splatgen.commands.stopping import on_signals
@@ -44,16 +45,26 @@ needs_weights = pytest.mark.skipif(
 )
 
 FLAGS = """
---config --densify.grow --densify.max-splats --densify.prune-opacity --densify.prune-scale --densify.reset
---densify.rounds --densify.split-scale --densify.start --densify.stop --device --force --guidance.anneal
---guidance.clamp --guidance.no-clamp --guidance.rescale --guidance.scale --guidance.t-max --guidance.t-min
---guidance.weighting --help --json --lr.decay-from --lr.final --lr.means --lr.opacities --lr.quats --lr.scales
---lr.sh --negative --out --output.checkpoint-seconds --output.frames --output.log-every --output.reward-every
---output.size --preference --preset --prior --prior.camera --prior.model --prior.no-camera --quiet
+--ascent.form --ascent.pure --ascent.start --ascent.straight-through --ascent.target --ascent.weight --config
+--densify.grow --densify.max-splats --densify.prune-opacity --densify.prune-scale --densify.reset
+--densify.rounds --densify.split-scale --densify.start --densify.stop --device --dpo.form --dpo.gap --force
+--guidance.anneal --guidance.batch --guidance.clamp --guidance.no-clamp --guidance.no-perp-neg
+--guidance.perp-neg --guidance.rescale --guidance.scale --guidance.t-max --guidance.t-min --guidance.t-min-start
+--guidance.times
+--guidance.view-prompts --guidance.weighting --help --holdout-reward --ism.interval --ism.noise --ism.step
+--json --lr.decay-from --lr.final --lr.means --lr.opacities --lr.quats --lr.scales --lr.sh --negative --out
+--output.checkpoint-seconds --output.frames --output.log-every --output.reward-every --output.size
+--preference --preset --prior --prior.camera --prior.model --prior.no-camera --psd.anneal --psd.gap
+--psd.interval --psd.learn --psd.lr --psd.no-learn --psd.rho --psd.t-limit --psd.temperature --quiet
 --regularise.aspect --regularise.max-aspect --regularise.max-radius --regularise.opacity --regularise.radius
---regularise.scale --reward --score --seed --splats.count --splats.opacity --splats.radius --splats.scale
---splats.sh-degree --steps --views.background --views.count --views.distance --views.elevation --views.fov
---views.size
+--regularise.scale --reward --reward.batch --reward.no-view-prompts --reward.units --reward.view-prompts
+--score --sdi.entropy --sdi.entropy-at --sdi.no-renoise --sdi.renoise --sdi.scale --sdi.steps --sdi.tau
+--seed --splats.count --splats.opacity --splats.radius --splats.scale --splats.sh-degree --steps
+--views.background --views.count --views.distance --views.elevation --views.fov --views.size --vsd.camera
+--vsd.camera-dropout --vsd.lr --vsd.no-camera --vsd.prompt --vsd.rank --vsd.weight-decay --weighted.bottom
+--weighted.bottom-weight --weighted.candidates --weighted.lookahead --weighted.normalise --weighted.scale
+--weighted.start --weighted.stop --weighted.strategy --weighted.temperature --weighted.top
+--weighted.top-weight
 """
 
 
@@ -88,10 +99,72 @@ assert not heavy, heavy
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f"]
 
 
+REFUSED = {  # words after `generate "a red cube"`: part of the message
+    "--weighted.candidates 8": "it acts with --preference weighted only, and preference is none",
+    "--preference dpo --psd.rho 0": "it acts with --preference psd only, and preference is dpo",
+    "--score sdi --vsd.rank 8": "it acts with --score vsd only, and score is sdi",
+    "--preference weighted --weighted.candidates 3": "min-max takes the 2 best and the 2 worst of them",
+    "--preference psd --guidance.scale 1": "psd measures its pair by what guidance adds: give more than 1",
+    "--score csd --guidance.scale 1": "csd is what guidance adds: give more than 1",
+    "--preference weighted --reward": "--preference weighted needs at least one",
+    "--preference none --reward.units candidates": "there are candidates with --preference weighted, dpo or",
+    "--score vsd --prior frozen": "and 'frozen' has no adapter: use another",
+    "--reward four": "the reward 'four' judges 4 views together, and the prior 'toybox' has 1 at a time",
+    "--holdout-reward four": "the reward 'four' judges 4 views together",
+    "--prior multi --views.count 6": "the prior 'multi' denoises 4 views together, give a multiple of 4",
+    "--reward toybox-judge": "no reward 'toybox-judge'; it only watches: give it to --holdout-reward",
+    "--reward hpsv9": "no reward 'hpsv9'; there are: toybox",
+    "--holdout-reward jugde": "no reward 'jugde'; there are: toybox",
+    "--reward toybox=high": "reward is 'toybox=high': write NAME or NAME=WEIGHT",
+    "--reward toybox=nan": "reward toybox is nan: give a weight that is finite and not 0",
+    "--reward toybox=-inf": "reward toybox is -inf: give a weight that is finite and not 0",
+    "--reward toybox=0": "reward toybox is 0.0: give a weight that is finite and not 0",
+    "--reward toybox=1 --reward toybox=2": "the reward 'toybox' is there twice: name it once",
+    "--reward toybox=0.5 --holdout-reward toybox": "the reward 'toybox' guides and is held out: name it once",
+    "--guidance.perp-neg": "it takes --guidance.view-prompts blend",
+}
+
+
+def test_what_does_not_go_together_is_two_before_torch(tmp_path: Path) -> None:
+    """One process for all of them, with a prior and a reward that are entries and nothing else."""
+    code = f"""
+import contextlib, io, sys
+from splatgen import priors, rewards
+from splatgen.cli import main
+priors.PRIORS["frozen"] = priors.PriorEntry(loader="nowhere:load", adapter=False)
+priors.PRIORS["multi"] = priors.PriorEntry(loader="nowhere:load", views=4)
+rewards.REWARDS["four"] = rewards.JUDGES["four"] = rewards.RewardEntry(loader="nowhere:load", views=4)
+for words, message in {REFUSED!r}.items():
+    with contextlib.redirect_stderr(io.StringIO()) as err:
+        code = main(["generate", "a red cube", *words.split(), "--out", "out"])
+    text = err.getvalue()
+    assert (code, text.count("\\n")) == (2, 1) and message in text, (words, code, text)
+assert not {{"torch", "numba", "diffusers", "gsplat"}} & set(sys.modules)
+"""
+    done = spawn(code=code, cwd=tmp_path)
+    out, err = done.communicate(timeout=120)
+    assert (done.returncode, out) == (0, ""), err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_help_names_the_choices_and_the_methods(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "4000")
+    text = re.sub(r"\x1b\[[0-9;]*m", "", cli("generate", "--help").out)
+    for choice in (
+        "{sds,sdi,vsd,csd,ism}",
+        "{none,weighted,dpo,psd,ascent}",
+        "{auto,raw,standard,candidates}",
+        "NAME[=WEIGHT] ...",
+    ):
+        assert choice in text
+    for paper in ("RewardSDS", "RewardVSD", "DreamDPO", "DreamReward", "Perp-Neg"):
+        assert paper in text
+
+
 def test_the_help_names_every_verb_and_exit_code(cli: Cli) -> None:
     done = cli("--help")
     assert (done.code, done.err) == (0, "")
-    for word in ("generate", "resume", "render", "export", "doctor", "130", "143", "SPLATGEN_DEBUG"):
+    for word in (*VERBS, "130", "143", "SPLATGEN_DEBUG"):
         assert word in done.out
     assert cli().code == 2
     assert re.fullmatch(r"splatgen \d+\.\d+\.\d+\S*\n", cli("--version").out)
@@ -147,6 +220,7 @@ def test_a_wrong_verb_is_two_with_a_hint(cli: Cli, words: list[str], message: st
         (["a red cube", "--prior", "zzz"], "there are: toybox"),
         (["a red cube", "--reward", "toybox", "hpsv9"], "no reward 'hpsv9'"),
         (["a red cube", "--reward", "toybox", "toybox"], "name it once"),
+        (["a red cube", "--reward", "toybox", "--reward", "toybox"], "name it once"),
         (["--reward", "toybox", "a red cube"], "put it before --reward"),
         (["a red cube", "--config", "missing.toml"], "cannot read missing.toml"),
     ],
@@ -170,6 +244,8 @@ def test_refusals_are_two_one_line_and_leave_nothing(
         (["--steps"], "--steps"),
         (["--device", "tpu"], "--device"),
         (["--score", "vds"], "sds"),
+        (["--preference", "dop"], "dpo"),
+        (["--weighted.lookahed", "2"], "--weighted.lookahead"),
         (["another prompt"], "another prompt"),
         (["--guidance.t-max", "0.9"], "--guidance.t-max"),
     ],
@@ -567,7 +643,7 @@ def test_a_run_prints_its_result_and_nothing_else(finished: tuple[Path, dict[str
     assert (printed["status"], printed["step"]) == ("done", 3)
     assert printed["splats"] > 0
     assert printed["seconds"] > 0
-    assert set(printed["rewards"]) == {"toybox-mini"}
+    assert set(printed["rewards"]) == {"reward/toybox-mini"}
     assert {"splats", "turntable", "preview", "metrics", "config", "metadata"} == set(printed["files"])
     assert all(Path(path).is_file() for path in printed["files"].values())
     assert "toybox-mini prior" in err.splitlines()[0]

@@ -11,12 +11,16 @@ from typing import Any, Literal
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from splatgen import config as settings
 from splatgen.commands.generate import read
-from splatgen.config import Config, ConfigError, from_dict, merge, read_file, to_dict
+from splatgen.commands.parsing import gather
+from splatgen.config import Config, ConfigError, ImageConfig, from_dict, merge, read_file, to_dict
 from splatgen.validation import validate
+
+few = examples(max_examples=30)
 
 
 def values(hint: Any) -> st.SearchStrategy[Any]:
@@ -46,17 +50,21 @@ def configs(kind: Any = Config) -> st.SearchStrategy[Any]:
     return st.builds(kind, **{name: values(hint) for name, hint in typing.get_type_hints(kind).items()})
 
 
-@given(configs())
-def test_settings_survive_json(config: Config) -> None:
+@few
+@given(configs(), configs(ImageConfig))
+def test_settings_survive_json(config: Config, image: ImageConfig) -> None:
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert merge(ImageConfig(), json.loads(json.dumps(to_dict(image)))) == image
 
 
+@few
 @given(configs(), configs())
 def test_merging_everything_replaces_everything(first: Config, second: Config) -> None:
     assert merge(first, to_dict(second)) == second
     assert merge(first, {}) == first
 
 
+@few
 @given(configs(), st.integers(), st.floats(allow_nan=False, allow_infinity=False))
 def test_merging_changes_only_what_is_named(config: Config, steps: int, scale: float) -> None:
     merged = merge(config, {"steps": steps, "guidance": {"scale": scale}})
@@ -68,7 +76,7 @@ def test_every_setting_is_frozen_and_documented() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().steps = 1  # type: ignore[misc]
     text = Path(settings.__file__).read_text()
-    for field in dataclasses.fields(Config):
+    for field in (*dataclasses.fields(Config), *dataclasses.fields(ImageConfig)):
         line = next(row for row in text.splitlines() if row.startswith(f"    {field.name}: "))
         if not dataclasses.is_dataclass(field.default_factory):
             assert text.split(line)[1].lstrip().startswith('"""'), field.name
@@ -86,11 +94,16 @@ def test_every_setting_is_frozen_and_documented() -> None:
         ({"steps": True}, "steps is True: it takes int"),
         ({"guidance": {"scale": True}}, "guidance.scale is True: it takes float"),
         ({"guidance": {"clamp": 1}}, "guidance.clamp is 1: it takes bool"),
-        ({"guidance": {"weighting": "sd"}}, "choose one of sds, uniform"),
+        ({"guidance": {"weighting": "sd"}}, "choose one of auto, sds, uniform"),
         ({"guidance": {"t_max": 0.9}}, "guidance.t_max is 0.9: write a list"),
         ({"guidance": {"t_max": [0.9]}}, "guidance.t_max has 1 entries: it takes 2"),
         ({"reward": "toybox"}, "reward is 'toybox': write a list"),
         ({"reward": [1]}, "reward is 1: it takes str"),
+        ({"score": "vds"}, "choose one of sds, sdi, vsd, csd, ism"),
+        ({"preference": "dop"}, "choose one of none, weighted, dpo, psd, ascent"),
+        ({"psd": {"leran": True}}, "unknown setting psd.leran; did you mean psd.learn?"),
+        ({"weighted": {"candidates": 2.0}}, "weighted.candidates is 2.0: it takes int"),
+        ({"weighted": {"scale": "7"}}, "weighted.scale is '7': it takes float"),
         ({"prior": {"model": "x"}}, "its settings go into the table prior_options"),
     ],
 )
@@ -117,6 +130,8 @@ def test_only_integers_become_floats() -> None:
         {"guidance": {"scale": math.nan}},
         {"guidance": {"t_max": [math.inf, 0.5]}},
         {"guidance": {"t_min": 0.6}},
+        {"guidance": {"t_min_start": 0.05}},
+        {"guidance": {"t_min_start": 0.99}},
         {"guidance": {"anneal": [0.8, 0.2]}},
         {"views": {"count": 0}},
         {"views": {"size": []}},
@@ -131,11 +146,161 @@ def test_only_integers_become_floats() -> None:
         {"lr": {"means": -0.1}},
         {"output": {"size": 8}},
         {"output": {"log_every": 0}},
+        {"guidance": {"rescale": 1.5}},
+        {"guidance": {"batch": -1}},
+        {"score": "sdi", "sdi": {"steps": 0}},
+        {"score": "sdi", "sdi": {"tau": 0.6}},
+        {"score": "sdi", "sdi": {"entropy": -0.1}},
+        {"score": "vsd", "vsd": {"rank": 0}},
+        {"score": "vsd", "vsd": {"lr": -1.0}},
+        {"score": "vsd", "vsd": {"camera_dropout": 1.1}},
+        {"score": "ism", "ism": {"interval": 0.0}},
+        {"score": "ism", "ism": {"step": 1.5}},
+        {"score": "ism", "ism": {"noise": -1.0}},
+        {"score": "csd", "guidance": {"scale": 1.0}},
+        {"score": "csd", "guidance": {"scale": 0.0}},
+        {"preference": "weighted", "weighted": {"candidates": 0}},
+        {"preference": "weighted", "weighted": {"lookahead": 0}},
+        {"preference": "weighted", "weighted": {"scale": -1.0}},
+        {"preference": "weighted", "weighted": {"temperature": 0.0}},
+        {"preference": "weighted", "weighted": {"start": 0.6}},
+        {"preference": "weighted", "weighted": {"top": 0}},
+        {"preference": "weighted", "weighted": {"bottom_weight": -0.1}},
+        {"preference": "weighted", "weighted": {"temperature": math.inf}},
+        {"preference": "dpo", "dpo": {"gap": -0.1}},
+        {"preference": "psd", "psd": {"rho": 1.1}},
+        {"preference": "psd", "psd": {"temperature": 0.0}},
+        {"preference": "psd", "psd": {"interval": 0}},
+        {"preference": "psd", "psd": {"lr": -1e-4}},
+        {"preference": "psd", "psd": {"anneal": 1.5}},
+        {"preference": "psd", "psd": {"t_limit": -0.1}},
+        {"preference": "psd", "guidance": {"scale": 1.0}},
+        {"preference": "psd", "guidance": {"scale": 0.0}},
+        {"preference": "ascent", "ascent": {"weight": -1.0}},
+        {"preference": "ascent", "ascent": {"pure": 1.1}},
+        {"reward": ["toybox=nan"]},
+        {"reward": ["toybox=inf"]},
+        {"reward": ["toybox=0"]},
+        {"reward_options": {"batch": -1}},
     ],
 )
 def test_values_that_can_not_work_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="give"):
         validate(from_dict(changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"weighted": {"candidates": 2}},
+            "weighted.candidates is 2: it acts with --preference weighted only, and preference is none",
+        ),
+        (
+            {"preference": "dpo", "psd": {"rho": 0.0}},
+            "psd.rho is 0.0: it acts with --preference psd only, and preference is dpo",
+        ),
+        ({"vsd": {"rank": 8}}, "vsd.rank is 8: it acts with --score vsd only, and score is sds"),
+        ({"score": "vsd", "sdi": {"steps": 5}}, "it acts with --score sdi only, and score is vsd"),
+        ({"reward_options": {"units": "candidates"}}, "there are candidates with --preference weighted, dpo"),
+        (
+            {"preference": "ascent", "reward_options": {"units": "candidates"}},
+            "there are candidates with --preference weighted, dpo or psd only",
+        ),
+        ({"preference": "weighted", "reward": []}, "--preference weighted needs at least one"),
+        (
+            {"preference": "weighted", "weighted": {"candidates": 3}},
+            "weighted.candidates is 3: min-max takes the 2 best and the 2 worst of them: give at least 4, or "
+            "fewer with --weighted.top and --weighted.bottom",
+        ),
+        (
+            {"preference": "weighted", "weighted": {"candidates": 3, "strategy": "best", "top": 4}},
+            "weighted.top is 4: there are 3 candidates",
+        ),
+        (
+            {"score": "sdi", "preference": "psd", "sdi": {"entropy": 0.0}},
+            "sdi.entropy is 0.0: without it the candidates are the same",
+        ),
+        (
+            {"score": "ism", "preference": "dpo", "ism": {"noise": 0.0}},
+            "ism.noise is 0.0: without it the candidates are the same",
+        ),
+        ({"guidance": {"perp_neg": True}}, "it takes --guidance.view-prompts blend"),
+        ({"preference": "psd", "guidance": {"scale": 1.0}}, "psd measures its pair by what guidance adds"),
+        ({"reward": ["toybox=high"]}, "reward is 'toybox=high': write NAME or NAME=WEIGHT"),
+        ({"reward": ["toybox="]}, "write NAME or NAME=WEIGHT"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(from_dict(changes))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"preference": "weighted", "weighted": {"candidates": 1}},  # the plain score
+        {"preference": "weighted", "weighted": {"candidates": 2, "top": 1, "bottom": 1}},
+        {"preference": "weighted", "weighted": {"candidates": 2, "strategy": "softmax"}},
+        {"preference": "weighted", "weighted": {"candidates": 3, "top": 3, "bottom": 0}},
+        {"preference": "weighted", "guidance": {"scale": 1.0}, "weighted": {"scale": 7.5}},
+        {"preference": "psd", "reward_options": {"units": "candidates"}},
+        {"reward": [], "preference": "none"},
+        {"score": "sdi", "sdi": {"entropy": 0.0}},
+        {"score": "ism", "ism": {"noise": 0.0}, "preference": "ascent"},
+        {"reward": ["toybox=-0.5", "toybox-mini=2e-1"], "preference": "dpo"},
+        {"guidance": {"perp_neg": True, "view_prompts": "blend"}},
+    ],
+)
+def test_settings_that_go_together_are_taken(changes: dict[str, Any]) -> None:
+    assert validate(from_dict(changes)) == from_dict(changes)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcde"), st.floats(-9, 9)), unique_by=lambda pair: pair[0]))
+def test_rewards_are_read_with_their_weights(pairs: list[tuple[str, float]]) -> None:
+    entries = [*(f"{name}={weight}" for name, weight in pairs), "plain"]
+    assert from_dict({"reward": entries}).rewards() == {**dict(pairs), "plain": 1.0}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--reward", "toybox=0.7", "toybox-mini=0.3"],
+        ["--reward", "toybox=0.7", "--reward", "toybox-mini=0.3"],
+        ["--reward=toybox=0.7", "--steps", "9", "--reward=toybox-mini=0.3"],
+        ["--reward", "toybox=0.7", "--seed", "1", "--reward", "toybox-mini=0.3", "--seed", "0"],
+    ],
+)
+def test_a_repeated_reward_adds_to_the_first(words: list[str]) -> None:
+    for before, after in ((["a red cube"], []), ([], ["--", "a red cube"])):
+        _, config = read([*before, *words, *after])
+        assert config.rewards() == {"toybox": 0.7, "toybox-mini": 0.3}
+        assert (config.prompt, config.seed) == ("a red cube", 0)
+
+
+def test_repeated_rewards_and_holdouts_do_not_mix() -> None:
+    words = [
+        "--holdout-reward",
+        "d",
+        "--reward",
+        "a",
+        "b",
+        "--holdout-reward",
+        "e",
+        "--reward",
+        "c",
+        "--quiet",
+    ]
+    options, config = read(["a red cube", *words])
+    assert (config.reward, config.holdout_reward) == (("a", "b", "c"), ("d", "e"))
+    assert options.quiet
+
+
+def test_what_follows_two_dashes_is_left_alone() -> None:
+    argv = ["--reward", "a", "--", "--reward", "b"]
+    assert gather(argv, ["--reward"]) == argv
 
 
 @pytest.mark.parametrize("name", sorted(settings.presets()))

@@ -1,232 +1,210 @@
-"""Score distillation against its formulas, in float64 and on a prior that is known in closed form."""
+"""Score distillation against its formulas, in float64 and on priors that are known in closed form."""
 
 import math
 
 import pytest
 import torch
-from analytic import GaussianPrior, expected_direction
+from analytic import (
+    PLAIN,
+    GaussianAdapter,
+    GaussianPrior,
+    GroupPrior,
+    expected_direction,
+    moment,
+    normal,
+    pattern,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splatgen import guidance
 from splatgen.cameras import turntable
-from splatgen.config import GuidanceOptions, PriorOptions
-from splatgen.preferences import NoPreference
+from splatgen.config import GuidanceOptions, ISMOptions, PriorOptions, SDIOptions, VSDOptions
+from splatgen.preferences import Choice, NoPreference, Preference
 from splatgen.priors import load_prior
 from splatgen.rng import rng
-from splatgen.scores import SDS
+from splatgen.scores import CSD, ISM, SDI, SDS, VSD
+from splatgen.scores.base import Noised
 
 few = settings(deadline=None, max_examples=25)
 times = st.floats(0.02, 0.98)
-scales = st.floats(0, 100)
-B, SIDE = 2, 6
-PLAIN = GuidanceOptions(scale=1.0, clamp=False)
-
-
-def noise(purpose, step=0, shape=(B, 3, SIDE, SIDE)):
-    return torch.randn(shape, generator=rng(0, step, purpose)).double()
-
-
-def pattern(cameras):
-    """An image that depends on the azimuth, [B, 3, SIDE, SIDE], in -1..1."""
-    u = torch.linspace(0, 3, 3 * SIDE * SIDE, dtype=torch.float64).view(1, 3, SIDE, SIDE)
-    return torch.sin(u + torch.deg2rad(cameras.azimuth.double())[:, None, None, None])
-
-
-def views(count=B):
-    return turntable(count, size=SIDE)
+weightings = st.sampled_from(["sds", "uniform", "sigma", "fantasia3d"])
 
 
 def options(**change):
     return GuidanceOptions(**{"scale": 1.0, "clamp": False, **change})
 
 
-def direction(prior, x, t, given_options, *, positive="a", negative="", step=0):
-    cameras = views(len(x))
-    conditions = [prior.embed([text] * len(x)) for text in (positive, negative)]
-    times_ = torch.full((len(x),), t, dtype=x.dtype)
-    generator = rng(0, step, "noise")
-    return guidance.gradient(
-        prior, SDS(), NoPreference(), x, times_, *conditions, cameras, given_options, generator
-    )
+def direction(prior, x, t, given_options=PLAIN, score=None, **more):
+    step = moment(prior, x, t, options=given_options, **more)
+    return guidance.gradient(step, score or SDS(), NoPreference(), None)
 
 
-# Classifier-free guidance
+class Given(SDS):
+    """SDS with a noise [1, B, C, h, w] that is told."""
 
+    def __init__(self, noise):
+        self.noise = noise
 
-@few
-@given(st.floats(-2, 200))
-def test_the_two_conventions_differ_by_one(gamma):
-    e_y, e_n = noise("y"), noise("n")
-    torch.testing.assert_close(
-        guidance.cfg(e_y, e_n, 1 + gamma), e_y + gamma * (e_y - e_n), rtol=1e-12, atol=1e-12
-    )
-
-
-def test_scale_0_is_unconditional_and_1_conditional():
-    e_y, e_n = noise("y"), noise("n")
-    assert torch.equal(guidance.cfg(e_y, e_n, 0.0), e_n)
-    torch.testing.assert_close(guidance.cfg(e_y, e_n, 1.0), e_y, rtol=0, atol=1e-15)
-
-
-@few
-@given(scales, times)
-def test_a_negative_like_the_prompt_makes_the_scale_irrelevant(scale, t):
-    prior, x = GaussianPrior(pattern, spread=0.3), noise("x")
-    plain = direction(prior, x, t, PLAIN, negative="a").value
-    torch.testing.assert_close(
-        direction(prior, x, t, options(scale=scale), negative="a").value, plain, rtol=0, atol=1e-12
-    )
-
-
-def test_guidance_pushes_away_from_the_negative():
-    """eps is affine in the scale: e(w) - e(0) = w (e(1) - e(0))."""
-    prior, x = GaussianPrior(pattern, spread=0.3), noise("x")
-    e0, e1, e5 = (direction(prior, x, 0.5, options(scale=w)).value for w in (0.0, 1.0, 5.0))
-    torch.testing.assert_close(e5 - e0, 5 * (e1 - e0), rtol=1e-10, atol=1e-12)
-    assert (e1 - e0).abs().max() > 0.01
-
-
-# The one-step estimate
-
-
-@few
-@given(times, scales)
-def test_the_residual_is_sigma_over_alpha_times_the_error_of_the_noise(t, scale):
-    prior, x, n = GaussianPrior(pattern, spread=0.3), noise("x"), noise("n")
-    t_ = torch.full((B,), t, dtype=torch.float64)
-    alpha, sigma = prior.alpha_sigma(t_)
-    found = guidance.predict(
-        prior,
-        alpha * x + sigma * n,
-        t_,
-        prior.embed(["a"] * B),
-        prior.embed([""] * B),
-        views(),
-        options(scale=scale),
-    )
-    error = (x - found.x0) - sigma / alpha * (found.eps - n)
-    assert error.abs().max() < 1e-10 * max(1.0, scale) * float(sigma.max() / alpha.min())
-
-
-@few
-@given(times, st.sampled_from([0.0, 0.3, 1.0]), st.booleans(), st.sampled_from([1.0, 3.0, 50.0]))
-def test_rescaling_and_clamping_keep_estimate_and_noise_in_agreement(t, rescale, clamp, scale):
-    prior, x_t = GaussianPrior(pattern, spread=0.3), 2 * noise("x")
-    t_ = torch.full((B,), t, dtype=torch.float64)
-    alpha, sigma = prior.alpha_sigma(t_)
-    found = guidance.predict(
-        prior,
-        x_t,
-        t_,
-        prior.embed(["a"] * B),
-        prior.embed([""] * B),
-        views(),
-        options(scale=scale, rescale=rescale, clamp=clamp),
-    )
-    torch.testing.assert_close(alpha * found.x0 + sigma * found.eps, x_t, rtol=0, atol=1e-11)
-    if clamp:
-        assert found.x0.abs().max() <= 1.0
-
-
-def test_full_rescaling_gives_the_conditional_spread():
-    """Lin et al. 2023, eq. 15-16 with phi = 1; phi = 1/2 lies halfway."""
-    prior, x_t, t = GaussianPrior(pattern, spread=0.3), noise("x"), torch.full((B,), 0.6, dtype=torch.float64)
-    alpha, sigma = prior.alpha_sigma(t)
-
-    def estimate(rescale):
-        both = prior.embed(["a"] * B), prior.embed([""] * B)
-        return guidance.predict(prior, x_t, t, *both, views(), options(scale=8.0, rescale=rescale))
-
-    free, half, full = estimate(0.0), estimate(0.5), estimate(1.0)
-    conditional = (x_t - sigma * free.conditional) / alpha
-    assert not torch.allclose(guidance.spread(free.x0), guidance.spread(conditional), rtol=0.1)
-    torch.testing.assert_close(guidance.spread(full.x0), guidance.spread(conditional), rtol=1e-6, atol=0)
-    torch.testing.assert_close(half.x0, 0.5 * (free.x0 + full.x0), rtol=1e-12, atol=1e-12)
-
-
-def test_latents_without_a_range_are_never_clamped():
-    prior, x_t = GaussianPrior(pattern, spread=0.3, x_range=None), 9 * noise("x")
-    t = torch.full((B,), 0.5, dtype=torch.float64)
-    both = prior.embed(["a"] * B), prior.embed([""] * B)
-    free = guidance.predict(prior, x_t, t, *both, views(), options(clamp=False))
-    clamped = guidance.predict(prior, x_t, t, *both, views(), options(clamp=True))
-    assert torch.equal(free.x0, clamped.x0)
-    assert free.x0.abs().max() > 1
-
-
-def test_prompt_and_negative_see_the_same_cameras_in_one_call():
-    seen = []
-
-    def mean(cameras):
-        seen.append(cameras)
-        return pattern(cameras)
-
-    prior = GaussianPrior(mean)
-    direction(prior, noise("x"), 0.5, options(scale=3.0))
-    assert len(seen) == 1
-    assert torch.equal(seen[0].azimuth, views().azimuth.repeat(2))
-    assert torch.equal(seen[0].c2w, views().c2w.repeat(2, 1, 1))
+    def noises(self, moment, count):
+        return Noised(noise=self.noise)
 
 
 # The direction
 
 
 @few
-@given(times, st.sampled_from(["sds", "uniform", "sigma", "fantasia3d"]))
+@given(times, weightings)
 def test_a_denoiser_that_returns_the_added_noise_gives_nothing(t, weighting):
     """Data that is exactly x itself: eps = (x_t - alpha x) / sigma = n."""
-    x = pattern(views())
+    x = pattern(turntable(2, size=6))
     found = direction(GaussianPrior(pattern), x, t, options(weighting=weighting))
     assert found.value.abs().max() < 1e-10
     torch.testing.assert_close(found.x0[0], x, rtol=0, atol=1e-12)
 
 
 @few
-@given(times, st.sampled_from(["sds", "uniform", "sigma", "fantasia3d"]))
+@given(times, weightings)
 def test_a_point_distribution_gives_its_closed_form(t, weighting):
     """Spread 0: G = w(t) alpha / sigma (x - mean), whatever the noise."""
-    prior, x = GaussianPrior(pattern), noise("x")
-    alpha, sigma = prior.alpha_sigma(torch.full((B,), t, dtype=torch.float64))
-    expected = guidance.weight(weighting, alpha, sigma) * alpha / sigma * (x - pattern(views()))
-    torch.testing.assert_close(
-        direction(prior, x, t, options(weighting=weighting)).value, expected, rtol=1e-10, atol=1e-10
-    )
+    prior, x = GaussianPrior(pattern), normal("x")
+    alpha, sigma = prior.alpha_sigma(torch.full((2,), t, dtype=torch.float64))
+    expected = guidance.weight(weighting, alpha, sigma) * alpha / sigma * (x - pattern(turntable(2, size=6)))
+    found = direction(prior, x, t, options(weighting=weighting))
+    torch.testing.assert_close(found.value, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_a_spread_distribution_gives_its_closed_form_on_average():
-    prior, x, t, draws = GaussianPrior(pattern, spread=0.4), noise("x"), 0.4, 400
-    mean = (
-        sum(direction(prior, x, t, options(weighting="uniform"), step=n).value for n in range(draws)) / draws
-    )
-    alpha, sigma = prior.alpha_sigma(torch.full((B,), t, dtype=torch.float64))
-    expected = expected_direction(x, pattern(views()), alpha, sigma, 0.4)
+    prior, x, t, draws = GaussianPrior(pattern, spread=0.4), normal("x"), 0.4, 400
+    mean = sum(direction(prior, x, t, step=n).value for n in range(draws)) / draws
+    alpha, sigma = prior.alpha_sigma(torch.full((2,), t, dtype=torch.float64))
+    expected = expected_direction(x, pattern(turntable(2, size=6)), alpha, sigma, 0.4)
     noise_left = float((alpha**2 * 0.4**2 / (alpha**2 * 0.4**2 + sigma**2)).max()) / math.sqrt(draws)
     error = (mean - expected) / noise_left  # standard normal
     assert error.abs().max() < 5
     assert error.std() == pytest.approx(1, abs=0.15)
 
 
-@pytest.mark.parametrize(("scale", "calls"), [(1.0, B), (0.0, 2 * B), (3.0, 2 * B)])
+@few
+@given(times, st.sampled_from([0.0, 1.0, 50.0]))
+def test_with_sigma_the_direction_is_the_way_to_the_estimate(t, scale):
+    """w = sigma / alpha: G = x - x0, so one step of size 1 makes the render its own estimate."""
+    x = normal("x")
+    found = direction(GroupPrior(2), x, t, options(scale=scale, weighting="sigma"))
+    tolerance = 1e-11 * max(scale, 1.0) / math.cos(math.pi / 2 * t)
+    torch.testing.assert_close(found.value, x - found.x0[0], rtol=0, atol=tolerance)
+
+
+def test_each_score_has_its_own_weight_unless_told():
+    prior, x, t = GroupPrior(1), normal("x"), 0.6
+    alpha, sigma = prior.alpha_sigma(torch.full((2,), t, dtype=torch.float64))
+    for score, own in ((SDS(), "uniform"), (SDI(SDIOptions()), "sigma")):
+        plain = direction(prior, x, t, options(weighting="uniform"), score).value
+        for weighting in ("auto", "sds"):
+            w = guidance.weight(own if weighting == "auto" else weighting, alpha, sigma)
+            found = direction(prior, x, t, options(weighting=weighting), score).value
+            torch.testing.assert_close(found, w * plain, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.5])
+def test_permuting_the_views_of_a_group_with_their_cameras_permutes_the_direction(rescale):
+    """MVDream's form: weighting sigma, the estimate rescaled over all views."""
+    prior, x, noise = GroupPrior(4), normal("x", 4, 3, 6, 6), normal("n", 1, 4, 3, 6, 6)
+    cameras, order = turntable(4, size=6), torch.tensor([2, 0, 3, 1])
+    given_options = options(scale=20.0, rescale=rescale, weighting="sigma")
+    whole = direction(prior, x, 0.7, given_options, Given(noise), cameras=cameras).value
+    other = direction(
+        prior, x[order], 0.7, given_options, Given(noise[:, order]), cameras=cameras[order]
+    ).value
+    torch.testing.assert_close(other, whole[order], rtol=1e-11, atol=1e-11)
+    wrong = direction(prior, x[order], 0.7, given_options, Given(noise[:, order]), cameras=cameras).value
+    assert not torch.allclose(wrong, whole[order])
+
+
+@pytest.mark.parametrize("views", [2, 4])
+def test_mvdreams_form_is_the_way_to_the_rescaled_estimate(views):
+    """G = x - x0', x0' = (phi f + 1 - phi) x0 with f = std(x0 of the prompt) / std(x0) of the group."""
+    prior, x, noise = GroupPrior(views), normal("x", 4, 3, 6, 6), normal("n", 1, 4, 3, 6, 6)
+    found, free, usual = (
+        direction(prior, x, 0.7, options(scale=w, rescale=phi, weighting="sigma"), Given(noise))
+        for w, phi in ((20.0, 0.5), (20.0, 0.0), (1.0, 0.0))
+    )
+    estimate = []
+    for group in range(0, 4, views):
+        x0, x0_y = (f.x0[0, group : group + views] for f in (free, usual))
+        estimate.append((0.5 * x0_y.std() / x0.std() + 0.5) * x0)
+    torch.testing.assert_close(found.value, x - torch.cat(estimate), rtol=1e-6, atol=1e-6)
+
+
+class Damped(GaussianAdapter):
+    """A copy that sees half of the noise, so that what VSD subtracts depends on it."""
+
+    def predict(self, *args):
+        return 0.5 * super().predict(*args)
+
+
+class DampedPrior(GaussianPrior):
+    def adapter(self, rank, generator):
+        return Damped(self, rank, generator)
+
+
+class Pick(Preference):
+    """Three candidates, of which one is taken for each view."""
+
+    def __init__(self, *kept):
+        self.kept = torch.tensor([kept])
+
+    def candidates(self, fraction):
+        return 3
+
+    def choose(self, moment, x_t, tries, panel):
+        return Choice(kept=self.kept, weights=torch.ones(self.kept.shape))
+
+
+SCORES = {
+    "sds": lambda prior: SDS(),
+    "csd": lambda prior: CSD(),
+    "sdi": lambda prior: SDI(SDIOptions()),
+    "ism": lambda prior: ISM(ISMOptions()),
+    "vsd": lambda prior: VSD(VSDOptions(lr=0.0), prior, seed=0),
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_a_kept_candidate_brings_its_own_noise_and_baseline(name):
+    """Whatever the score: the direction of the candidate that each view kept, and all estimates."""
+    prior, x = DampedPrior(pattern, spread=0.3), normal("x")
+    score = SCORES[name](prior)
+    step = moment(prior, x, 0.6, options=options(scale=3.0, weighting="uniform"))
+    noised = score.noises(step, 3)
+    tries = step.guided(step.noised(noised.noise))
+    residuals = tries.eps - score.baseline(step, noised, tries)  # [3, B, C, h, w]
+    for kept in ((2, 0), (1, 1), (0, 2)):
+        found = guidance.gradient(step, score, Pick(*kept), None)
+        expected = torch.stack([residuals[k, b] for b, k in enumerate(kept)])
+        torch.testing.assert_close(found.value, expected, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(found.x0, tries.x0, rtol=1e-11, atol=1e-11)
+    if name != "csd":
+        assert not torch.allclose(residuals[0], residuals[1])
+
+
+@pytest.mark.parametrize(("scale", "calls"), [(0.0, 2), (1.0, 2), (3.0, 4)])
 def test_nothing_is_differentiated_and_model_calls_are_counted(scale, calls):
-    prior, x = GaussianPrior(pattern), noise("x").requires_grad_()
+    prior, x = GaussianPrior(pattern), normal("x").requires_grad_()
     found = direction(prior, x, 0.5, options(scale=scale))
     assert not found.value.requires_grad
     assert found.model_calls == prior.calls == calls
-    assert found.x0.shape == (1, B, 3, SIDE, SIDE)
+    assert found.x0.shape == (1, 2, 3, 6, 6)
+    assert found.on_render is None
+    assert found.rewards is None
 
 
-def test_the_scale_is_continuous_at_1_where_the_negative_is_left_out():
-    prior, x = GaussianPrior(pattern, spread=0.3), noise("x")
-    beside = direction(prior, x, 0.5, options(scale=1 + 1e-12)).value
-    torch.testing.assert_close(direction(prior, x, 0.5, PLAIN).value, beside, rtol=0, atol=1e-10)
-
-
-def test_the_same_generator_gives_the_same_direction():
-    prior, x = GaussianPrior(pattern, spread=0.5), noise("x")
-    a, b, c = (direction(prior, x, 0.5, PLAIN, step=n).value for n in (0, 0, 1))
+def test_the_same_seed_and_step_give_the_same_direction():
+    prior, x = GaussianPrior(pattern, spread=0.5), normal("x")
+    a, b, c, d = (direction(prior, x, 0.5, step=n, seed=s).value for n, s in ((0, 0), (0, 0), (1, 0), (0, 1)))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+    assert not torch.equal(a, d)
 
 
 def test_no_gradient_reaches_the_denoiser():
@@ -234,19 +212,7 @@ def test_no_gradient_reaches_the_denoiser():
     prior.net.requires_grad_(True)
     images = torch.full((2, 3, 16, 16), 0.4, requires_grad=True)
     x = prior.encode(images)
-    condition = prior.embed(["a red cube, front view", "a red cube, back view"])
-    found = guidance.gradient(
-        prior,
-        SDS(),
-        NoPreference(),
-        x,
-        torch.tensor([0.3, 0.7]),
-        condition,
-        prior.embed(["", ""]),
-        turntable(2, size=16),
-        GuidanceOptions(),
-        rng(0, 0, "noise"),
-    )
+    found = direction(prior, x, torch.tensor([0.3, 0.7]), GuidanceOptions(), prompt="a red cube")
     guidance.inject(x, found.value)
     assert all(p.grad is None for p in prior.net.parameters())
     torch.testing.assert_close(images.grad, 2 * found.value / 2)  # encode doubles, two items halve
@@ -255,8 +221,8 @@ def test_no_gradient_reaches_the_denoiser():
 @pytest.mark.parametrize("items", [1, 2, 5])
 def test_the_injected_gradient_is_the_surrogate_losses(items):
     """d/dtheta of 1/2 |x - sg(x - G)|^2 / B, through a map theta -> x."""
-    theta, g = noise("theta", shape=(items, 4)), noise("g", shape=(items, 3, 2, 2))
-    matrix = noise("matrix", shape=(4, 12))
+    theta, g = normal("theta", items, 4), normal("g", items, 3, 2, 2)
+    matrix = normal("matrix", 4, 12)
 
     def through(apply):
         leaf = theta.clone().requires_grad_()
@@ -266,6 +232,20 @@ def test_the_injected_gradient_is_the_surrogate_losses(items):
     injected = through(lambda x: guidance.inject(x, g))
     surrogate = through(lambda x: (0.5 * (x - (x - g).detach()).square().sum() / len(x)).backward())
     torch.testing.assert_close(injected, surrogate, rtol=1e-12, atol=1e-12)
+
+
+def test_a_gradient_on_the_render_goes_along():
+    theta, g, on_render = normal("theta", 2, 3, 4, 4), normal("g", 2, 3, 4, 4), normal("r", 2, 3, 4, 4)
+
+    def through(apply):
+        leaf = theta.clone().requires_grad_()
+        images = leaf.sigmoid()
+        apply(images, 2 * images - 1)
+        return leaf.grad
+
+    injected = through(lambda images, x: guidance.inject(x, g, images, on_render))
+    summed = through(lambda images, x: ((x * g).sum() / 2 + (images * on_render).sum()).backward())
+    torch.testing.assert_close(injected, summed, rtol=1e-12, atol=1e-12)
 
 
 # Times and weights
@@ -304,10 +284,37 @@ def test_the_largest_time_falls_linearly(fraction, largest):
     assert guidance.time_range(schedule, fraction) == (0.05, pytest.approx(largest))
 
 
+@pytest.mark.parametrize(
+    ("fraction", "smallest", "largest"), [(0, 0.98, 0.98), (0.4, 0.5, 0.74), (0.9, 0.02, 0.5)]
+)
+def test_the_smallest_time_falls_too(fraction, smallest, largest):
+    """MVDream: [0, 0.98, 0.02, 8000] and [0, 0.98, 0.50, 8000] of 10,000 steps."""
+    schedule = GuidanceOptions(t_min=0.02, t_min_start=0.98, t_max=(0.98, 0.5), anneal=(0.0, 0.8))
+    assert guidance.time_range(schedule, fraction) == (pytest.approx(smallest), pytest.approx(largest))
+
+
 def test_an_annealing_of_no_length_is_a_step():
     schedule = GuidanceOptions(t_max=(0.9, 0.3), anneal=(0.5, 0.5))
     assert guidance.time_range(schedule, 0.499)[1] == 0.9
     assert guidance.time_range(schedule, 0.501)[1] == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(("fraction", "t"), [(0, 0.98), (0.25, 0.785), (0.5, 0.59), (1, 0.2)])
+@pytest.mark.parametrize(
+    ("score", "times_"), [(SDI(SDIOptions()), "auto"), (SDI(SDIOptions()), "annealed"), (SDS(), "annealed")]
+)
+def test_annealed_times_are_one_for_all_and_fall_over_the_whole_run(score, times_, fraction, t):
+    schedule = GuidanceOptions(times=times_, t_min=0.2, t_max=(0.98, 0.5), anneal=(0.0, 0.8))
+    found = guidance.draw_times(schedule, score, fraction, 5, rng(0, 0, "time"))
+    assert found.tolist() == pytest.approx([t] * 5)
+
+
+@pytest.mark.parametrize(("score", "times_"), [(SDS(), "auto"), (SDI(SDIOptions()), "random")])
+def test_random_times_are_stratified(score, times_):
+    schedule = GuidanceOptions(times=times_, t_min=0.1, t_max=(0.9, 0.5), anneal=(0.0, 1.0))
+    found = guidance.draw_times(schedule, score, 0.5, 6, rng(0, 0, "time"))
+    assert torch.equal(found, guidance.sample_times(rng(0, 0, "time"), 6, 0.1, 0.7))
+    assert len(set(found.tolist())) == 6
 
 
 @few
@@ -324,27 +331,3 @@ def test_the_order_of_times_is_random():
     """A view's place in the batch tells nothing about its time."""
     first = torch.stack([guidance.sample_times(rng(0, n, "time"), 4, 0.0, 1.0) for n in range(400)])
     assert (first.mean(0) - 0.5).abs().max() < 0.06
-
-
-# Distillation
-
-
-def test_sds_recovers_the_mean_of_an_analytic_prior():
-    """x itself is optimised, in float64; the data is N(pattern, 0.1^2)."""
-    prior, cameras = GaussianPrior(pattern, spread=0.1), views(4)
-    x = torch.zeros(4, 3, SIDE, SIDE, dtype=torch.float64, requires_grad=True)
-    adam = torch.optim.Adam([x], lr=0.05)
-    both = prior.embed(["a"] * 4), prior.embed([""] * 4)
-    steps = 200
-    for step in range(steps):
-        adam.param_groups[0]["lr"] = 0.05 * (1 - step / steps)
-        t = guidance.sample_times(rng(0, step, "time"), 4, 0.02, 0.98).double()
-        found = guidance.gradient(
-            prior, SDS(), NoPreference(), x, t, *both, cameras, PLAIN, rng(0, step, "noise")
-        )
-        adam.zero_grad()
-        guidance.inject(x, found.value)
-        adam.step()
-    error = (x.detach() - pattern(cameras)).square().mean().sqrt()
-    print(f"root mean square error {float(error):.4f}")
-    assert error < 0.03

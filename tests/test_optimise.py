@@ -5,6 +5,7 @@ Everything runs on the miniature models of 16 pixels. Nothing here asserts quali
 
 import dataclasses
 import hashlib
+import json
 import math
 import os
 
@@ -21,15 +22,17 @@ from splatgen.config import (
     LearningOptions,
     OutputOptions,
     RegulariseOptions,
+    RewardOptions,
     SplatOptions,
     ViewOptions,
+    VSDOptions,
 )
 from splatgen.metrics import read_metrics
-from splatgen.preferences import NoPreference
+from splatgen.panel import Panel
 from splatgen.priors.toybox import ToyboxPrior
+from splatgen.prompts import view_word
 from splatgen.render import render
 from splatgen.scene import initial_splats, new_scene, rates
-from splatgen.scores import SDS
 from splatgen.toybox.grammar import parse
 from splatgen.toybox.world import ground_truth
 
@@ -110,8 +113,8 @@ def test_a_run_ends_with_its_files_and_status(straight):
     assert data["steps"] == STEPS
     assert data["prompt"] == "a red cube"
     assert data["splats"] == len(tensors(straight.run)["splats/means"]) > 100
-    assert list(data["rewards"]) == ["toybox-mini"]
-    assert math.isfinite(data["rewards"]["toybox-mini"])
+    assert list(data["rewards"]) == ["reward/toybox-mini"]
+    assert math.isfinite(data["rewards"]["reward/toybox-mini"])
     assert 0 < len(formats.load(straight.run.splats_ply)) <= data["splats"]
     assert straight.run.preview.is_file()
 
@@ -143,7 +146,7 @@ def test_progress_is_reported_after_every_step(tmp_path):
     start(tmp_path, report=seen.append)
     assert [p.step for p in seen] == list(range(1, STEPS + 1))
     assert all(p.steps == STEPS and p.splats >= 1 and p.seconds >= 0 for p in seen)
-    assert set(seen[-1].rewards) == {"toybox-mini"}
+    assert set(seen[-1].rewards) == {"reward/toybox-mini"}
     assert math.isfinite(seen[-1].loss)
 
 
@@ -185,16 +188,19 @@ def test_rewards_that_only_watch_change_nothing(straight, tmp_path):
         {"guidance": GuidanceOptions(scale=9.0, weighting="sigma")},
         {"prompt": "a blue sphere"},
         {"regularise": RegulariseOptions(radius=0, aspect=0)},
+        {"score": "vsd"},
+        {"preference": "dpo"},
     ],
 )
 def test_methods_of_one_seed_see_the_same_cameras_and_times(change):
     def watch(given):
         models, scene = fresh(given)
         seen = []
-        for _ in range(3):
+        for _ in range(2):
+            _, cameras = optimise.look(given, scene, scene.step / given.steps)
             found = optimise.advance(given, models, scene)
             scene.step += 1
-            seen.append((found.cameras, found.t_max))
+            seen.append((cameras, found.t_max))
         return seen
 
     for (a, t_a), (b, t_b) in zip(watch(config()), watch(config(**change)), strict=True):
@@ -228,6 +234,41 @@ def test_higher_harmonics_resume_bit_for_bit(tmp_path, sh_degree):
     part = optimise.resume(part.run.folder, command=["test"])
     assert "splats/shN" in tensors(whole.run)
     assert_same(tensors(part.run), tensors(whole.run))
+
+
+METHODS = [
+    ("vsd", "none", {"vsd": VSDOptions(lr=0.02)}),
+    ("sdi", "none", {}),
+    ("csd", "none", {}),
+    ("ism", "none", {}),
+]
+
+
+@pytest.mark.parametrize(("score", "preference", "change"), METHODS)
+def test_every_score_resumes_bit_for_bit(tmp_path, score, preference, change):
+    """With what it learned, and the averages of the optimiser that trains it."""
+    given = config(score=score, preference=preference, steps=4, **change)
+    whole = start(tmp_path, given)
+    part = start(tmp_path, given, should_stop=stop_at(2))
+    part = optimise.resume(part.run.folder, command=["test"])
+    found = tensors(whole.run)
+    assert_same(tensors(part.run), found)
+    learned = {name for name in found if name.startswith("score/")}
+    assert bool(learned) == (score == "vsd")
+    if score == "vsd":
+        assert any(name.endswith("exp_avg") for name in learned)
+        losses = [[row["score/lora_loss"] for row in read_metrics(r.run.metrics)] for r in (whole, part)]
+        assert losses[0] == losses[1]
+        assert len(losses[0]) == 4
+
+
+def test_what_a_score_learned_is_not_dropped_on_the_way_to_another(tmp_path):
+    given = config(score="vsd", steps=4)
+    stopped = start(tmp_path, given, should_stop=stop_at(2))
+    saved = json.loads(stopped.run.config_json.read_text())
+    stopped.run.config_json.write_text(json.dumps({**saved, "score": "sds"}))
+    with pytest.raises(ValueError, match="what another score learned"):
+        optimise.resume(stopped.run.folder, command=["test"])
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(straight, tmp_path):
@@ -426,39 +467,68 @@ def test_schedules_are_fractions_of_the_run(fraction):
     """The same fraction of a short and a long run has the same times, sizes and rates."""
     found = []
     for steps in (8, 32):
-        given = config(steps=steps, views=ViewOptions(count=2, size=(8, 16)))
+        given = config(
+            steps=steps,
+            views=ViewOptions(count=2, size=(8, 16)),
+            guidance=GuidanceOptions(times="annealed"),
+        )
         models, scene = fresh(given)
         scene.step = round(fraction * steps)
+        _, cameras = optimise.look(given, scene, fraction)
         seen = optimise.advance(given, models, scene)
         rate = {name: o.param_groups[0]["lr"] for name, o in scene.optimizers.items()}
-        found.append((seen.t_max, seen.cameras.width, rate))
+        found.append((seen.t_max, seen.picture.shape[-1], rate))
+        assert cameras.width == seen.picture.shape[-1]
     assert found[0] == found[1]
     assert found[0][1] == (8 if fraction < 0.5 else 16)
 
 
-def test_each_view_gets_the_prompt_of_its_side():
-    models, _ = fresh(config())
-    cameras = turntable(8, size=16, elevation=0.0)
-    positive, negative = optimise.condition(models, cameras)
-    words = ["front", "front", "side", "back", "back", "back", "side", "front"]
-    expected = models.prior.embed([f"a red cube, {word} view" for word in words])
-    for name in expected:
-        torch.testing.assert_close(positive[name], expected[name])
-        assert negative[name].shape == positive[name].shape
+def observed(given, models, scene):
+    """The first step as score and preference see it, and its cameras."""
+    out, cameras = optimise.look(given, scene, 0.0)
+    x = models.prior.encode(out.rgb)
+    seen = optimise.observe(given, models, step=0, x=x, images=out.rgb, cameras=cameras, before=None)
+    return seen, cameras
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_each_view_gets_the_prompt_of_its_side(told):
+    """The prior always; rewards where they are told."""
+    given = config(views=ViewOptions(count=8, size=(16,)), reward_options=RewardOptions(view_prompts=told))
+    models, scene = fresh(given)
+    moment, cameras = observed(given, models, scene)
+    angles = zip(cameras.azimuth.tolist(), cameras.elevation.tolist(), strict=True)
+    words = [view_word(*pair) for pair in angles]
+    assert len(set(words)) >= 3
+    texts = tuple(f"a red cube, {word} view" for word in words)
+    assert moment.prompts == (texts if told else ("a red cube",) * 8)
+    for condition, prompts in (
+        (moment.conditions.positive, texts),
+        (moment.conditions.negative, [""] * 8),
+        (moment.plain.positive, ["a red cube"] * 8),
+    ):
+        expected = models.prior.embed(prompts)
+        for name in expected:
+            torch.testing.assert_close(condition[name], expected[name], rtol=1e-5, atol=1e-5)
+
+
+def test_the_views_of_an_item_share_their_time():
+    class Pairs(ToyboxPrior):
+        views = 2
+
+    given = config(views=ViewOptions(count=4, size=(16,)))
+    net = optimise.load_models(given, "cpu").prior.net
+    models = make_models(given, Pairs(net, name="pairs", camera=True))
+    t = observed(given, models, new_scene(given, initial_splats(given), "cpu"))[0].t
+    assert t[0] == t[1] != t[2] == t[3]
 
 
 # What comes out
 
 
-def make_models(prior, prompt):
-    return optimise.Models(
-        prior=prior,
-        rewards=(),
-        score=SDS(),
-        preference=NoPreference(),
-        positive=prior.embed([prompt] * 4),
-        negative=prior.embed([""]),
-    )
+def make_models(given, prior):
+    panel = Panel(rewards=(), weights=(), options=given.reward_options)
+    return optimise.assemble(given, prior, panel, ())
 
 
 def run_scene(given, models):
@@ -484,6 +554,7 @@ def test_splats_recover_the_object_of_an_analytic_prior():
         return 2 * ground_truth(parse(caption), cameras, torch.full((3,), 0.5)).rgb - 1
 
     given = config(
+        prompt=caption,
         steps=120,
         reward=(),
         splats=SplatOptions(count=200, scale=0.1),
@@ -495,7 +566,7 @@ def test_splats_recover_the_object_of_an_analytic_prior():
     unseen = turntable(6, size=16, elevation=22.0)
     before = image_error(initial_splats(given), caption, unseen)
     after = image_error(
-        run_scene(given, make_models(GaussianPrior(mean, spread=0.1), caption)), caption, unseen
+        run_scene(given, make_models(given, GaussianPrior(mean, spread=0.1))), caption, unseen
     )
     print(f"root mean square error {before:.3f} -> {after:.3f}")
     assert after < 0.06

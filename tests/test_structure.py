@@ -12,10 +12,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # A module may import its own layer and those below; a package lends its layer to its modules.
 LAYERS = (
-    "__init__ atomic rng cameras splats prompts backgrounds memory machine hints snapshot config validation",
+    "__init__ atomic rng cameras splats prompts backgrounds memory machine hints snapshot config validation "
+    "methods paired",
     "render priors rewards formats toybox",
-    "scores preferences guidance densify regularise",
-    "optimise scene checkpoint packing runs metrics evaluate video results",
+    "scores preferences guidance denoiser conditions moment inversion panel densify regularise",
+    "optimise scene checkpoint packing runs metrics evaluate video results painting editing comparing",
     "cli commands doctor",
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
@@ -89,7 +90,7 @@ def test_priors_and_rewards_do_not_know_each_other() -> None:
         assert "rewards" not in inner(imports(path)), path
     for path in (ROOT / "splatgen" / "rewards").rglob("*.py"):
         models = {name for name in imports(path) if name.startswith("splatgen.priors.")}
-        assert models <= {"splatgen.priors.resolve"}, path
+        assert models <= {"splatgen.priors.attribute"}, path
 
 
 def test_the_methods_know_no_concrete_prior_or_reward() -> None:

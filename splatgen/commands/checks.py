@@ -6,20 +6,23 @@ import dataclasses
 import importlib.metadata
 import sys
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from splatgen import runs
 from splatgen.commands.failures import MISSING, USAGE, Failure
-from splatgen.config import Config
+from splatgen.config import Config, Method
 from splatgen.hints import did_you_mean
 from splatgen.priors import PRIORS
-from splatgen.rewards import REWARDS
+from splatgen.rewards import JUDGES, REWARDS, RewardEntry
 from splatgen.toybox import grammar, weights_folder
 
+M = TypeVar("M", bound=Method)
 PROMPT_LIMIT = 2000  # characters; text encoders read some 77 tokens
 MIN_FREE_MB = 50.0
 TOYBOX_PRIORS = {"toybox": "prior", "toybox-mini": "mini-prior"}  # name to weights
-TOYBOX_REWARDS = {"toybox": "reward", "toybox-mini": "mini-reward"}
+TOYBOX_REWARDS = {"toybox": "reward", "toybox-mini": "mini-reward", "toybox-judge": "judge"}
 
 
 def missing_weights(name: str, folder: Path) -> list[Path]:
@@ -43,28 +46,59 @@ def check_text(text: str, what: str) -> None:
             raise Failure(USAGE, f"the {what} is not valid UTF-8: type it again, or set LANG=C.UTF-8")
 
 
-def check_names(config: Config) -> None:
-    """Raise Failure for a prior or reward that does not exist."""
+def check_names(config: Method) -> None:
+    """Raise Failure for a prior or reward that does not exist, or that does not go with the others."""
     if config.prior not in PRIORS:
         hint = did_you_mean(config.prior, PRIORS)
         raise Failure(USAGE, f"no prior {config.prior[:60]!r}; {hint}")
-    for name in config.reward:
-        if name not in REWARDS:
-            hint = did_you_mean(name, REWARDS)
-            if " " in name and not config.prompt:
-                hint = "if that is the prompt, put it before --reward"
-            raise Failure(USAGE, f"no reward {name[:60]!r}; {hint}")
-        if config.reward.count(name) > 1:
+    views = PRIORS[config.prior].views
+    if isinstance(config, Config) and config.views.count % views:
+        raise Failure(
+            USAGE,
+            f"--views.count {config.views.count}: the prior {config.prior!r} denoises {views} views "
+            f"together, give a multiple of {views}",
+        )
+    names = [entry.partition("=")[0] for entry in config.reward]
+    for name in names:
+        _check_reward(name, config, REWARDS, "--reward")
+        if names.count(name) > 1:
             raise Failure(USAGE, f"the reward {name!r} is there twice: name it once")
+    for name in config.holdout_reward:
+        _check_reward(name, config, JUDGES, "--holdout-reward")
+        if name in names:
+            raise Failure(USAGE, f"the reward {name!r} guides and is held out: name it once")
+    if config.score == "vsd" and not PRIORS[config.prior].adapter:
+        raise Failure(
+            USAGE, f"--score vsd trains a copy of the prior, and {config.prior!r} has no adapter: use another"
+        )
 
 
-def check_prompts(config: Config, *, force: bool) -> Config:
+def _check_reward(name: str, config: Method, table: Mapping[str, RewardEntry], option: str) -> None:
+    if name not in table:
+        hint = did_you_mean(name, table)
+        if name in JUDGES:
+            hint = "it only watches: give it to --holdout-reward"
+        if " " in name and not config.prompt:
+            hint = f"if that is the prompt, put it before {option}"
+        raise Failure(USAGE, f"no reward {name[:60]!r}; {hint}")
+    views, shown = table[name].views, PRIORS[config.prior].views
+    if shown % views:
+        raise Failure(
+            USAGE,
+            f"the reward {name!r} judges {views} views together, and the prior {config.prior!r} has {shown} "
+            "at a time: use a multi-view prior, or a reward of single views",
+        )
+
+
+def check_prompts(config: M, *, force: bool) -> M:
     """The config, with the nearest prompt when forced; raises Failure for a prompt that can't be made."""
     check_text(config.prompt, "prompt")
     check_text(config.negative, "negative prompt")
     if not config.prompt.strip():
         raise Failure(USAGE, 'the prompt is empty: give one, as in splatgen generate "a red cube"')
-    if config.prior not in TOYBOX_PRIORS and not set(config.reward) & set(TOYBOX_REWARDS):
+    if config.prior not in TOYBOX_PRIORS and not {*config.rewards(), *config.holdout_reward} & set(
+        TOYBOX_REWARDS
+    ):
         return config
     if config.negative.strip():
         _in_vocabulary(config.negative, "negative prompt: ")
@@ -89,13 +123,14 @@ def toybox_world() -> str:
     )
 
 
-def check_models(config: Config) -> None:
+def check_models(config: Method) -> None:
     """Raise Failure when weights are missing."""
     needed = []
     if config.prior in TOYBOX_PRIORS:
         folder = Path(config.prior_options.model) if config.prior_options.model else weights_folder()
         needed.append((TOYBOX_PRIORS[config.prior], folder))
-    needed += [(TOYBOX_REWARDS[n], weights_folder()) for n in config.reward if n in TOYBOX_REWARDS]
+    rewards = (*config.rewards(), *config.holdout_reward)
+    needed += [(TOYBOX_REWARDS[name], weights_folder()) for name in rewards if name in TOYBOX_REWARDS]
     for name, folder in needed:
         missing = missing_weights(name, folder)
         if missing:
@@ -105,7 +140,7 @@ def check_models(config: Config) -> None:
             raise Failure(MISSING, f"{missing[0]} is missing: {advice.format(name=name)}")
 
 
-def check_device(config: Config) -> None:
+def check_device(config: Method) -> None:
     """Raise Failure for CUDA with a torch that was built without it; `resolve_device` does the rest."""
     try:
         version = importlib.metadata.version("torch")

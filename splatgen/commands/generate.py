@@ -9,11 +9,10 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from splatgen import config as settings
-from splatgen.commands import checks
-from splatgen.commands.parsing import Switch, parse
+from splatgen.commands import checks, parsing
+from splatgen.commands.parsing import Switch
 from splatgen.commands.working import work
-from splatgen.config import Config
+from splatgen.config import Config, presets
 from splatgen.validation import validate
 
 
@@ -43,19 +42,8 @@ NOTE = (
 
 
 def read(argv: Sequence[str]) -> tuple[Generate, Config]:
-    """The options and the settings with their precedence; SystemExit or ConfigError when they are wrong.
-
-    The words are parsed twice: to find the preset and the file, then with their settings as defaults.
-    """
-    note = NOTE.format(presets=", ".join(settings.presets()))
-    base = Config()
-    options = parse(Generate, "generate", argv, note=note)
-    if options.preset is not None:
-        base = settings.merge(base, settings.read_preset(options.preset))
-    if options.config is not None:
-        base = settings.merge(base, settings.read_file(options.config))
-    if base != Config():
-        options = parse(Generate, "generate", argv, default=Generate(settings=base), note=note)
+    """The options and the settings with their precedence; SystemExit or ConfigError when they are wrong."""
+    options = parsing.read(Generate, "generate", argv, note=NOTE.format(presets=", ".join(presets())))
     return options, validate(options.settings)
 
 

@@ -66,8 +66,8 @@ def line(progress: Progress, first: Progress) -> str:
         left = (progress.steps - progress.step) * seconds / done
         parts += [f"{done / seconds:.1f} it/s", f"{duration(left)} left"]
     parts += [] if math.isnan(progress.loss) else [f"loss {progress.loss:.4g}"]
-    parts += [f"{progress.splats:,} splats"]
-    parts += [f"{name} {value:.3f}" for name, value in progress.rewards.items()]
+    parts += [f"{progress.splats:,} splats"] if progress.splats else []  # images have none
+    parts += [f"{key.removeprefix('reward/')} {value:.3f}" for key, value in progress.rewards.items()]
     return "  ".join(parts)
 
 

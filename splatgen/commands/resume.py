@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated
 
 from tyro.conf import Positional, arg
@@ -16,8 +16,8 @@ from splatgen.commands import checks
 from splatgen.commands.failures import USAGE, Failure
 from splatgen.commands.parsing import Switch, parse
 from splatgen.commands.working import work
-from splatgen.config import Config
-from splatgen.validation import validate
+from splatgen.config import ImageConfig, Method
+from splatgen.validation import validate, validate_image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,28 +34,40 @@ class Resume:
     """No progress, only errors."""
 
 
-def check(options: Resume) -> Config:
+def read(run: runs.Run, steps: int | None) -> Method:
+    """The settings of a run, 2D or 3D, with another number of steps if there is one."""
+    table = settings.read_file(run.config_json)
+    more = {} if steps is None else {"steps": steps}
+    if runs.read(run).get("kind") == "image":
+        return validate_image(settings.merge(ImageConfig(), {**table, **more}))
+    return validate(settings.from_dict({**table, **more}))
+
+
+def check(options: Resume) -> Method:
     """The run's settings, after everything that can fail early."""
     run = runs.open_run(options.run)
-    config = settings.from_dict(settings.read_file(run.config_json))
-    if options.steps is not None:
-        config = dataclasses.replace(config, steps=options.steps)
-    validate(config)
+    config = read(run, options.steps)
     if not any(run.checkpoints.glob("step-*")):
-        raise Failure(USAGE, f"{run.folder} holds no checkpoint: start it anew with splatgen generate")
+        raise Failure(USAGE, f"{run.folder} holds no checkpoint: start the run anew")
     checks.check_models(config)
     checks.check_device(config)
     checks.check_out(run.folder)
     return config
 
 
+def loop(config: Method) -> ModuleType:
+    """The module whose `resume` continues such a run. Imports torch."""
+    from splatgen import optimise, painting
+
+    return painting if isinstance(config, ImageConfig) else optimise
+
+
 def main(argv: Sequence[str]) -> int:
     options = parse(Resume, "resume", argv)
     config = check(options)
-    from splatgen import optimise
-
+    continued = loop(config)
     return work(
-        lambda report, should_stop: optimise.resume(
+        lambda report, should_stop: continued.resume(
             options.run,
             steps=options.steps,
             command=["splatgen", "resume", *argv],

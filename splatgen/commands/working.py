@@ -15,17 +15,18 @@ from splatgen import runs
 from splatgen.commands.checks import resolve_device
 from splatgen.commands.progress import Reporter, duration
 from splatgen.commands.stopping import on_signals
+from splatgen.config import ImageConfig
 
 if TYPE_CHECKING:
-    from splatgen.config import Config
+    from splatgen.config import Method
     from splatgen.optimise import Progress, Result
     from splatgen.runs import Run
 
-RESULTS = ("splats", "turntable", "preview")
+RESULTS = ("splats", "turntable", "preview", "image")
 Job = Callable[[Callable[["Progress"], None], Callable[[], bool]], "Result"]
 
 
-def work(job: Job, config: Config, *, as_json: bool, quiet: bool) -> int:
+def work(job: Job, config: Method, *, as_json: bool, quiet: bool) -> int:
     """Run a job that takes (report, should_stop); print its result and return the exit code."""
     device = resolve_device(config.device)
     if not quiet:
@@ -49,10 +50,12 @@ def work(job: Job, config: Config, *, as_json: bool, quiet: bool) -> int:
     return stop.exit_code if stopped else 0
 
 
-def headline(config: Config, device: str) -> str:
+def headline(config: Method, device: str) -> str:
     """Which parts are at work."""
     backend = os.environ.get("SPLATGEN_CPU_BACKEND", "numba")
     rasterizer = "gsplat on CUDA" if device == "cuda" else f"CPU rasterizer ({backend})"
+    if isinstance(config, ImageConfig):  # nothing is rendered
+        rasterizer = "CUDA" if device == "cuda" else "CPU"
     prior = "embedded toybox" if config.prior == "toybox" else config.prior
     chosen = "" if config.device != "auto" or device == "cuda" else "no CUDA device here: "
     return f"{chosen}{rasterizer}, {prior} prior, {config.steps} steps, seed {config.seed}"
@@ -65,6 +68,7 @@ def files(run: Run) -> dict[str, str]:
         "splats": run.splats_ply,
         "turntable": next((path for path in turntables if path.is_file()), None),
         "preview": run.preview,
+        "image": run.folder / "image.png",
         "metrics": run.metrics,
         "config": run.config_json,
         "metadata": run.run_json,

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, cast
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 from splatgen.hints import did_you_mean
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from splatgen.cameras import Cameras
@@ -25,15 +28,16 @@ class Prior(Protocol):
     """What guidance needs of a diffusion model."""
 
     name: str
-    views: int  # images denoised together: 1, or 4 for a multi-view prior
+    views: int  # images denoised together: 1, or 4 for a multi-view prior; they follow one another in a batch
     resolution: int  # image side in pixels that it was trained on
     x_range: tuple[float, float] | None  # of clean x in a pixel prior; None for latents
+    prediction: Literal["epsilon", "velocity"]  # what its network was trained to predict
 
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in 0..1 to x [B, C, h, w], differentiably."""
 
     def decode(self, x: Tensor) -> Tensor:
-        """x [B, C, h, w] to images [B, 3, H, W] in 0..1."""
+        """x [B, C, h, w] to images [B, 3, H, W] in 0..1, differentiably."""
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Signal and noise amplitudes at times t [B], each [B, 1, 1, 1]."""
@@ -45,20 +49,51 @@ class Prior(Protocol):
         """The noise in x_t [B, C, h, w] at t [B]; the caller decides about gradients."""
 
 
-PRIORS = {  # name: "module:function", called with (PriorOptions, device)
-    "toybox": "splatgen.priors.toybox:load",
-    "toybox-mini": "splatgen.priors.toybox:load_mini",
+class Adapter(Protocol):
+    """A trainable copy of a prior's denoiser that shares its frozen weights (VSD)."""
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """What is trained, by name."""
+
+    def enabled(self) -> AbstractContextManager[None]:
+        """Where `predict` and the backward pass of what it returns happen; outside, the prior is itself."""
+
+    def predict(
+        self, x_t: Tensor, t: Tensor, condition: Conditioning, cameras: Cameras, told: Tensor
+    ) -> Tensor:
+        """The noise in x_t [B, C, h, w], as the copy sees it; told [B] is 1 where it may know the camera."""
+
+
+class AdaptablePrior(Prior, Protocol):
+    """A prior that can be copied for training."""
+
+    def adapter(self, rank: int, generator: torch.Generator) -> Adapter:
+        """A copy that predicts what the prior does until it is trained; it replaces an earlier one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorEntry:
+    """Where a prior is, and what can be known of it before anything is loaded."""
+
+    loader: str  # "module:function", called with (PriorOptions, device)
+    views: int = 1
+    adapter: bool = True
+
+
+PRIORS = {
+    "toybox": PriorEntry(loader="splatgen.priors.toybox:load"),
+    "toybox-mini": PriorEntry(loader="splatgen.priors.toybox:load_mini"),
 }
 
 
-def resolve(table: dict[str, str], name: str, what: str) -> object:
-    """The object a table names; ValueError with the nearest name when it names none."""
-    if name not in table:
-        raise ValueError(f"no {what} {name[:60]!r}; {did_you_mean(name, table)}")
-    module, attribute = table[name].split(":")
-    return getattr(importlib.import_module(module), attribute)
+def attribute(path: str) -> object:
+    """The object at "module:name"."""
+    module, name = path.split(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def load_prior(name: str, options: PriorOptions, device: str) -> Prior:
-    """Load a prior by name; FileNotFoundError when its weights are missing."""
-    return cast("Prior", resolve(PRIORS, name, "prior")(options, device))  # type: ignore[operator]
+    """Load a prior by name; ValueError for a name that is not there, FileNotFoundError without weights."""
+    if name not in PRIORS:
+        raise ValueError(f"no prior {name[:60]!r}; {did_you_mean(name, PRIORS)}")
+    return cast("Prior", attribute(PRIORS[name].loader)(options, device))  # type: ignore[operator]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch.nn.functional import avg_pool2d, interpolate
 from splatgen.cameras import Cameras
 from splatgen.config import PriorOptions
 from splatgen.priors import Conditioning
+from splatgen.priors.lora import LoraAdapter
 from splatgen.prompts import split_view
 from splatgen.toybox import weights_folder
 from splatgen.toybox.grammar import parse
@@ -25,6 +27,7 @@ class ToyboxPrior:
 
     views = 1
     x_range = (-1.0, 1.0)
+    prediction: Literal["velocity"] = "velocity"
 
     def __init__(self, net: PriorNet, *, name: str, camera: bool) -> None:
         self.name = name
@@ -65,6 +68,9 @@ class ToyboxPrior:
         v: Tensor = self.net(x_t, t, condition["states"], condition["pooled"], seen)
         alpha, sigma = self.alpha_sigma(t)
         return sigma * x_t + alpha * v
+
+    def adapter(self, rank: int, generator: torch.Generator) -> LoraAdapter:
+        return LoraAdapter(self.net.unet, self.predict, rank=rank, generator=generator)
 
     @property
     def _device(self) -> torch.device:

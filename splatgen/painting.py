@@ -1,0 +1,379 @@
+"""The 2D loop: the same guidance on one image, or several, instead of an object.
+
+    x -> guidance -> inject -> AdamW -> record
+
+Shapes: B images, C x h x w the prior's space, S its side in pixels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from splatgen import __version__, atomic, checkpoint, packing, runs, video
+from splatgen.cameras import Cameras, orbit
+from splatgen.config import ImageConfig, merge, read_file, to_dict
+from splatgen.guidance import gradient, inject
+from splatgen.metrics import Metrics, rewind_metrics
+from splatgen.optimise import (
+    FIRST_CHECKPOINT_SECONDS,
+    PATIENCE,
+    Diverged,
+    Models,
+    Progress,
+    Result,
+    device_name,
+    load_models,
+    observe,
+    pick_device,
+    record_failure,
+    reward_prompts,
+    score_rewards,
+)
+from splatgen.priors import Prior
+from splatgen.rng import rng
+from splatgen.runs import Run
+from splatgen.validation import validate_image
+
+KIND = "image"  # what run.json calls a 2D run
+ELEVATION = 15.0  # degrees of the camera that the prior is told; it looks at the front
+SHOWN = 256  # pixels: smaller images are enlarged by whole pixels, so that a viewer shows them
+
+
+@dataclass(kw_only=True)
+class Canvas:
+    """What changes from step to step."""
+
+    values: torch.nn.Parameter  # [B, C, h, w] in the prior's space, or [B, 3, S, S] in 0..1
+    optimizer: torch.optim.AdamW
+    step: int
+    source: Tensor | None  # [B, 3, S, S] the picture an edit started from, once for each image
+    failures: int = 0  # steps in a row without a finite gradient
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a step leaves for the metrics."""
+
+    loss: float  # mean square of G
+    failed: bool  # the step was skipped
+    t_max: float
+    model_calls: int  # images through the denoiser
+    metrics: dict[str, float]  # of score and preference
+
+
+def fit(picture: NDArray[np.uint8], side: int) -> Tensor:
+    """The middle square of a picture [H, W, 3], side x side, as [1, 3, S, S] in 0..1.
+
+    Pixels are averaged where it shrinks, as pixel priors average renders.
+    """
+    height, width = picture.shape[:2]
+    square = min(height, width)
+    top, left = (height - square) // 2, (width - square) // 2
+    box = (left, top, left + square, top + square)
+    how = Image.Resampling.BOX if square >= side else Image.Resampling.BICUBIC
+    small = np.asarray(Image.fromarray(picture).resize((side, side), how, box=box))
+    return torch.tensor(small).permute(2, 0, 1)[None] / 255.0
+
+
+def front(count: int, side: int, device: str) -> Cameras:
+    """One camera in front, once for each image."""
+    angles = torch.zeros(count)
+    return orbit(angles, angles + ELEVATION, size=side).to(device)
+
+
+def start_values(config: ImageConfig, prior: Prior, source: Tensor | None, device: str) -> Tensor:
+    """The images of the first step, [B, C, h, w] or [B, 3, S, S]: the picture of an edit, noise or grey."""
+    o, side = config.image, prior.resolution
+    picture = torch.full((o.count, 3, side, side), 0.5, device=device) if source is None else source
+    with torch.no_grad():
+        values = picture if o.space == "pixels" else prior.encode(picture)
+    if source is None and o.start == "noise":
+        noise = torch.randn(values.shape, generator=rng(config.seed, 0, "canvas")).to(values)
+        return (0.5 + 0.5 * noise).clamp(0.0, 1.0) if o.space == "pixels" else noise
+    return values
+
+
+def new_canvas(config: ImageConfig, values: Tensor, source: Tensor | None) -> Canvas:
+    """Images and their optimiser. No weight decay: it would pull an edit's untouched parts to grey."""
+    p = torch.nn.Parameter(values.detach().clone().contiguous())
+    optimizer = torch.optim.AdamW([p], lr=config.image.lr, betas=(0.9, 0.99), eps=1e-15, weight_decay=0.0)
+    return Canvas(values=p, optimizer=optimizer, step=0, source=source)
+
+
+def pictures(config: ImageConfig, prior: Prior, values: Tensor) -> Tensor:
+    """The images as one sees them, [B, 3, S, S] in 0..1."""
+    return values if config.image.space == "pixels" else prior.decode(values)
+
+
+def advance(config: ImageConfig, models: Models, canvas: Canvas) -> Seen:
+    """One step of the optimisation."""
+    prior, values = models.prior, canvas.values
+    x = prior.encode(values) if config.image.space == "pixels" else values
+    if config.image.space == "pixels" or config.preference == "ascent":
+        images = pictures(config, prior, values)
+    else:  # nobody looks at them, and a decoder can cost as much as a step
+        images = values.new_empty(len(values), 3, 0, 0)
+    moment = observe(
+        config,
+        models,
+        step=canvas.step,
+        x=x,
+        images=images,
+        cameras=front(len(x), prior.resolution, str(values.device)),
+        before=canvas.source,
+    )
+    found = gradient(moment, models.score, models.preference, models.panel)
+    inject(x, found.value, images, found.on_render)
+    return Seen(
+        loss=float(found.value.square().mean()),
+        failed=not update(config, canvas),
+        t_max=float(moment.t.max()),
+        model_calls=found.model_calls,
+        metrics=found.metrics,
+    )
+
+
+def update(config: ImageConfig, canvas: Canvas) -> bool:
+    """One AdamW step, unless the gradient is not finite: then nothing moves, and it returns False.
+
+    Pixels are kept in 0..1 by clamping them after the step (projected descent). A sigmoid would hold them
+    there too, but it has no gradient left at black and white, and a picture that has both has no start.
+    """
+    values = canvas.values
+    if values.grad is None:
+        raise RuntimeError("the images have no gradient: back-propagate before the update")
+    finite = bool(torch.isfinite(values.grad).all())
+    if finite:
+        canvas.optimizer.step()
+        if config.image.space == "pixels":
+            values.data.clamp_(0.0, 1.0)
+    canvas.optimizer.zero_grad(set_to_none=True)
+    return finite
+
+
+def look(config: ImageConfig, models: Models, canvas: Canvas) -> dict[str, float]:
+    """Every reward of the images, averaged."""
+    with torch.no_grad():
+        seen = pictures(config, models.prior, canvas.values)
+    cameras = front(len(seen), models.prior.resolution, str(seen.device))
+    return score_rewards(models, seen, reward_prompts(config, cameras))
+
+
+def save_canvas(folder: Path, canvas: Canvas, learned: dict[str, Any]) -> None:
+    """Everything the next step depends on; learned is what score and preference hold, by name."""
+    moments, rest = packing.pack(canvas.optimizer.state_dict())
+    parts: dict[str, dict[str, Tensor]] = {
+        "image": {"values": canvas.values.detach()},
+        "optimizer": moments,
+        "source": {} if canvas.source is None else {"picture": canvas.source},
+    }
+    methods = {}
+    for name, state in learned.items():
+        parts[name], methods[name] = packing.pack(state)
+    state = {"optimizer": rest, "failures": canvas.failures, "methods": methods}
+    checkpoint.save(folder, canvas.step, parts, state)
+
+
+def load_canvas(config: ImageConfig, folder: Path, device: str) -> tuple[Canvas, dict[str, Any]]:
+    """The canvas of the latest whole checkpoint in a folder, and what `save_canvas` got as learned."""
+    found = checkpoint.load_latest(folder)
+    source = found.parts["source"].get("picture")
+    values = found.parts["image"]["values"].to(device)
+    canvas = new_canvas(config, values, None if source is None else source.to(device))
+    canvas.step, canvas.failures = found.step, int(found.state["failures"])
+    canvas.optimizer.load_state_dict(packing.unpack(found.parts["optimizer"], found.state["optimizer"]))
+    methods = {name: packing.unpack(found.parts[name], rest) for name, rest in found.state["methods"].items()}
+    return canvas, methods
+
+
+def write_images(images: Tensor, path: Path) -> None:
+    """Images [B, 3, S, S] in 0..1 side by side, as PNG; small ones enlarged by a whole factor."""
+    shown = (255.0 * images.detach().clamp(0.0, 1.0) + 0.5).byte().permute(0, 2, 3, 1).cpu().numpy()
+    factor = max(SHOWN // shown.shape[1], 1)
+    large = shown.repeat(factor, axis=1).repeat(factor, axis=2)
+    video.write_preview(list(large), path, columns=len(large))
+
+
+def _ignore(progress: Progress) -> None:
+    pass
+
+
+def _never() -> bool:
+    return False
+
+
+def run_loop(
+    config: ImageConfig,
+    models: Models,
+    canvas: Canvas,
+    run: Run,
+    report: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> str:
+    """Step until the end or until asked to stop; returns the status."""
+    o = config.image
+    begin = saved = time.monotonic()
+    interval = min(FIRST_CHECKPOINT_SECONDS, o.checkpoint_seconds)
+    rewards: dict[str, float] = {}
+    with Metrics(run.metrics) as metrics:
+        while canvas.step < config.steps and not should_stop():
+            started = time.perf_counter()
+            scored = canvas.step % o.reward_every == 0 or canvas.step + 1 == config.steps
+            if scored:
+                rewards = look(config, models, canvas)
+            seen = advance(config, models, canvas)
+            if scored or canvas.step % o.log_every == 0:
+                _record(metrics, canvas, seen, rewards if scored else {}, started)
+                _check_progress(models, canvas, seen, run)
+            canvas.step += 1
+            now = time.monotonic()
+            if interval > 0 and now - saved > interval and canvas.step < config.steps:
+                save_canvas(run.checkpoints, canvas, models.learned())
+                saved, interval = time.monotonic(), o.checkpoint_seconds
+            report(
+                Progress(
+                    step=canvas.step,
+                    steps=config.steps,
+                    loss=seen.loss,
+                    splats=0,
+                    rewards=rewards,
+                    seconds=now - begin,
+                )
+            )
+    save_canvas(run.checkpoints, canvas, models.learned())
+    return "done" if canvas.step >= config.steps else "stopped"
+
+
+def _record(metrics: Metrics, canvas: Canvas, seen: Seen, rewards: dict[str, float], started: float) -> None:
+    row = {
+        "step": canvas.step,
+        "loss": seen.loss,
+        "t_max": seen.t_max,
+        "guidance/model_calls": seen.model_calls,
+        "skipped": float(seen.failed),
+        **seen.metrics,
+        **rewards,
+        "time/step_ms": round(1e3 * (time.perf_counter() - started), 3),
+    }
+    metrics.write(row)
+
+
+def _check_progress(models: Models, canvas: Canvas, seen: Seen, run: Run) -> None:
+    canvas.failures = canvas.failures + 1 if seen.failed else 0
+    if canvas.failures >= PATIENCE:
+        save_canvas(run.checkpoints, canvas, models.learned())  # skipped steps left the images as they were
+        raise Diverged(
+            f"no finite gradient in {PATIENCE} recorded steps up to step {canvas.step}: lower --image.lr or "
+            f"--guidance.scale; the last good images are in {run.checkpoints}"
+        )
+
+
+def paint(
+    config: ImageConfig,
+    *,
+    out: Path,
+    command: Sequence[str],
+    picture: NDArray[np.uint8] | None = None,  # [H, W, 3]
+    report: Callable[[Progress], None] = _ignore,
+    should_stop: Callable[[], bool] = _never,
+) -> Result:
+    """Optimise images from noise, or change a picture by words, and write a run folder in `out`.
+
+    An edit takes both the picture and config.source, what it shows. Raises ValueError for one without the
+    other, and for a multi-view prior.
+    """
+    validate_image(config)
+    if (picture is None) == bool(config.source):
+        raise ValueError(
+            "an edit takes a picture and a prompt of what it shows (source): give both or neither"
+        )
+    device = pick_device(config.device)
+    models = _single_view(load_models(config, device))
+    source = None
+    if picture is not None:
+        source = fit(picture, models.prior.resolution).to(device).repeat(config.image.count, 1, 1, 1)
+    canvas = new_canvas(config, start_values(config, models.prior, source, device), source)
+    run = runs.create(
+        out,
+        config.prompt,
+        command=command,
+        config=to_dict(config),
+        seed=config.seed,
+        device=device_name(device),
+        models={
+            f"prior/{config.prior}": f"splatgen {__version__}",
+            **{f"reward/{name}": f"splatgen {__version__}" for name in config.rewards()},
+        },
+    )
+    runs.update(run, kind=KIND)
+    if source is not None:
+        write_images(source[:1], run.folder / "source.png")
+    return _finish(config, models, canvas, run, report, should_stop)
+
+
+def _single_view(models: Models) -> Models:
+    if models.prior.views > 1:
+        raise ValueError(
+            f"the prior {models.prior.name!r} denoises {models.prior.views} views of an object together, and "
+            "an image is one: use a single-view prior"
+        )
+    return models
+
+
+def resume(
+    folder: Path,
+    *,
+    steps: int | None = None,
+    command: Sequence[str],
+    report: Callable[[Progress], None] = _ignore,
+    should_stop: Callable[[], bool] = _never,
+) -> Result:
+    """Continue a 2D run from its latest checkpoint; `steps` may raise its length (schedules stretch)."""
+    run = runs.open_run(folder)
+    saved = merge(ImageConfig(), read_file(run.config_json))
+    config = validate_image(merge(saved, {"steps": saved.steps if steps is None else steps}))
+    device = pick_device(config.device)
+    canvas, learned = load_canvas(config, run.checkpoints, device)
+    if config.steps < canvas.step:
+        raise ValueError(
+            f"--steps is {config.steps}, but the run is already at step {canvas.step}: give a larger number"
+        )
+    models = _single_view(load_models(config, device))
+    models.relearn(learned)
+    if config != saved:
+        atomic.write_json(run.config_json, to_dict(config))
+    rewind_metrics(run.metrics, canvas.step - 1)
+    runs.update(run, status="running", resumed=list(command), error=None)
+    return _finish(config, models, canvas, run, report, should_stop)
+
+
+def _finish(
+    config: ImageConfig,
+    models: Models,
+    canvas: Canvas,
+    run: Run,
+    report: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> Result:
+    try:
+        status = run_loop(config, models, canvas, run, report, should_stop)
+        rewards = {}
+        if status == "done":
+            with torch.no_grad():
+                write_images(pictures(config, models.prior, canvas.values), run.folder / "image.png")
+            rewards = look(config, models, canvas)
+    except BaseException as error:
+        record_failure(run, error, canvas.step)
+        raise
+    runs.update(run, status=status, steps=canvas.step, rewards=rewards)
+    return Result(run=run, status=status, step=canvas.step)
