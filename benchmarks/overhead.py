@@ -16,19 +16,12 @@ from pathlib import Path
 
 import torch
 
+from splatgen.conditions import conditions
 from splatgen.config import Config, from_dict
 from splatgen.guidance import inject
 from splatgen.machine import machine_name
-from splatgen.optimise import (
-    Models,
-    Scene,
-    advance,
-    condition,
-    initial_splats,
-    load_models,
-    look,
-    new_scene,
-)
+from splatgen.scene import Scene, initial_splats, new_scene
+from splatgen.step import Models, advance, load_models, look
 
 
 def bare(config: Config, models: Models, scene: Scene) -> None:
@@ -36,8 +29,8 @@ def bare(config: Config, models: Models, scene: Scene) -> None:
     out, cameras = look(config, scene, scene.step / config.steps)
     x = models.prior.encode(out.rgb)
     t = torch.full((len(x),), 0.5)
-    positive, negative = condition(models, cameras)
-    both = {name: torch.cat([positive[name], negative[name]]) for name in positive}
+    told = conditions(models.target, models.negative, cameras, config.guidance)
+    both = {name: torch.cat([told.positive[name], told.negative[name]]) for name in told.positive}
     cams = cameras[torch.arange(len(x)).repeat(2)]
     with torch.no_grad():
         models.prior.predict(torch.cat([x, x]).detach(), torch.cat([t, t]), both, cams)

@@ -301,6 +301,7 @@ def main() -> None:
         settings = {"latents": args.latents, "rounds": args.rounds}
         settings["environment"] = {k: v for k, v in os.environ.items() if k.startswith(("OMP_", "MALLOC_"))}
         settings |= {"candidates": OPTIONS.candidates, "lookahead": OPTIONS.lookahead}
+        settings["load"] = round(os.getloadavg()[2], 1)  # processes that wanted to run, over 15 minutes
         date = datetime.now(UTC).strftime("%Y%m%d")
         report = {"date": date, "machine": machine_name(), **settings, "rows": rows}
         args.out.write_text(json.dumps(report, indent=1) + "\n")

@@ -49,9 +49,9 @@ def fit_truth(config: Config, caption: Caption) -> Any:
     """Splats optimised on exact pictures with the run's own cameras, rates and densification: the ceiling."""
     from splatgen.backgrounds import backgrounds
     from splatgen.guidance import inject
-    from splatgen.optimise import descend, look
     from splatgen.rng import rng
     from splatgen.scene import initial_splats, new_scene
+    from splatgen.step import descend, look
     from splatgen.toybox.world import ground_truth
 
     scene = new_scene(config, initial_splats(config), "cpu")

@@ -28,12 +28,12 @@ from splatgen.evaluate import evaluate
 from splatgen.machine import machine_name
 from splatgen.methods import Plan
 from splatgen.metrics import read_metrics
-from splatgen.optimise import Models, Progress
+from splatgen.optimise import Progress
 from splatgen.paired import summarise
 from splatgen.results import pictures
 from splatgen.rewards import load_reward
 from splatgen.runs import Run
-from splatgen.scene import initial_splats, new_scene
+from splatgen.step import Models, assemble, load_models
 from splatgen.toybox.grammar import parse
 
 FILE, SHEET = "comparison.json", "sheet.png"
@@ -96,7 +96,7 @@ def compare(
     that diverges or finds no memory doesn't stop the others; settings and files that can't be used do.
     """
     device = optimise.pick_device(plan.first.device)
-    networks = functools.cache(lambda: optimise.load_models(plan.first, device))
+    networks = functools.cache(lambda: load_models(plan.first, device))
     if folder is None:
         networks()  # what can't be loaded leaves no folder
         folder = make_folder(out, plan.first.prompt)
@@ -145,10 +145,21 @@ def attempt(
 ) -> str | None:
     """A run from its start or its last checkpoint; returns what went wrong in it, if anything did."""
     try:
+        models = fresh(config, networks())
         if any(Run(folder=folder).checkpoints.glob("step-*")):
-            optimise.resume(folder, command=command, report=report, should_stop=should_stop)
+            optimise.resume(folder, command=command, models=models, report=report, should_stop=should_stop)
         else:
-            start(config, folder, networks(), command, report, should_stop)
+            if folder.exists():  # of an attempt that left no checkpoint
+                shutil.rmtree(folder)
+            optimise.generate(
+                config,
+                out=folder.parent,
+                name=folder.name,
+                command=command,
+                models=models,
+                report=report,
+                should_stop=should_stop,
+            )
     except (RuntimeError, MemoryError) as error:  # Diverged and torch's out of memory are RuntimeErrors
         text = f"{type(error).__name__}: {error}"
     else:
@@ -157,25 +168,10 @@ def attempt(
     return text
 
 
-def start(
-    config: Config,
-    folder: Path,
-    networks: Models,
-    command: Sequence[str],
-    report: Callable[[Progress], None],
-    should_stop: Callable[[], bool],
-) -> None:
-    """A run from its first step: loaded networks, but a score and a preference of its own, as they learn."""
-    device = optimise.pick_device(config.device)
+def fresh(config: Config, networks: Models) -> Models:
+    """Loaded networks with a score and a preference of their own, as these learn."""
     panel = dataclasses.replace(networks.panel, options=config.reward_options)
-    models = optimise.assemble(config, networks.prior, panel, networks.holdouts)
-    if folder.exists():  # of an attempt that left no checkpoint
-        shutil.rmtree(folder)
-    made = optimise._create(config, folder.parent, command, device)
-    run = Run(folder=made.folder.rename(folder), clock=made.clock)
-    runs.update(run, id=run.id)
-    scene = new_scene(config, initial_splats(config), device)
-    optimise._finish(config, models, scene, run, report, should_stop)
+    return assemble(config, networks.prior, panel, networks.holdouts)
 
 
 def measuring(caption: str | None) -> Numbers:

@@ -28,20 +28,16 @@ from splatgen.optimise import (
     FIRST_CHECKPOINT_SECONDS,
     PATIENCE,
     Diverged,
-    Models,
     Progress,
     Result,
     device_name,
-    load_models,
-    observe,
     pick_device,
     record_failure,
-    reward_prompts,
-    score_rewards,
 )
 from splatgen.priors import Prior
 from splatgen.rng import rng
 from splatgen.runs import Run
+from splatgen.step import Models, load_models, observe, reward_prompts, score_rewards
 from splatgen.validation import validate_image
 
 KIND = "image"  # what run.json calls a 2D run

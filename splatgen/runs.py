@@ -96,12 +96,14 @@ def create(
     seed: int | None = None,
     device: str | None = None,
     models: Mapping[str, str] | None = None,
+    name: str | None = None,
     min_free_mb: float = 50.0,
 ) -> Run:
     """Make a new run folder in `out` with its config.json and run.json.
 
-    models maps model ids to revisions; min_free_mb is in 2^20 bytes. Raises OSError when `out` can't
-    be written to or its disk is too full, before anything is made; after any error nothing is left.
+    models maps model ids to revisions; name is the folder's, by default made of date and prompt;
+    min_free_mb is in 2^20 bytes. Raises OSError when `out` can't be written to or its disk is too full,
+    before anything is made, or when it has that name already; after any error nothing is left.
     """
     out = Path(out)
     check_space(out, min_free_mb)
@@ -112,7 +114,7 @@ def create(
             if not parent.exists():
                 parent.mkdir(exist_ok=True)
                 parents.append(parent)
-        folder = _make_folder(out, prompt)
+        folder = _make_folder(out, prompt, name)
         run = Run(folder=folder)
         run.checkpoints.mkdir()
         atomic.write_json(run.config_json, atomic.jsonable(config))
@@ -189,8 +191,11 @@ def peak_memory_mb() -> float | None:
     return round(peak * unit / 2**20, 1)
 
 
-def _make_folder(out: Path, prompt: str) -> Path:
+def _make_folder(out: Path, prompt: str, name: str | None) -> Path:
     """Make a folder that no other process has, even one that starts in the same second."""
+    if name is not None:
+        (out / name).mkdir()
+        return out / name
     while True:
         folder = out / f"{datetime.now():%Y%m%d-%H%M%S}-{slug(prompt)}-{secrets.token_hex(3)}"
         try:

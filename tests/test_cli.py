@@ -45,26 +45,25 @@ needs_weights = pytest.mark.skipif(
 )
 
 FLAGS = """
---ascent.form --ascent.pure --ascent.start --ascent.straight-through --ascent.target --ascent.weight --config
---densify.grow --densify.max-splats --densify.prune-opacity --densify.prune-scale --densify.reset
+--ascent.form --ascent.pure --ascent.start --ascent.straight-through --ascent.target --ascent.weight
+--config --densify.grow --densify.max-splats --densify.prune-opacity --densify.prune-scale --densify.reset
 --densify.rounds --densify.split-scale --densify.start --densify.stop --device --dpo.form --dpo.gap --force
 --guidance.anneal --guidance.batch --guidance.clamp --guidance.no-clamp --guidance.no-perp-neg
---guidance.perp-neg --guidance.rescale --guidance.scale --guidance.t-max --guidance.t-min --guidance.t-min-start
---guidance.times
---guidance.view-prompts --guidance.weighting --help --holdout-reward --ism.interval --ism.noise --ism.step
---json --lr.decay-from --lr.final --lr.means --lr.opacities --lr.quats --lr.scales --lr.sh --negative --out
---output.checkpoint-seconds --output.frames --output.log-every --output.reward-every --output.size
---preference --preset --prior --prior.camera --prior.model --prior.no-camera --psd.anneal --psd.gap
---psd.interval --psd.learn --psd.lr --psd.no-learn --psd.rho --psd.t-limit --psd.temperature --quiet
---regularise.aspect --regularise.max-aspect --regularise.max-radius --regularise.opacity --regularise.radius
---regularise.scale --reward --reward.batch --reward.no-view-prompts --reward.units --reward.view-prompts
---score --sdi.entropy --sdi.entropy-at --sdi.no-renoise --sdi.renoise --sdi.scale --sdi.steps --sdi.tau
---seed --splats.count --splats.opacity --splats.radius --splats.scale --splats.sh-degree --steps
---views.background --views.count --views.distance --views.elevation --views.fov --views.size --vsd.camera
---vsd.camera-dropout --vsd.lr --vsd.no-camera --vsd.prompt --vsd.rank --vsd.weight-decay --weighted.bottom
---weighted.bottom-weight --weighted.candidates --weighted.lookahead --weighted.normalise --weighted.scale
---weighted.start --weighted.stop --weighted.strategy --weighted.temperature --weighted.top
---weighted.top-weight
+--guidance.perp-neg --guidance.rescale --guidance.scale --guidance.t-max --guidance.t-min
+--guidance.t-min-start --guidance.times --guidance.view-prompts --guidance.weighting --help --holdout-reward
+--ism.interval --ism.noise --ism.step --json --lr.decay-from --lr.final --lr.means --lr.opacities --lr.quats
+--lr.scales --lr.sh --negative --out --output.checkpoint-seconds --output.frames --output.log-every
+--output.reward-every --output.size --preference --preset --prior --prior.camera --prior.model
+--prior.no-camera --psd.anneal --psd.gap --psd.interval --psd.learn --psd.lr --psd.no-learn --psd.rho
+--psd.t-limit --psd.temperature --quiet --regularise.aspect --regularise.max-aspect --regularise.max-radius
+--regularise.opacity --regularise.radius --regularise.scale --reward --reward.batch --reward.no-view-prompts
+--reward.units --reward.view-prompts --score --sdi.entropy --sdi.entropy-at --sdi.no-renoise --sdi.renoise
+--sdi.scale --sdi.steps --sdi.tau --seed --splats.count --splats.opacity --splats.radius --splats.scale
+--splats.sh-degree --steps --views.background --views.count --views.distance --views.elevation --views.fov
+--views.size --vsd.camera --vsd.camera-dropout --vsd.lr --vsd.no-camera --vsd.prompt --vsd.rank
+--vsd.weight-decay --weighted.bottom --weighted.bottom-weight --weighted.candidates --weighted.lookahead
+--weighted.normalise --weighted.scale --weighted.start --weighted.stop --weighted.strategy
+--weighted.temperature --weighted.top --weighted.top-weight
 """
 
 

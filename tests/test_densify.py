@@ -7,13 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splatgen import optimise
 from splatgen.cameras import turntable
 from splatgen.config import Config, DensifyOptions, OutputOptions, SplatOptions, ViewOptions
 from splatgen.densify import Densifier, growth_threshold
 from splatgen.render import render
 from splatgen.rng import rng
 from splatgen.scene import initial_splats, new_scene
+from splatgen.step import advance, load_models
 
 # Values with many ties and zeros, and values of any size.
 gradients = st.lists(
@@ -174,10 +174,10 @@ def test_the_cap_holds_over_a_whole_run(sh_degree):
         output=OutputOptions(frames=0, size=16),
     )
     scene = new_scene(config, initial_splats(config), "cpu")
-    models = optimise.load_models(config, "cpu")
+    models = load_models(config, "cpu")
     counts = []
     while scene.step < config.steps:
-        optimise.advance(config, models, scene)
+        advance(config, models, scene)
         scene.step += 1
         counts.append(len(scene.params["means"]))
         for name, p in scene.params.items():

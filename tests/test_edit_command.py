@@ -107,11 +107,11 @@ def test_an_edit_takes_the_options_of_generate_and_few_more(capsys: pytest.Captu
 
 def test_presets_change_an_edits_defaults_and_options_change_the_presets(ply: Path) -> None:
     options = parsing.read(edit.Edit, "edit", [str(ply), WORDS])
-    assert (options.settings.steps, options.settings.densify.prune_opacity) == (150, 0.0)
+    assert (options.settings.steps, options.settings.densify.rounds) == (150, 0)
     options = parsing.read(edit.Edit, "edit", [str(ply), WORDS, "--preset", "toybox-draft"])
-    assert (options.settings.steps, options.settings.densify.prune_opacity) == (120, 0.0)
+    assert (options.settings.steps, options.settings.densify.rounds) == (120, 0)
     options = parsing.read(edit.Edit, "edit", [str(ply), WORDS, "--preset", "toybox-draft", "--steps", "7"])
-    assert (options.settings.steps, options.settings.densify.prune_opacity) == (7, 0.0)
+    assert (options.settings.steps, options.settings.densify.rounds) == (7, 0)
 
 
 # What is refused

@@ -35,6 +35,7 @@ from splatgen.metrics import read_metrics
 from splatgen.render import render
 from splatgen.rng import rng
 from splatgen.splats import Splats, concatenate, rgb_to_sh
+from splatgen.step import load_models, observe
 
 STEPS = 6
 RED = (0.75, 0.08, 0.08)
@@ -175,9 +176,9 @@ def test_splats_without_a_size_are_refused() -> None:
 def moment_of(before: Tensor, after: Tensor) -> Any:
     """A real step's moment whose x and source are given."""
     given = config()
-    models = optimise.load_models(given, "cpu")
+    models = load_models(given, "cpu")
     cameras = turntable(len(after), size=16)
-    return optimise.observe(given, models, step=0, x=after, images=after, cameras=cameras, before=before)
+    return observe(given, models, step=0, x=after, images=after, cameras=cameras, before=before)
 
 
 def test_the_pull_is_toward_the_source_and_does_not_grow_with_the_change() -> None:

@@ -33,6 +33,7 @@ from splatgen.priors.toybox import ToyboxPrior
 from splatgen.prompts import view_word
 from splatgen.render import render
 from splatgen.scene import initial_splats, new_scene, rates
+from splatgen.step import advance, assemble, load_models, look, observe
 from splatgen.toybox.grammar import parse
 from splatgen.toybox.world import ground_truth
 
@@ -100,7 +101,7 @@ def straight(tmp_path_factory):
 
 def fresh(given):
     """Models and a scene for `advance`."""
-    return optimise.load_models(given, "cpu"), new_scene(given, initial_splats(given), "cpu")
+    return load_models(given, "cpu"), new_scene(given, initial_splats(given), "cpu")
 
 
 # What a run leaves
@@ -172,7 +173,7 @@ def test_the_global_generator_neither_matters_nor_moves(straight, tmp_path):
     models, scene = fresh(given)
     before = torch.get_rng_state()
     while scene.step < STEPS:
-        optimise.advance(given, models, scene)
+        advance(given, models, scene)
         scene.step += 1
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -197,8 +198,8 @@ def test_methods_of_one_seed_see_the_same_cameras_and_times(change):
         models, scene = fresh(given)
         seen = []
         for _ in range(2):
-            _, cameras = optimise.look(given, scene, scene.step / given.steps)
-            found = optimise.advance(given, models, scene)
+            _, cameras = look(given, scene, scene.step / given.steps)
+            found = advance(given, models, scene)
             scene.step += 1
             seen.append((cameras, found.t_max))
         return seen
@@ -342,7 +343,7 @@ def test_a_broken_prediction_moves_nothing_and_is_counted(monkeypatch, bad, valu
 
     for step in range(4):
         before = {name: (p.detach().clone(), state(name)) for name, p in scene.params.items()}
-        seen = optimise.advance(given, models, scene)
+        seen = advance(given, models, scene)
         scene.step += 1
         assert float(seen.failed) == (step == bad)
         for name, p in scene.params.items():
@@ -474,8 +475,8 @@ def test_schedules_are_fractions_of_the_run(fraction):
         )
         models, scene = fresh(given)
         scene.step = round(fraction * steps)
-        _, cameras = optimise.look(given, scene, fraction)
-        seen = optimise.advance(given, models, scene)
+        _, cameras = look(given, scene, fraction)
+        seen = advance(given, models, scene)
         rate = {name: o.param_groups[0]["lr"] for name, o in scene.optimizers.items()}
         found.append((seen.t_max, seen.picture.shape[-1], rate))
         assert cameras.width == seen.picture.shape[-1]
@@ -485,9 +486,9 @@ def test_schedules_are_fractions_of_the_run(fraction):
 
 def observed(given, models, scene):
     """The first step as score and preference see it, and its cameras."""
-    out, cameras = optimise.look(given, scene, 0.0)
+    out, cameras = look(given, scene, 0.0)
     x = models.prior.encode(out.rgb)
-    seen = optimise.observe(given, models, step=0, x=x, images=out.rgb, cameras=cameras, before=None)
+    seen = observe(given, models, step=0, x=x, images=out.rgb, cameras=cameras, before=None)
     return seen, cameras
 
 
@@ -517,7 +518,7 @@ def test_the_views_of_an_item_share_their_time():
         views = 2
 
     given = config(views=ViewOptions(count=4, size=(16,)))
-    net = optimise.load_models(given, "cpu").prior.net
+    net = load_models(given, "cpu").prior.net
     models = make_models(given, Pairs(net, name="pairs", camera=True))
     t = observed(given, models, new_scene(given, initial_splats(given), "cpu"))[0].t
     assert t[0] == t[1] != t[2] == t[3]
@@ -528,13 +529,13 @@ def test_the_views_of_an_item_share_their_time():
 
 def make_models(given, prior):
     panel = Panel(rewards=(), weights=(), options=given.reward_options)
-    return optimise.assemble(given, prior, panel, ())
+    return assemble(given, prior, panel, ())
 
 
 def run_scene(given, models):
     scene = new_scene(given, initial_splats(given), "cpu")
     while scene.step < given.steps:
-        optimise.advance(given, models, scene)
+        advance(given, models, scene)
         scene.step += 1
     return scene.splats.detach()
 
@@ -588,7 +589,7 @@ def test_mini_prior_makes_the_right_object(prompt):
         lr=LearningOptions(means=0.012),
         guidance=dataclasses.replace(GuidanceOptions(), scale=3.0),
     )
-    splats = run_scene(given, optimise.load_models(given, "cpu"))
+    splats = run_scene(given, load_models(given, "cpu"))
     errors = {caption: image_error(splats, caption, turntable(6, size=16)) for caption in CHOICES}
     print({caption: round(error, 3) for caption, error in errors.items()})
     assert min(errors, key=lambda caption: errors[caption]) == prompt

@@ -23,10 +23,10 @@ from torch import Tensor
 from splatgen import checkpoint, optimise, painting, runs
 from splatgen.config import ConfigError, ImageConfig, ImageOptions, merge
 from splatgen.metrics import read_metrics
-from splatgen.optimise import Models
 from splatgen.painting import Canvas
 from splatgen.panel import Panel
 from splatgen.priors.toybox import ToyboxPrior
+from splatgen.step import Models, assemble, load_models
 from splatgen.toybox.grammar import parse
 from splatgen.toybox.world import ground_truth
 from splatgen.validation import validate_image
@@ -100,7 +100,7 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 def fresh(given: ImageConfig) -> tuple[Models, Canvas]:
     """Models and a canvas for `advance`."""
-    models = optimise.load_models(given, "cpu")
+    models = load_models(given, "cpu")
     return models, canvas_for(given, models)
 
 
@@ -110,7 +110,7 @@ def canvas_for(given: ImageConfig, models: Models) -> Canvas:
 
 
 def run(given: ImageConfig, models: Models | None = None) -> Canvas:
-    models = models or optimise.load_models(given, "cpu")
+    models = models or load_models(given, "cpu")
     canvas = canvas_for(given, models)
     while canvas.step < given.steps:
         painting.advance(given, models, canvas)
@@ -205,7 +205,7 @@ def test_a_picture_of_the_right_size_is_taken_as_it_is() -> None:
 
 def test_images_start_as_unit_noise_or_grey_each_with_its_own() -> None:
     given = config(image={"count": 64})
-    models = optimise.load_models(given, "cpu")
+    models = load_models(given, "cpu")
     noise = painting.start_values(given, models.prior, None, "cpu")
     assert noise.shape == (64, 3, SIDE, SIDE)
     assert float(noise.mean()) == pytest.approx(0.0, abs=0.02)
@@ -223,7 +223,7 @@ def test_the_image_becomes_the_only_one_that_the_prior_knows(space: str) -> None
     image = {"space": space, "lr": 0.05 if space == "latents" else 0.02, "count": 2}
     given = config(reward=[], holdout_reward=[], guidance={"scale": 1.0}, steps=200, image=image)
     panel = Panel(rewards=(), weights=(), options=given.reward_options)
-    canvas = run(given, optimise.assemble(given, prior, panel, ()))
+    canvas = run(given, assemble(given, prior, panel, ()))
     distance = shown(given, canvas) - 0.5 * (goal + 1.0)
     assert float(distance.abs().max()) < 0.02
 

@@ -13,8 +13,8 @@ import torch
 
 from splatgen.commands.generate import read
 from splatgen.config import Config, Method, from_dict, merge, presets, read_preset, to_dict
-from splatgen.optimise import advance, load_models
 from splatgen.scene import initial_splats, new_scene
+from splatgen.step import advance, load_models
 from splatgen.validation import validate
 
 NAMES = sorted(presets())

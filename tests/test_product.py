@@ -27,6 +27,7 @@ from splatgen.config import (
 from splatgen.methods import METHODS
 from splatgen.metrics import read_metrics
 from splatgen.scene import initial_splats, new_scene
+from splatgen.step import advance, load_models
 
 SCORES = ("sds", "sdi", "vsd", "csd", "ism")
 PREFERENCES = ("none", "weighted", "dpo", "psd", "ascent")
@@ -148,7 +149,7 @@ def test_model_calls_are_those_of_the_formulas_and_no_parameter_keeps_a_gradient
     """One step at t = 0.7 for all views, counted at the network and in the metrics."""
     guidance = GuidanceOptions(times="annealed", t_max=(0.7, 0.65), t_min=0.6)
     given = config(score, preference, guidance=guidance)
-    models = optimise.load_models(given, "cpu")
+    models = load_models(given, "cpu")
     networks = [models.prior.net, models.panel.rewards[0].net]
     sizes = []
     for network in networks:
@@ -157,7 +158,7 @@ def test_model_calls_are_those_of_the_formulas_and_no_parameter_keeps_a_gradient
         lambda _, args, kwargs: sizes.append(len((args or tuple(kwargs.values()))[0])), with_kwargs=True
     )
     scene = new_scene(given, initial_splats(given), "cpu")
-    seen = optimise.advance(given, models, scene)
+    seen = advance(given, models, scene)
     assert seen.model_calls == sum(sizes) == VIEWS * cost(score, preference, 0.7)
     assert all(p.grad is None for network in networks for p in network.parameters())
 
@@ -168,10 +169,10 @@ def test_the_number_of_batches_does_not_depend_on_the_number_of_candidates(score
     for count in (2, 6):
         chosen = WeightedOptions(candidates=count, top=1, bottom=1, lookahead=2, stop=1.0)
         given = config(score, "weighted", weighted=chosen)
-        models = optimise.load_models(given, "cpu")
+        models = load_models(given, "cpu")
         calls = []
         models.prior.net.unet.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        optimise.advance(given, models, new_scene(given, initial_splats(given), "cpu"))
+        advance(given, models, new_scene(given, initial_splats(given), "cpu"))
         found.append(len(calls))
     assert found[0] == found[1] <= 14
 

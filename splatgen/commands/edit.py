@@ -48,11 +48,9 @@ class EditConfig(Config):
     """Optimisation steps; every schedule scales with them."""
     edit: EditOptions = field(default_factory=EditOptions)
     splats: Annotated[SplatOptions, Suppress] = field(default_factory=SplatOptions)  # INPUT brings them
-    # Growth follows the gradient, so it is where the words ask for change: new shapes gained 2 dB by it.
-    # Pruning is not: it would take faint and large splats of INPUT that the words do not name.
-    densify: DensifyOptions = field(
-        default_factory=lambda: DensifyOptions(prune_opacity=0.0, prune_scale=1e6)
-    )
+    # No growth and no pruning: splats that the words ask nothing of stay what they were. On the toybox growth
+    # gained at the size that is optimised, and lost as much at larger ones, to spikes along edges.
+    densify: DensifyOptions = field(default_factory=lambda: DensifyOptions(rounds=0))
     # Penalties would reshape needles and strays of INPUT, whatever the words say.
     regularise: RegulariseOptions = field(default_factory=lambda: RegulariseOptions(radius=0.0, aspect=0.0))
 
