@@ -65,7 +65,7 @@ def arms() -> dict[str, dict[str, Any]]:
         "sds, 4x steps": {"steps": 4 * STEPS},
         "mean of 4 noises": weighted("softmax", 4, 1, temperature=1e9),
         "sdi": {"score": "sdi"},
-        "vsd": {"score": "vsd"},
+        "vsd": {"score": "vsd", "vsd": {"lr": 1e-4}},
         "vsd at 3e-3": {"score": "vsd", "vsd": {"lr": 3e-3}},
     }
     for candidates in (4, 8, 2):
@@ -77,7 +77,7 @@ def arms() -> dict[str, dict[str, Any]]:
                 found[f"{strategy}, N={candidates}, S={lookahead}"] = settings
     for rho in (1.0, 0.0):
         found[f"psd, rho={rho:.0f}"] = {"preference": "psd", "psd": {"rho": rho, "learn": False}}
-        found[f"psd, rho={rho:.0f}, learned"] = {"preference": "psd", "psd": {"rho": rho}}
+        found[f"psd, rho={rho:.0f}, learned"] = {"preference": "psd", "psd": {"rho": rho, "lr": 1e-4}}
     for rate in (1e-3, 1e-2, 1e-1):
         found[f"psd, rho=1, learned at {rate:g}"] = {"preference": "psd", "psd": {"lr": rate}}
     found["dpo"] = {"preference": "dpo"}

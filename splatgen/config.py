@@ -87,8 +87,8 @@ class VSDOptions:
 
     rank: Annotated[int, arg(metavar="N")] = 4
     """Of the LoRA matrices."""
-    lr: float = 1e-4
-    """AdamW's rate for them."""
+    lr: float = 3e-3
+    """AdamW's rate for them; published is 1e-4, for tens of thousands of steps (docs/alignment.md)."""
     weight_decay: float = 0.0
     """AdamW's, for them."""
     camera: bool = True
@@ -162,8 +162,8 @@ class PSDOptions:
     """Rewards closer than this: no preference term."""
     learn: bool = True
     """Learn the negative embedding on the reward."""
-    lr: float = 1e-4
-    """Adam's, for the negative embedding."""
+    lr: float = 1e-2
+    """Adam's, for the negative embedding; published is 1e-4, for some 10,000 steps (docs/alignment.md)."""
     interval: Annotated[int, arg(metavar="N")] = 5
     """Steps between its updates."""
     anneal: float = 0.1
@@ -200,7 +200,7 @@ class RewardOptions:
     view_prompts: bool = False
     """Tell the reward the view, as the prior is told."""
     batch: Annotated[int, arg(metavar="N")] = 0
-    """Most images through a reward at once, to fit memory; 0 takes all."""
+    """Most images decoded and rewarded at once, to fit memory; 0 takes all."""
 
 
 @dataclass(frozen=True, kw_only=True)

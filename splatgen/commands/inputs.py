@@ -16,7 +16,9 @@ def splat_file(given: Path) -> Path:
         if path.is_file():
             return path
         advice = "give a run folder or a splat file"
-        if (given / "run.json").is_file():
+        if (given / "image.png").is_file():
+            advice = "it is an image's; give the run of an object"
+        elif (given / "run.json").is_file():
             advice = f"finish the run first with {shlex.join(['splatgen', 'resume', str(given)])}"
         raise Failure(USAGE, f"{given} holds no splats.ply: {advice}")
     if not given.exists():

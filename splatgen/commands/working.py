@@ -16,6 +16,7 @@ from splatgen.commands.checks import resolve_device
 from splatgen.commands.progress import Reporter, duration
 from splatgen.commands.stopping import on_signals
 from splatgen.config import ImageConfig
+from splatgen.memory import keep_freed
 
 if TYPE_CHECKING:
     from splatgen.config import Method
@@ -29,6 +30,8 @@ Job = Callable[[Callable[["Progress"], None], Callable[[], bool]], "Result"]
 def work(job: Job, config: Method, *, as_json: bool, quiet: bool) -> int:
     """Run a job that takes (report, should_stop); print its result and return the exit code."""
     device = resolve_device(config.device)
+    if device == "cpu":
+        keep_freed()
     if not quiet:
         print(f"splatgen: {headline(config, device)}", file=sys.stderr, flush=True)
     report = Reporter(sys.stderr, quiet=quiet)

@@ -79,11 +79,15 @@ class NoPreference(Preference):
 
 def judge(moment: Moment, x0: Tensor, panel: Panel) -> Tensor:
     """Rewards [K, G] of estimates [K, B, C, h, w]; the mean over the views of an item."""
+    flat, prompts, views = x0.flatten(0, 1), moment.prompts * len(x0), moment.prior.views
+    part = max(panel.options.batch // views, 1) * views if panel.options.batch else len(flat)
+    pieces = []
     with torch.no_grad():
-        images = moment.prior.decode(x0.flatten(0, 1)).clamp(0.0, 1.0)
-        raw = panel.each(images, moment.prompts * len(x0))  # [R, K B]
-    raw = raw.view(len(raw), len(x0), -1)
-    return panel.ranked(moment.items(raw))
+        for n in range(0, len(flat), part):  # decoding many at once is what takes the memory
+            images = moment.prior.decode(flat[n : n + part]).clamp(0.0, 1.0)
+            pieces.append(panel.each(images, prompts[n : n + part]))
+    raw = torch.cat(pieces, 1)  # [R, K B]
+    return panel.ranked(moment.items(raw.view(len(raw), len(x0), -1)))
 
 
 def reward_metrics(rewards: Tensor) -> dict[str, float]:

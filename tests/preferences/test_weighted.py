@@ -10,10 +10,12 @@ from analytic_rewards import Given, GivenNoise, Linear, Seen, image, panel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splatgen.config import GuidanceOptions, VSDOptions, WeightedOptions
+from splatgen.config import GuidanceOptions, RewardOptions, VSDOptions, WeightedOptions
 from splatgen.denoiser import amplitudes, cfg
 from splatgen.guidance import gradient
+from splatgen.panel import Panel
 from splatgen.preferences import NoPreference, Weighted
+from splatgen.preferences.base import judge
 from splatgen.preferences.weighted import omegas
 from splatgen.scores import SDS, VSD
 from splatgen.scores.base import gaussian
@@ -432,3 +434,26 @@ def test_views_of_a_group_share_their_weights(strategy):
         torch.testing.assert_close(
             found.value[views], (weights * each[:, views]).sum(0), rtol=1e-11, atol=1e-12
         )
+
+
+@pytest.mark.parametrize("batch", [1, 3, 5])
+def test_estimates_are_decoded_and_judged_in_parts(batch):
+    """--reward.batch: what does not fit at once comes in parts, and the rewards are the same."""
+    sizes = []
+
+    class Counting(Seen):
+        def decode(self, x):
+            sizes.append(len(x))
+            return super().decode(x)
+
+    at = moment(Counting(), X, 0.5, options=GUIDED)
+    sizes.clear()  # the moment has a picture, too
+    estimates = torch.stack([X, -X, 0.5 * X, 0.1 * X])
+    whole = Panel(rewards=(Linear(),), weights=(1.0,), options=RewardOptions())
+    parts = Panel(rewards=(Linear(),), weights=(1.0,), options=RewardOptions(batch=batch))
+    torch.testing.assert_close(
+        judge(at, estimates, parts), judge(at, estimates, whole), rtol=1e-12, atol=1e-12
+    )
+    *small, all_at_once = sizes
+    assert sum(small) == all_at_once == 4 * B
+    assert max(small) == batch
