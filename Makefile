@@ -26,6 +26,7 @@ lint: setup
 bench: setup
 	$(BIN)/python benchmarks/rasterizer.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/reward_step.py
 	$(BIN)/python benchmarks/toybox_quality.py --ceiling
 
 clean:

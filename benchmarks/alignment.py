@@ -229,9 +229,14 @@ def main() -> None:
             )
     print(table(rows))
     if args.out:
-        report = {"date": datetime.now(UTC).strftime("%Y%m%d"), "machine": machine_name(), "base": BASE}
+        report = {
+            "date": datetime.now(UTC).strftime("%Y%m%d"),
+            "machine": machine_name(),
+            "prior": args.prior,
+        }
         args.out.write_text(
-            json.dumps({**report, "arms": arms(), "table": table(rows), "rows": rows}, indent=1) + "\n"
+            json.dumps({**report, "base": BASE, "arms": arms(), "table": table(rows), "rows": rows}, indent=1)
+            + "\n"
         )
 
 

@@ -37,6 +37,7 @@ from splatgen.config import GuidanceOptions, RewardOptions, WeightedOptions
 from splatgen.denoiser import Denoiser
 from splatgen.guidance import gradient
 from splatgen.machine import machine_name
+from splatgen.memory import keep_freed
 from splatgen.moment import Moment
 from splatgen.optimise import device_name
 from splatgen.panel import Panel
@@ -293,6 +294,8 @@ def main() -> None:
     parser.add_argument("--latents", type=int, default=16, help="side")
     parser.add_argument("--out", type=Path, help="result JSON")
     args = parser.parse_args()
+    if not torch.cuda.is_available():
+        keep_freed()  # as the commands do
     torch.backends.cudnn.allow_tf32 = False  # the two must agree
     rows = [row for threads in args.threads for row in measure_all("cpu", threads, args)]
     if torch.cuda.is_available():
