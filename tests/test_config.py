@@ -338,6 +338,17 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
             read_file(path)
 
 
+def test_a_deselected_preference_takes_its_presets_options_along() -> None:
+    """What the words themselves say of a piece that isn't selected is still refused."""
+    words = ["a red cube", "--preset", "rewardsds-paper", "--preference", "none"]
+    _, config = read(words)
+    assert config.preference == "none"
+    assert config.weighted == Config().weighted
+    assert config.steps == 500
+    with pytest.raises(ConfigError, match="weighted"):
+        read([*words, "--weighted.lookahead", "3"])
+
+
 def test_precedence_is_defaults_preset_file_command_line(tmp_path: Path) -> None:
     """toybox-draft sets steps, splats.count and output.frames; the file changes two, the words one."""
     draft = from_dict(settings.read_preset("toybox-draft"))

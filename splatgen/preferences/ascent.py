@@ -39,12 +39,14 @@ class Ascent(Preference):
             return None
         render = moment.images.detach().clone().requires_grad_()
         with torch.enable_grad():
-            seen = interpolate(
-                moment.prior.decode(x0), size=render.shape[-2:], mode="bilinear", antialias=True
-            ).to(render)
+            looked = render.clamp(0.0, 1.0)
             early = (moment.t <= o.straight_through).view(-1, 1, 1, 1)
-            straight = seen.detach().clamp(0.0, 1.0) + (render - render.detach())  # adds 0
-            looked = torch.where(early, straight, render.clamp(0.0, 1.0))
+            if bool(early.any()):  # a decoder can cost as much as a step
+                seen = interpolate(
+                    moment.prior.decode(x0).detach(), size=render.shape[-2:], mode="bilinear", antialias=True
+                )
+                straight = seen.to(render).clamp(0.0, 1.0) + (render - render.detach())  # adds 0
+                looked = torch.where(early, straight, looked)
             rewards = panel.fixed(panel.each(looked, moment.prompts))  # [B]
             if o.form == "paper":
                 loss = -(w.flatten() * o.weight * rewards).sum() / len(rewards)
