@@ -162,8 +162,8 @@ class PSDOptions:
     """Rewards closer than this: no preference term."""
     learn: bool = True
     """Learn the negative embedding on the reward."""
-    lr: float = 1e-2
-    """Adam's, for the negative embedding; published is 1e-4, for some 10,000 steps (docs/alignment.md)."""
+    lr: float = 1e-4
+    """Adam's, for the negative embedding; larger ones climb the reward at the object's cost."""
     interval: Annotated[int, arg(metavar="N")] = 5
     """Steps between its updates."""
     anneal: float = 0.1
