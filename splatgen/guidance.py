@@ -36,6 +36,11 @@ def weight(name: str, alpha: Tensor, sigma: Tensor) -> Tensor:
     raise ValueError(f"no weighting {name!r}; there are: sds, uniform, sigma, fantasia3d")
 
 
+def chosen_weighting(options: GuidanceOptions, score: Score) -> str:
+    """The weighting of a run by name: auto is the score's own."""
+    return score.weighting if options.weighting == "auto" else options.weighting
+
+
 def time_range(options: GuidanceOptions, fraction: float) -> tuple[float, float]:
     """Smallest and largest t at a fraction of the run: both fall linearly over `anneal`."""
     begin, end = options.anneal
@@ -91,7 +96,7 @@ def gradient(moment: Moment, score: Score, preference: Preference, panel: Panel)
         kept = tries.map(lambda z: gather(z, choice.kept))
         residuals = kept.eps - score.baseline(moment, noised.gather(choice.kept), kept)
         merged = preference.combine(moment, kept, residuals, choice)
-        w = weight(score.weighting if options.weighting == "auto" else options.weighting, alpha, sigma)
+        w = weight(chosen_weighting(options, score), alpha, sigma)
         value = w * merged
         first = kept.map(lambda z: z[0])
         on_render = preference.on_render(moment, first.x0, value, w, panel)

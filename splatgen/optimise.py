@@ -16,7 +16,7 @@ import torch
 
 from splatgen import __version__, atomic, editing, runs
 from splatgen.cameras import turntable
-from splatgen.config import Config, ConfigError, from_dict, read_file, to_dict
+from splatgen.config import Config, ConfigError, ImageConfig, from_dict, read_file, to_dict
 from splatgen.memory import is_out_of_memory
 from splatgen.metrics import Metrics, rewind_metrics
 from splatgen.render import render
@@ -63,11 +63,12 @@ def pick_device(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
-def _ignore(progress: Progress) -> None:
-    pass
+def ignore(progress: Progress) -> None:
+    """A report that goes nowhere."""
 
 
-def _never() -> bool:
+def never() -> bool:
+    """Nobody asks to stop."""
     return False
 
 
@@ -146,8 +147,8 @@ def generate(
     command: Sequence[str],
     name: str | None = None,
     models: Models | None = None,
-    report: Callable[[Progress], None] = _ignore,
-    should_stop: Callable[[], bool] = _never,
+    report: Callable[[Progress], None] = ignore,
+    should_stop: Callable[[], bool] = never,
 ) -> Result:
     """Optimise a prompt from nothing and write a run folder in `out`.
 
@@ -158,7 +159,7 @@ def generate(
         raise ConfigError(f"source is {config.source!r}: a run from nothing has none, `splatgen edit` does")
     device = pick_device(config.device)
     models = models or load_models(config, device)
-    run = _create(config, out, command, device, name)
+    run = create_run(config, out, command, device, name)
     scene = new_scene(config, initial_splats(config), device)
     return _finish(config, models, scene, run, report, should_stop)
 
@@ -169,8 +170,8 @@ def edit(
     *,
     out: Path,
     command: Sequence[str],
-    report: Callable[[Progress], None] = _ignore,
-    should_stop: Callable[[], bool] = _never,
+    report: Callable[[Progress], None] = ignore,
+    should_stop: Callable[[], bool] = never,
 ) -> Result:
     """Change splats that show config.source into config.prompt and write a run folder in `out`.
 
@@ -181,7 +182,7 @@ def edit(
     editing.check_settings(config)
     device = pick_device(config.device)
     models = load_models(config, device)
-    run = _create(config, out, command, device)
+    run = create_run(config, out, command, device)
     try:
         editing.save_source(run, splats)
         source = _source(config, run, device)
@@ -193,7 +194,10 @@ def edit(
     return _finish(config, models, scene, run, report, should_stop)
 
 
-def _create(config: Config, out: Path, command: Sequence[str], device: str, name: str | None = None) -> Run:
+def create_run(
+    config: Config | ImageConfig, out: Path, command: Sequence[str], device: str, name: str | None = None
+) -> Run:
+    """The folder of a new run in `out`, with its settings and what it is made with."""
     return runs.create(
         out,
         config.prompt,
@@ -221,8 +225,8 @@ def resume(
     steps: int | None = None,
     command: Sequence[str],
     models: Models | None = None,
-    report: Callable[[Progress], None] = _ignore,
-    should_stop: Callable[[], bool] = _never,
+    report: Callable[[Progress], None] = ignore,
+    should_stop: Callable[[], bool] = never,
 ) -> Result:
     """Continue a run from its latest checkpoint; `steps` may raise its length (schedules stretch with it).
 

@@ -41,6 +41,17 @@ def unpack(tensors: Mapping[str, Tensor], rest: Any) -> Any:
     return result
 
 
+def pack_each(trees: Mapping[str, Any]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """`pack` every tree: tensors and the rest, both by the trees' names."""
+    packed = {name: pack(tree) for name, tree in trees.items()}
+    return {name: p[0] for name, p in packed.items()}, {name: p[1] for name, p in packed.items()}
+
+
+def unpack_each(tensors: Mapping[str, Mapping[str, Tensor]], rest: Mapping[str, Any]) -> dict[str, Any]:
+    """Undo `pack_each`; tensors may hold more than the names in rest."""
+    return {name: unpack(tensors[name], tree) for name, tree in rest.items()}
+
+
 def _pack(node: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     def inside(key: object, child: Any) -> Any:
         return _pack(child, f"{place}/{key}" if place else str(key), tensors)

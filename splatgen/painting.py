@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from splatgen import __version__, atomic, checkpoint, packing, runs, video
+from splatgen import atomic, checkpoint, packing, runs, video
 from splatgen.cameras import Cameras, orbit
 from splatgen.config import ImageConfig, merge, read_file, to_dict
 from splatgen.guidance import gradient, inject
@@ -30,7 +30,9 @@ from splatgen.optimise import (
     Diverged,
     Progress,
     Result,
-    device_name,
+    create_run,
+    ignore,
+    never,
     pick_device,
     record_failure,
 )
@@ -173,9 +175,8 @@ def save_canvas(folder: Path, canvas: Canvas, learned: dict[str, Any]) -> None:
         "optimizer": moments,
         "source": {} if canvas.source is None else {"picture": canvas.source},
     }
-    methods = {}
-    for name, state in learned.items():
-        parts[name], methods[name] = packing.pack(state)
+    more, methods = packing.pack_each(learned)
+    parts |= more
     state = {"optimizer": rest, "failures": canvas.failures, "methods": methods}
     checkpoint.save(folder, canvas.step, parts, state)
 
@@ -188,7 +189,7 @@ def load_canvas(config: ImageConfig, folder: Path, device: str) -> tuple[Canvas,
     canvas = new_canvas(config, values, None if source is None else source.to(device))
     canvas.step, canvas.failures = found.step, int(found.state["failures"])
     canvas.optimizer.load_state_dict(packing.unpack(found.parts["optimizer"], found.state["optimizer"]))
-    methods = {name: packing.unpack(found.parts[name], rest) for name, rest in found.state["methods"].items()}
+    methods = packing.unpack_each(found.parts, found.state["methods"])
     return canvas, methods
 
 
@@ -198,14 +199,6 @@ def write_images(images: Tensor, path: Path) -> None:
     factor = max(SHOWN // shown.shape[1], 1)
     large = shown.repeat(factor, axis=1).repeat(factor, axis=2)
     video.write_preview(list(large), path, columns=len(large))
-
-
-def _ignore(progress: Progress) -> None:
-    pass
-
-
-def _never() -> bool:
-    return False
 
 
 def run_loop(
@@ -280,8 +273,8 @@ def paint(
     out: Path,
     command: Sequence[str],
     picture: NDArray[np.uint8] | None = None,  # [H, W, 3]
-    report: Callable[[Progress], None] = _ignore,
-    should_stop: Callable[[], bool] = _never,
+    report: Callable[[Progress], None] = ignore,
+    should_stop: Callable[[], bool] = never,
 ) -> Result:
     """Optimise images from noise, or change a picture by words, and write a run folder in `out`.
 
@@ -299,18 +292,7 @@ def paint(
     if picture is not None:
         source = fit(picture, models.prior.resolution).to(device).repeat(config.image.count, 1, 1, 1)
     canvas = new_canvas(config, start_values(config, models.prior, source, device), source)
-    run = runs.create(
-        out,
-        config.prompt,
-        command=command,
-        config=to_dict(config),
-        seed=config.seed,
-        device=device_name(device),
-        models={
-            f"prior/{config.prior}": f"splatgen {__version__}",
-            **{f"reward/{name}": f"splatgen {__version__}" for name in config.rewards()},
-        },
-    )
+    run = create_run(config, out, command, device)
     runs.update(run, kind=KIND)
     if source is not None:
         write_images(source[:1], run.folder / "source.png")
@@ -331,8 +313,8 @@ def resume(
     *,
     steps: int | None = None,
     command: Sequence[str],
-    report: Callable[[Progress], None] = _ignore,
-    should_stop: Callable[[], bool] = _never,
+    report: Callable[[Progress], None] = ignore,
+    should_stop: Callable[[], bool] = never,
 ) -> Result:
     """Continue a 2D run from its latest checkpoint; `steps` may raise its length (schedules stretch)."""
     run = runs.open_run(folder)

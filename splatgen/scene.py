@@ -118,9 +118,8 @@ def save_scene(folder: Path, scene: Scene, methods: Mapping[str, Any]) -> None:
         "optimizers": moments,
         "densify": scene.densifier.state_dict(),
     }
-    learned = {}
-    for name, state in methods.items():
-        parts[name], learned[name] = packing.pack(state)
+    more, learned = packing.pack_each(methods)
+    parts |= more
     state = {"optimizers": rest, "failures": scene.failures, "methods": learned}
     checkpoint.save(folder, scene.step, parts, state)
 
@@ -139,5 +138,5 @@ def load_scene(config: Config, folder: Path, device: str) -> tuple[Scene, dict[s
     scene.densifier.load_state_dict({k: v.to(device) for k, v in found.parts["densify"].items()})
     if "methods" not in found.state:
         raise ValueError(f"the checkpoint in {folder} is of an earlier version: start the run anew")
-    methods = {name: packing.unpack(found.parts[name], rest) for name, rest in found.state["methods"].items()}
+    methods = packing.unpack_each(found.parts, found.state["methods"])
     return scene, methods

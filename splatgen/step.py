@@ -22,7 +22,7 @@ from splatgen.cameras import Cameras, sample_orbit
 from splatgen.conditions import Told, conditions, tell
 from splatgen.config import Config, ImageConfig, Method
 from splatgen.denoiser import Denoiser
-from splatgen.guidance import draw_times, gradient, inject
+from splatgen.guidance import chosen_weighting, draw_times, gradient, inject
 from splatgen.moment import Moment, Source
 from splatgen.panel import Panel
 from splatgen.preferences import Preference, make_preference
@@ -216,8 +216,7 @@ def advance(config: Config, models: Models, scene: Scene) -> Seen:
 
     value = found.value
     if moment.source is not None:
-        chosen = config.guidance.weighting
-        weighting = models.score.weighting if chosen == "auto" else chosen
+        weighting = chosen_weighting(config.guidance, models.score)
         value = value + editing.pull(moment, config.edit.keep, weighting)
     inject(x, value, out.rgb, found.on_render)
     clock.append(time.perf_counter())
