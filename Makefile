@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint bench reward-parity clean
 
 setup: .venv/.done
 
@@ -28,6 +28,10 @@ bench: setup
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/reward_step.py
 	$(BIN)/python benchmarks/toybox_quality.py --ceiling
+
+# ours against hpsv2 and image-reward themselves, in an environment of their own (minutes, a package index)
+reward-parity: setup
+	$(BIN)/python benchmarks/reward_parity.py
 
 clean:
 	rm -rf .venv build dist *.egg-info

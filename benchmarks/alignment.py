@@ -105,6 +105,7 @@ def measure(task: Task) -> dict[str, Any]:
     import torch
 
     from splatgen import evaluate, formats, optimise, runs
+    from splatgen.budget import Keep
     from splatgen.metrics import read_metrics
     from splatgen.rewards import load_reward
 
@@ -121,7 +122,7 @@ def measure(task: Task) -> dict[str, Any]:
     if folder:
         name = f"{text}-{seed}-{arm}".replace(" ", "-").replace(",", "").replace("=", "")
         formats.save(splats, folder / f"{name}.ply")
-    quality = evaluate.evaluate(splats, parse(text), load_reward("toybox-judge", "cpu"))
+    quality = evaluate.evaluate(splats, parse(text), load_reward("toybox-judge", Keep()))
     calls = [row["guidance/model_calls"] / config.views.count for row in rows]
     return {
         "arm": arm,

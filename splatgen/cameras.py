@@ -131,17 +131,33 @@ def sample_orbit(
     elevation: tuple[float, float],
     distance: tuple[float, float] = (DEFAULT_DISTANCE, DEFAULT_DISTANCE),
     fov: tuple[float, float] = (DEFAULT_FOV, DEFAULT_FOV),
+    group: int = 1,
+    relative: bool = False,
 ) -> Cameras:
-    """Random cameras with stratified azimuths: each of the equal sectors gets one view."""
-    u = torch.rand(4, views, generator=generator)
+    """Random cameras with stratified azimuths: each of the equal sectors gets one view.
+
+    Views of a group follow one another, evenly spaced around the object at one random elevation, distance
+    and field of view, as multi-view priors are trained. Relative distances are multiples of 1 / tan(fov / 2).
+    Raises ValueError where the views don't fill whole groups.
+    """
+    if views % group:
+        raise ValueError(f"{views} views can't be seen {group} at a time: give a multiple of {group}")
+    items = views // group
+    u = torch.rand(4, items, generator=generator)
     offset = torch.rand(1, generator=generator)  # rotates the strata so that no azimuth is favoured
-    azimuth = ((torch.arange(views) + u[0]) / views + offset) % 1.0 * 360.0
+    first = ((torch.arange(items) + u[0]) / items + offset) % 1.0  # within the first of `group` sectors
+    tilt, away, angle = (
+        (low + (high - low) * share).repeat_interleave(group)
+        for (low, high), share in zip((elevation, distance, fov), u[1:], strict=True)
+    )
+    if relative:
+        away = away / torch.tan(torch.deg2rad(angle) / 2)
     return orbit(
-        azimuth,
-        elevation[0] + (elevation[1] - elevation[0]) * u[1],
+        ((first[:, None] + torch.arange(group)) / group).flatten() * 360.0,
+        tilt,
         size=size,
-        distance=distance[0] + (distance[1] - distance[0]) * u[2],
-        fov=fov[0] + (fov[1] - fov[0]) * u[3],
+        distance=away,
+        fov=angle,
     )
 
 

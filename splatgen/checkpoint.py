@@ -11,6 +11,7 @@ Nothing is ever unpickled, and a name found in a file becomes a path only when i
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from splatgen import atomic
 
+SPARE = 2**20  # bytes of headers, state and folders
 KEPT = 2  # the newest, and the one before in case the newest is damaged
 _STEP = re.compile(r"step-(\d{6,18})")
 _STEP_OR_OLD = re.compile(r"step-(\d{6,18})(\.old)?")
@@ -67,6 +69,7 @@ def save(
             raise ValueError(f"no checkpoint part can be called {name!r}: use a-z and underscores")
     text = _canonical({"step": step, "state": state})  # before anything is written: NaN raises here
     folder.mkdir(parents=True, exist_ok=True)
+    _check_space(folder, parts)
     _sweep(folder)
     temporary = folder / f".tmp-{target.name}-{secrets.token_hex(4)}"
     try:
@@ -82,6 +85,17 @@ def save(
     atomic.write_text(folder / "latest", target.name + "\n")
     _prune(folder, step)
     return target
+
+
+def _check_space(folder: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Raise OSError when a checkpoint would not fit: better now than half-way."""
+    size = sum(z.numel() * z.element_size() for tensors in parts.values() for z in tensors.values())
+    free = shutil.disk_usage(folder).free
+    if free < size + SPARE:
+        text = (
+            f"{free / 2**20:.0f} MB free, a checkpoint takes {(size + SPARE) / 2**20:.0f} MB; free some space"
+        )
+        raise OSError(errno.ENOSPC, text, str(folder))
 
 
 def load_latest(folder: str | os.PathLike[str]) -> Checkpoint:

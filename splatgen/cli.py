@@ -19,6 +19,7 @@ VERBS = {  # name: (module, summary)
     "resume": ("splatgen.commands.resume", "continue a run that was stopped"),
     "render": ("splatgen.commands.render", "a turntable and a preview of a run or a .ply"),
     "export": ("splatgen.commands.export", "write splats for other programs"),
+    "fetch": ("splatgen.commands.fetch", "get the weights of a prior or reward, or list them"),
     "doctor": ("splatgen.commands.doctor", "what this machine can run, and the next command"),
 }
 

@@ -22,13 +22,14 @@ from typing import Any
 import torch
 
 from splatgen import __version__, atomic, formats, optimise, runs
+from splatgen.budget import Keep
 from splatgen.cameras import orbit
 from splatgen.config import Config, read_file, to_dict
 from splatgen.evaluate import evaluate
+from splatgen.looping import Progress
 from splatgen.machine import machine_name
 from splatgen.methods import Plan
 from splatgen.metrics import read_metrics
-from splatgen.optimise import Progress
 from splatgen.paired import summarise
 from splatgen.results import pictures
 from splatgen.rewards import load_reward
@@ -176,7 +177,7 @@ def fresh(config: Config, networks: Models) -> Models:
 
 def measuring(caption: str | None) -> Numbers:
     """What reads the numbers of a finished run: rewards, costs and, with a toybox caption, its truth."""
-    judge = load_reward("toybox-judge", "cpu") if caption is not None else None
+    judge = load_reward("toybox-judge", Keep()) if caption is not None else None
 
     def numbers(run: Run) -> dict[str, float]:
         data, rows = runs.read(run), read_metrics(run.metrics)

@@ -26,8 +26,23 @@ from splatgen.hints import did_you_mean
 class PriorOptions:
     """Which diffusion model guides, and how."""
 
-    model: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """Weights to use instead of the packaged ones: a folder that holds NAME.safetensors and NAME.json."""
+    model: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None
+    """Weights to use instead of the usual ones: a folder, a single file, or an id in the Hugging Face cache.
+    For the toybox, a folder that holds NAME.safetensors and NAME.json."""
+    revision: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    """Branch, tag or commit of an id given as prior.model."""
+    lora: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """A .safetensors file of LoRA weights to merge into the model."""
+    lora_scale: float = 1.0
+    """How much of the LoRA weights."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Of the networks; auto is half precision on CUDA and float32 on the CPU."""
+    preview: Literal["full", "tiny"] = "full"
+    """What decodes candidates for ranking: the model's own autoencoder, or the tiny one made for it."""
+    compile: bool = False
+    """Compile the denoiser with torch.compile: a minute or more at first, then faster steps."""
+    t5: bool = True
+    """Use the T5 text encoder of Stable Diffusion 3; without it, prompts are read by CLIP alone."""
     camera: bool = True
     """Tell a camera-aware prior the exact viewing direction, not only the view word."""
 
@@ -217,6 +232,9 @@ class ViewOptions:
     """World units."""
     fov: tuple[float, float] = (50.0, 50.0)
     """Vertical field of view, degrees."""
+    relative: bool = False
+    """Distances are multiples of 1 / tan(fov / 2): what is 1 high fills half of the picture at distance 1,
+    at any field of view."""
     background: Literal["random", "white", "black", "grey"] = "random"
     """What is behind the splats while they are optimised."""
 
@@ -322,17 +340,26 @@ class Method:
     """The same seed gives the same cameras, times and noises."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes CUDA where there is one."""
+    patience: Annotated[int, arg(metavar="N")] = 20
+    """Steps in a row without a finite gradient before the run goes back to its last checkpoint, once; the
+    second time it ends."""
     prior: Annotated[str, arg(metavar="NAME")] = "toybox"
-    """The diffusion model that guides: toybox or toybox-mini, the embedded ones."""
+    """The diffusion model that guides: toybox or toybox-mini, the embedded ones; sd15, sd21, sdxl, sd3, sd35,
+    deepfloyd or mvdream, whose weights `splatgen fetch` gets."""
     score: Literal["sds", "sdi", "vsd", "csd", "ism"] = "sds"
     """Where the noise of a step comes from, and what is subtracted from the prediction."""
     preference: Literal["none", "weighted", "dpo", "psd", "ascent"] = "none"
     """How the candidate noises of a step are merged by their rewards."""
-    reward: Annotated[tuple[str, ...], arg(metavar="NAME[=WEIGHT] ...")] = ("toybox",)
-    """Rewards that score the renders, after the prompt, and guide a preference: one or more, or no name to
-    turn scoring off."""
+    reward: Annotated[tuple[str, ...], arg(metavar="NAME[=WEIGHT] ...")] = ("auto",)
+    """Rewards that score the renders, after the prompt, and guide a preference: toybox for the toybox priors
+    (auto), hpsv2, hpsv2.0, image-reward, pickscore, clip, aesthetic, aesthetic-v2; no name turns scoring
+    off."""
     holdout_reward: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ()
     """Rewards that are logged and never guide; also toybox-judge."""
+    weights: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Where models are, one folder each by name; those not in it are looked for in the Hugging Face cache."""
+    budget: Literal["none", "8gb", "12gb", "16gb", "24gb"] = "none"
+    """Memory to stay within: smaller batches, freed text encoders, recomputed activations."""
     prior_options: Annotated[PriorOptions, arg(name="prior")] = field(default_factory=PriorOptions)
     reward_options: Annotated[RewardOptions, arg(name="reward")] = field(default_factory=RewardOptions)
     guidance: GuidanceOptions = field(default_factory=GuidanceOptions)
@@ -345,7 +372,12 @@ class Method:
     ascent: AscentOptions = field(default_factory=AscentOptions)
 
     def rewards(self) -> dict[str, float]:
-        """Weight of each guiding reward by name; ConfigError for a weight that is no number."""
+        """Weight of each guiding reward by name; ConfigError for a weight that is no number.
+
+        auto is the toybox's reward for the toybox's priors, and none for others: those take gigabytes.
+        """
+        if self.reward == ("auto",):
+            return {"toybox": 1.0} if self.prior.startswith("toybox") else {}
         found: dict[str, float] = {}
         for entry in self.reward:
             name, equals, weight = entry.partition("=")
@@ -376,6 +408,8 @@ class Config(Method):
 
     source: Annotated[str, Suppress] = ""
     """What the input of an edit shows; empty when nothing is edited."""
+    init: Annotated[str, arg(metavar="sphere|FILE|shap-e")] = "sphere"
+    """Where the cloud comes from: a ball of splats, a splat file, an .obj mesh, or Shap-E for the prompt."""
     edit: Annotated[EditOptions, Suppress] = field(default_factory=EditOptions)
     views: ViewOptions = field(default_factory=ViewOptions)
     splats: SplatOptions = field(default_factory=SplatOptions)

@@ -94,6 +94,7 @@ class Denoiser:
         self.prior = prior
         self.options = options
         self.images = 0  # through the network so far
+        self.largest = 0  # number of images that were asked for at once
 
     def raw(
         self,
@@ -106,6 +107,7 @@ class Denoiser:
         """The noise in x_t without guidance, by the prior or by a network that stands in for it."""
         network = network or self.prior.predict
         self.images += len(x_t)
+        self.largest = max(self.largest, len(x_t))
         views = self.prior.views
         part = max(self.options.batch // views, 1) * views if self.options.batch else len(x_t)
         pieces = []

@@ -14,11 +14,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from splatgen import doctor_models
+from splatgen.doctor_models import Choice, Model
 
 State = Literal["ok", "note", "bad"]  # bad: generate can't run
 
-EXAMPLE = 'splatgen generate "a red cube on top of a blue sphere"'
 MIN_FREE_GB = 0.05
 _MARKS = {"ok": "ok", "note": "--", "bad": "!!"}
 
@@ -33,12 +35,61 @@ class Finding:
     advice: str = ""
 
 
-def examine() -> list[Finding]:
-    """All findings, in the order in which one wants to read them."""
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """What was found, what of the published models is here, and what to do with this machine."""
+
+    findings: list[Finding]
+    models: list[Model]
+    choice: Choice
+
+    @property
+    def able(self) -> bool:
+        """Whether `splatgen generate` can run."""
+        return all(finding.state != "bad" for finding in self.findings)
+
+    @property
+    def next(self) -> str:
+        """What to type next: what mends the first thing that prevents a run, or else a run."""
+        return next((f.advice for f in self.findings if f.state == "bad"), self.choice.command)
+
+
+def examine(folder: str | None = None) -> Examination:
+    """Look at the machine, and at the models in a folder of weights or in the cache."""
     parts: tuple[Callable[[], list[Finding]], ...] = (
         python, packages, torch_build, cuda, rasterizer, weights, film, disk, memory,
     )  # fmt: skip
-    return [finding for part in parts for finding in _attempt(part)]
+    here = doctor_models.models(folder)
+
+    def room() -> list[Finding]:
+        text, fits = doctor_models.room(here, folder)
+        advice = "free some space, or keep models on another disk: splatgen fetch NAME --weights DIR"
+        return [Finding(name="room", state="ok" if fits else "note", text=text, advice=advice)]
+
+    return Examination(
+        findings=[
+            *(finding for part in parts for finding in _attempt(part)),
+            *map(_of_model, here),
+            *_attempt(room),
+        ],
+        models=here,
+        choice=doctor_models.choose(here, _presets(), gpu=gpu_memory(), memory=main_memory()),
+    )
+
+
+def _of_model(model: Model) -> Finding:
+    state: State = "ok" if model.state == "here" else "note"
+    return Finding(name=f"{model.kind} {model.name}", state=state, text=model.text, advice=model.advice)
+
+
+def _presets() -> dict[str, dict[str, Any]]:
+    """What the presets that may be recommended hold."""
+    from splatgen.config import presets, read_preset
+
+    try:
+        return {name: read_preset(name) for name in doctor_models.ON_A_GPU if name in presets()}
+    except (ImportError, OSError, ValueError):  # not installed whole: there is nothing to recommend
+        return {}
 
 
 def _attempt(part: Callable[[], list[Finding]]) -> list[Finding]:
@@ -53,25 +104,16 @@ def _attempt(part: Callable[[], list[Finding]]) -> list[Finding]:
         return [Finding(name=part.__name__, state="bad", text=text, advice=advice)]
 
 
-def able(findings: list[Finding]) -> bool:
-    """Whether `splatgen generate` can run."""
-    return all(finding.state != "bad" for finding in findings)
-
-
-def next_command(findings: list[Finding]) -> str:
-    """What to type next: a run, or what mends the first thing that prevents one."""
-    return next((f.advice for f in findings if f.state == "bad"), EXAMPLE)
-
-
-def report(findings: list[Finding]) -> str:
+def report(examined: Examination) -> str:
     """The findings as text for people."""
-    width = max(len(finding.name) for finding in findings)
+    width = max(len(finding.name) for finding in examined.findings)
     lines = []
-    for finding in findings:
+    for finding in examined.findings:
         lines.append(f"{_MARKS[finding.state]}  {finding.name:<{width}}  {finding.text}")
         if finding.advice and finding.state != "ok":
             lines.append(f"{'':<{width + 6}}{finding.advice}")
-    return "\n".join([*lines, "", f"next: {next_command(findings)}"])
+    choice = f"preset: {examined.choice.preset} ({examined.choice.why})"
+    return "\n".join([*lines, "", choice, f"next: {examined.next}"])
 
 
 def python() -> list[Finding]:
@@ -130,6 +172,16 @@ def cuda() -> list[Finding]:
     space = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
     text = f"{torch.cuda.get_device_name()}, {space}, driver {driver or 'unknown'}"
     return [Finding(name="cuda", state="ok", text=text), _gsplat()]
+
+
+def gpu_memory() -> float | None:
+    """GiB of the GPU that runs would use; None where there is none, or no working torch."""
+    try:
+        import torch
+
+        return torch.cuda.mem_get_info()[1] / 2**30 if torch.cuda.is_available() else None
+    except (ImportError, AttributeError, OSError, RuntimeError):  # `torch_build` and `cuda` tell of it
+        return None
 
 
 def _driver() -> str | None:
@@ -242,10 +294,17 @@ def disk() -> list[Finding]:
 
 def memory() -> list[Finding]:
     """Physical memory; nothing where the system does not say."""
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+    total = main_memory()
+    if total is None:
         return []
     text = f"{total:.1f} GiB, {os.cpu_count()} CPU cores"
-    state: State = "note" if total < 2 else "ok"
+    state: State = "note" if total < doctor_models.LITTLE_MEMORY else "ok"
     return [Finding(name="memory", state=state, text=text, advice="take --preset toybox-draft")]
+
+
+def main_memory() -> float | None:
+    """GiB of physical memory; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None

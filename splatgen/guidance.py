@@ -23,7 +23,11 @@ from splatgen.scores import Score
 
 
 def weight(name: str, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """w(t) by name: sds (DreamFusion: sigma^2 = 1 - abar), uniform, sigma (sigma/alpha), fantasia3d."""
+    """w(t) by name: sds (DreamFusion: sigma^2 = 1 - abar), uniform, sigma (sigma/alpha), fantasia3d.
+
+    For a flow sigma is t itself, and 1 - abar, the share of the noise in the power, is not sigma^2: there
+    sds is t^2.
+    """
     match name:
         case "sds":
             return sigma**2
@@ -79,6 +83,7 @@ class Gradient:
     x0: Tensor  # [K, B, C, h, w] one-step estimates of the candidates
     rewards: Tensor | None  # [K, G] of the candidates, where a preference ranked them
     kept: Tensor  # [M, B] the candidates that counted, the best first
+    weights: Tensor  # [M, B] how much
     metrics: dict[str, float]
     model_calls: int  # images through the denoiser
 
@@ -110,6 +115,7 @@ def gradient(moment: Moment, score: Score, preference: Preference, panel: Panel)
         x0=tries.x0,
         rewards=choice.rewards,
         kept=choice.kept,
+        weights=choice.weights,
         metrics={**choice.metrics, **learned},
         model_calls=moment.denoiser.images - before,
     )

@@ -53,7 +53,8 @@ def posterior_std(prior: Prior, low: Tensor, high: Tensor) -> Tensor:
     """DDPM's posterior standard deviation between two levels [B], [B, 1, 1, 1] (Ho et al. 2020, eq. 7)."""
     alpha, sigma = amplitudes(prior, low)
     alpha_high, sigma_high = amplitudes(prior, high)
-    return (sigma / sigma_high) * (1.0 - (alpha_high / alpha) ** 2).clamp_min(0.0).sqrt()
+    added = sigma_high**2 - (alpha_high / alpha * sigma) ** 2  # on the way up; for any alpha and sigma
+    return (sigma / sigma_high) * added.clamp_min(0.0).sqrt()
 
 
 def rising(end: Tensor, counts: Tensor) -> Tensor:

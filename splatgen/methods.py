@@ -63,7 +63,7 @@ class Plan:
         return dataclasses.replace(self.methods[method], seed=seed)
 
 
-SHARED = ("prompt", "negative", "prior", "prior_options", "reward", "holdout_reward")
+SHARED = ("prompt", "negative", "prior", "prior_options", "weights", "budget", "reward", "holdout_reward")
 
 
 def line_up(bases: Mapping[str, Config], seeds: Sequence[int]) -> Plan:

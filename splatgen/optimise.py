@@ -1,59 +1,37 @@
-"""The loop and the runs: prompt to splats. The only file that knows the order of things.
+"""Runs of objects: prompt to splats, from nothing, from other splats, or from a checkpoint.
 
-    step -> record -> checkpoint, and at the end the results
+    models -> folder -> loop -> results
 
 Shapes: B views, N splats.
 """
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from splatgen import __version__, atomic, editing, runs
+from splatgen import atomic, editing, runs, steering
+from splatgen.budget import keep
 from splatgen.cameras import turntable
 from splatgen.config import Config, ConfigError, ImageConfig, from_dict, read_file, to_dict
+from splatgen.looping import Diverged, Pace, Progress, Result, Row, ignore, never, run_loop
 from splatgen.memory import is_out_of_memory
-from splatgen.metrics import Metrics, rewind_metrics
+from splatgen.metrics import rewind_metrics
 from splatgen.render import render
 from splatgen.results import write_results
 from splatgen.runs import Run
 from splatgen.scene import Scene, initial_splats, load_scene, new_scene, save_scene
+from splatgen.showing import shown, steered, unsteered
+from splatgen.snapshot import Channel, Look
 from splatgen.splats import Splats
-from splatgen.step import Models, Seen, advance, load_models, reward_prompts, score_rewards
+from splatgen.step import Models, advance, load_models, reward_prompts, score_rewards
 from splatgen.validation import validate
-
-FIRST_CHECKPOINT_SECONDS = 3.0  # a run that dies early can still be resumed
-PATIENCE = 20  # steps in a row without a finite gradient before a run counts as diverged
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where a run is."""
-
-    step: int
-    steps: int
-    loss: float
-    splats: int
-    rewards: dict[str, float]
-    seconds: float  # since the loop began
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """How a run ended."""
-
-    run: Run
-    status: str  # done or stopped
-    step: int
-
-
-class Diverged(RuntimeError):
-    """The optimisation has had no finite gradient for too long."""
 
 
 def pick_device(name: str) -> str:
@@ -63,81 +41,67 @@ def pick_device(name: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
-def ignore(progress: Progress) -> None:
-    """A report that goes nowhere."""
+@dataclass(kw_only=True)
+class Sculpture:
+    """What a 3D run changes: a scene, with the models that change it."""
 
+    config: Config
+    models: Models
+    scene: Scene
+    run: Run
+    base: Config = field(init=False)  # before a user changed anything
+    advice: str = "lower --lr.means or --guidance.scale"
 
-def never() -> bool:
-    """Nobody asks to stop."""
-    return False
+    def __post_init__(self) -> None:
+        self.base = self.config
 
+    @property
+    def step(self) -> int:
+        return self.scene.step
 
-def run_loop(
-    config: Config,
-    models: Models,
-    scene: Scene,
-    run: Run,
-    report: Callable[[Progress], None],
-    should_stop: Callable[[], bool],
-) -> str:
-    """Step until the end or until asked to stop; returns the status."""
-    begin = saved = time.monotonic()
-    interval = min(FIRST_CHECKPOINT_SECONDS, config.output.checkpoint_seconds)
-    rewards: dict[str, float] = {}
-    with Metrics(run.metrics) as metrics:
-        while scene.step < config.steps and not should_stop():
-            started = time.perf_counter()
-            seen = advance(config, models, scene)
-            last = scene.step + 1 == config.steps
-            scored = scene.step % config.output.reward_every == 0 or last
-            if scored:
-                rewards = score_rewards(models, seen.picture, seen.prompts)
-            if scored or scene.step % config.output.log_every == 0:
-                _record(metrics, scene, seen, rewards if scored else {}, started)
-                _check_progress(models, scene, seen, run)
-            scene.step += 1
-            now = time.monotonic()
-            if interval > 0 and now - saved > interval and not last:
-                save_scene(run.checkpoints, scene, models.learned())
-                saved, interval = time.monotonic(), config.output.checkpoint_seconds
-            report(
-                Progress(
-                    step=scene.step,
-                    steps=config.steps,
-                    loss=float(seen.loss) if scored else float("nan"),
-                    splats=seen.splats,
-                    rewards=rewards,
-                    seconds=now - begin,
-                )
-            )
-    save_scene(run.checkpoints, scene, models.learned())
-    return "done" if scene.step >= config.steps else "stopped"
+    @step.setter
+    def step(self, value: int) -> None:
+        self.scene.step = value
 
+    @property
+    def failures(self) -> Tensor | int:
+        return self.scene.failures
 
-def _record(metrics: Metrics, scene: Scene, seen: Seen, rewards: dict[str, float], started: float) -> None:
-    row = {
-        "step": scene.step,
-        "loss": float(seen.loss),
-        "t_max": float(seen.t_max),
-        "splats/count": seen.splats,
-        "guidance/model_calls": seen.model_calls,
-        "skipped": float(seen.failed),
-        **seen.metrics,
-        **rewards,
-        **{f"time/{name}_ms": round(value, 3) for name, value in seen.ms.items()},
-        "time/step_ms": round(1e3 * (time.perf_counter() - started), 3),
-    }
-    metrics.write(row)
+    @failures.setter
+    def failures(self, value: Tensor | int) -> None:
+        self.scene.failures = value
 
-
-def _check_progress(models: Models, scene: Scene, seen: Seen, run: Run) -> None:
-    scene.failures = scene.failures + 1 if float(seen.failed) else 0
-    if scene.failures >= PATIENCE:
-        save_scene(run.checkpoints, scene, models.learned())  # skipped steps left the splats as they were
-        raise Diverged(
-            f"no finite gradient in {PATIENCE} recorded steps up to step {scene.step}: lower --lr.means or "
-            f"--guidance.scale; the last good splats are in {run.checkpoints}"
+    def advance(self, models: Models, *, scored: bool) -> Row:
+        seen = advance(self.config, models, self.scene)
+        rewards = score_rewards(models, seen.picture, seen.prompts) if scored else None
+        return Row(
+            failed=seen.failed,
+            loss=seen.loss,
+            splats=seen.splats,
+            rewards=rewards,
+            values=seen.values,
+            seen=seen,
         )
+
+    def steer(self, setting: str, value: float) -> None:
+        self.config, self.models = steered(self.base, self.config, self.models, setting, value)
+
+    def snapshot(self, row: Row | None, look: Look | None) -> dict[str, Any]:
+        return shown(self.scene, self.models, None if row is None else row.seen, look)
+
+    def clear(self) -> None:
+        self.scene.clear()
+
+    def save(self) -> None:
+        save_scene(self.run.checkpoints, self.scene, self.models.learned())
+
+    def restore(self) -> None:
+        device = str(self.scene.params["means"].device)
+        scene, learned = load_scene(self.config, self.run.checkpoints, device)
+        self.config, self.models = self.base, unsteered(self.base, self.models)
+        self.models.relearn(learned)
+        scene.source = self.scene.source
+        self.scene = scene
 
 
 def generate(
@@ -147,21 +111,28 @@ def generate(
     command: Sequence[str],
     name: str | None = None,
     models: Models | None = None,
+    changes: Path | None = None,
     report: Callable[[Progress], None] = ignore,
     should_stop: Callable[[], bool] = never,
+    channel: Channel | None = None,
 ) -> Result:
     """Optimise a prompt from nothing and write a run folder in `out`.
 
-    name is the folder's; models are those of this config, where they are loaded already.
+    name is the folder's; models are those of this config, where they are loaded already; changes is the
+    steering.jsonl of another run, to be made again; channel leads to a viewer.
     """
     validate(config)
     if config.source:
         raise ConfigError(f"source is {config.source!r}: a run from nothing has none, `splatgen edit` does")
     device = pick_device(config.device)
+    splats = initial_splats(config, keep(config, device))  # before the models: Shap-E needs the room
     models = models or load_models(config, device)
-    run = create_run(config, out, command, device, name)
-    scene = new_scene(config, initial_splats(config), device)
-    return _finish(config, models, scene, run, report, should_stop)
+    steered = [] if changes is None else steering.read(changes)
+    run = create_run(config, models, out, command, device, name)
+    if steered:
+        steering.write(run.folder / steering.FILE, steered)
+    scene = new_scene(config, splats, device)
+    return _finish(config, models, scene, run, report, should_stop, channel)
 
 
 def edit(
@@ -172,6 +143,7 @@ def edit(
     command: Sequence[str],
     report: Callable[[Progress], None] = ignore,
     should_stop: Callable[[], bool] = never,
+    channel: Channel | None = None,
 ) -> Result:
     """Change splats that show config.source into config.prompt and write a run folder in `out`.
 
@@ -182,7 +154,7 @@ def edit(
     editing.check_settings(config)
     device = pick_device(config.device)
     models = load_models(config, device)
-    run = create_run(config, out, command, device)
+    run = create_run(config, models, out, command, device)
     try:
         editing.save_source(run, splats)
         source = _source(config, run, device)
@@ -191,13 +163,20 @@ def edit(
         raise
     scene = new_scene(config, source, device)
     scene.source = source
-    return _finish(config, models, scene, run, report, should_stop)
+    return _finish(config, models, scene, run, report, should_stop, channel)
 
 
 def create_run(
-    config: Config | ImageConfig, out: Path, command: Sequence[str], device: str, name: str | None = None
+    config: Config | ImageConfig,
+    models: Models,
+    out: Path,
+    command: Sequence[str],
+    device: str,
+    name: str | None = None,
 ) -> Run:
     """The folder of a new run in `out`, with its settings and what it is made with."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # another run may have been in this process
     return runs.create(
         out,
         config.prompt,
@@ -205,10 +184,7 @@ def create_run(
         config=to_dict(config),
         seed=config.seed,
         device=device_name(device),
-        models={
-            f"prior/{config.prior}": f"splatgen {__version__}",
-            **{f"reward/{name}": f"splatgen {__version__}" for name in config.rewards()},
-        },
+        models=models.sources(),
         name=name,
     )
 
@@ -227,29 +203,42 @@ def resume(
     models: Models | None = None,
     report: Callable[[Progress], None] = ignore,
     should_stop: Callable[[], bool] = never,
+    channel: Channel | None = None,
 ) -> Result:
-    """Continue a run from its latest checkpoint; `steps` may raise its length (schedules stretch with it).
+    """Continue a run from its latest checkpoint, or from its first step when there is none yet.
 
-    models are those of the run's config, where they are loaded already.
+    steps may raise its length (schedules stretch with it); models are those of the run's config, where they
+    are loaded already.
     """
     run = runs.open_run(folder)
     saved = from_dict(read_file(run.config_json))
     config = validate(from_dict({**to_dict(saved), "steps": saved.steps if steps is None else steps}))
     device = pick_device(config.device)
-    scene, learned = load_scene(config, run.checkpoints, device)
-    if config.source:
-        scene.source = _source(config, run, device)
+    scene, learned = _last_scene(config, run, device)
     if steps is not None and steps < scene.step:
         raise ValueError(
             f"--steps is {steps}, but the run is already at step {scene.step}: give a larger number"
         )
     models = models or load_models(config, device)
-    models.relearn(learned)
+    if learned is not None:
+        models.relearn(learned)
     if config != saved:
         atomic.write_json(run.config_json, to_dict(config))
     rewind_metrics(run.metrics, scene.step - 1)
     runs.update(run, status="running", resumed=list(command), error=None)
-    return _finish(config, models, scene, run, report, should_stop)
+    return _finish(config, models, scene, run, report, should_stop, channel)
+
+
+def _last_scene(config: Config, run: Run, device: str) -> tuple[Scene, dict[str, Any] | None]:
+    """Where a run was, and what its methods had learned; None for a run that has no checkpoint yet."""
+    source = _source(config, run, device) if config.source else None
+    try:
+        scene, learned = load_scene(config, run.checkpoints, device)
+    except FileNotFoundError:
+        start = source or initial_splats(config, keep(config, device))
+        scene, learned = new_scene(config, start, device), None
+    scene.source = source
+    return scene, learned
 
 
 def _finish(
@@ -259,16 +248,27 @@ def _finish(
     run: Run,
     report: Callable[[Progress], None],
     should_stop: Callable[[], bool],
+    channel: Channel | None,
 ) -> Result:
+    o = config.output
+    pace = Pace(
+        steps=config.steps,
+        log_every=o.log_every,
+        reward_every=o.reward_every,
+        checkpoint_seconds=o.checkpoint_seconds,
+        patience=config.patience,
+    )
+    subject = Sculpture(config=config, models=models, scene=scene, run=run)
     try:
-        status = run_loop(config, models, scene, run, report, should_stop)
+        status = run_loop(subject, pace, run, report, should_stop, channel)
         rewards = {}
         if status == "done":
-            _write(config, run, scene)
-            rewards = score_final(config, models, scene)
+            _write(config, run, subject.scene)
+            rewards = score_final(config, subject.models, subject.scene)
     except BaseException as error:
-        record_failure(run, error, scene.step)
+        record_failure(run, error, subject.step)
         raise
+    scene = subject.scene
     runs.update(run, status=status, steps=scene.step, splats=len(scene.params["means"]), rewards=rewards)
     return Result(run=run, status=status, step=scene.step)
 
@@ -285,6 +285,8 @@ def score_final(config: Config, models: Models, scene: Scene) -> dict[str, float
     """Rewards from eight fixed views on grey, as far away as the run's own."""
     v = config.views
     distance, fov = sum(v.distance) / 2.0, sum(v.fov) / 2.0
+    if v.relative:
+        distance /= math.tan(math.radians(fov) / 2.0)
     cameras = turntable(8, size=v.size[-1], distance=distance, fov=fov).to(scene.params["means"].device)
     with torch.no_grad():
         picture = render(scene.splats, cameras, torch.full((3,), 0.5)).rgb

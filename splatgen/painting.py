@@ -7,7 +7,6 @@ Shapes: B images, C x h x w the prior's space, S its side in pixels.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,24 +20,15 @@ from torch import Tensor
 
 from splatgen import atomic, checkpoint, packing, runs, video
 from splatgen.cameras import Cameras, orbit
-from splatgen.config import ImageConfig, merge, read_file, to_dict
+from splatgen.config import ConfigError, ImageConfig, merge, read_file, to_dict
 from splatgen.guidance import gradient, inject
-from splatgen.metrics import Metrics, rewind_metrics
-from splatgen.optimise import (
-    FIRST_CHECKPOINT_SECONDS,
-    PATIENCE,
-    Diverged,
-    Progress,
-    Result,
-    create_run,
-    ignore,
-    never,
-    pick_device,
-    record_failure,
-)
+from splatgen.looping import Pace, Progress, Result, Row, ignore, never, run_loop
+from splatgen.metrics import rewind_metrics
+from splatgen.optimise import create_run, pick_device, record_failure
 from splatgen.priors import Prior
 from splatgen.rng import rng
 from splatgen.runs import Run
+from splatgen.snapshot import Look
 from splatgen.step import Models, load_models, observe, reward_prompts, score_rewards
 from splatgen.validation import validate_image
 
@@ -55,7 +45,7 @@ class Canvas:
     optimizer: torch.optim.AdamW
     step: int
     source: Tensor | None  # [B, 3, S, S] the picture an edit started from, once for each image
-    failures: int = 0  # steps in a row without a finite gradient
+    failures: Tensor | int = 0  # steps in a row without a finite gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +57,10 @@ class Seen:
     t_max: float
     model_calls: int  # images through the denoiser
     metrics: dict[str, float]  # of score and preference
+
+    def values(self) -> dict[str, float]:
+        """A row of metrics.jsonl."""
+        return {"t_max": self.t_max, "guidance/model_calls": self.model_calls, **self.metrics}
 
 
 def fit(picture: NDArray[np.uint8], side: int) -> Tensor:
@@ -177,7 +171,7 @@ def save_canvas(folder: Path, canvas: Canvas, learned: dict[str, Any]) -> None:
     }
     more, methods = packing.pack_each(learned)
     parts |= more
-    state = {"optimizer": rest, "failures": canvas.failures, "methods": methods}
+    state = {"optimizer": rest, "failures": int(canvas.failures), "methods": methods}
     checkpoint.save(folder, canvas.step, parts, state)
 
 
@@ -201,70 +195,60 @@ def write_images(images: Tensor, path: Path) -> None:
     video.write_preview(list(large), path, columns=len(large))
 
 
-def run_loop(
-    config: ImageConfig,
-    models: Models,
-    canvas: Canvas,
-    run: Run,
-    report: Callable[[Progress], None],
-    should_stop: Callable[[], bool],
-) -> str:
-    """Step until the end or until asked to stop; returns the status."""
-    o = config.image
-    begin = saved = time.monotonic()
-    interval = min(FIRST_CHECKPOINT_SECONDS, o.checkpoint_seconds)
-    rewards: dict[str, float] = {}
-    with Metrics(run.metrics) as metrics:
-        while canvas.step < config.steps and not should_stop():
-            started = time.perf_counter()
-            scored = canvas.step % o.reward_every == 0 or canvas.step + 1 == config.steps
-            if scored:
-                rewards = look(config, models, canvas)
-            seen = advance(config, models, canvas)
-            if scored or canvas.step % o.log_every == 0:
-                _record(metrics, canvas, seen, rewards if scored else {}, started)
-                _check_progress(models, canvas, seen, run)
-            canvas.step += 1
-            now = time.monotonic()
-            if interval > 0 and now - saved > interval and canvas.step < config.steps:
-                save_canvas(run.checkpoints, canvas, models.learned())
-                saved, interval = time.monotonic(), o.checkpoint_seconds
-            report(
-                Progress(
-                    step=canvas.step,
-                    steps=config.steps,
-                    loss=seen.loss,
-                    splats=0,
-                    rewards=rewards,
-                    seconds=now - begin,
-                )
-            )
-    save_canvas(run.checkpoints, canvas, models.learned())
-    return "done" if canvas.step >= config.steps else "stopped"
+@dataclass(kw_only=True)
+class Painting:
+    """What a 2D run changes: a canvas, with the models that change it."""
 
+    config: ImageConfig
+    models: Models
+    canvas: Canvas
+    run: Run
+    advice: str = "lower --image.lr or --guidance.scale"
 
-def _record(metrics: Metrics, canvas: Canvas, seen: Seen, rewards: dict[str, float], started: float) -> None:
-    row = {
-        "step": canvas.step,
-        "loss": seen.loss,
-        "t_max": seen.t_max,
-        "guidance/model_calls": seen.model_calls,
-        "skipped": float(seen.failed),
-        **seen.metrics,
-        **rewards,
-        "time/step_ms": round(1e3 * (time.perf_counter() - started), 3),
-    }
-    metrics.write(row)
+    @property
+    def step(self) -> int:
+        return self.canvas.step
 
+    @step.setter
+    def step(self, value: int) -> None:
+        self.canvas.step = value
 
-def _check_progress(models: Models, canvas: Canvas, seen: Seen, run: Run) -> None:
-    canvas.failures = canvas.failures + 1 if seen.failed else 0
-    if canvas.failures >= PATIENCE:
-        save_canvas(run.checkpoints, canvas, models.learned())  # skipped steps left the images as they were
-        raise Diverged(
-            f"no finite gradient in {PATIENCE} recorded steps up to step {canvas.step}: lower --image.lr or "
-            f"--guidance.scale; the last good images are in {run.checkpoints}"
+    @property
+    def failures(self) -> Tensor | int:
+        return self.canvas.failures
+
+    @failures.setter
+    def failures(self, value: Tensor | int) -> None:
+        self.canvas.failures = value
+
+    def advance(self, models: Models, *, scored: bool) -> Row:
+        rewards = look(self.config, models, self.canvas) if scored else None
+        seen = advance(self.config, models, self.canvas)
+        return Row(
+            failed=torch.tensor(float(seen.failed)),
+            loss=torch.tensor(seen.loss),
+            splats=0,
+            rewards=rewards,
+            values=seen.values,
         )
+
+    def steer(self, setting: str, value: float) -> None:
+        raise ConfigError(f"{setting}: a 2D run has no settings that change while it goes on")
+
+    def snapshot(self, row: Row | None, look: Look | None) -> dict[str, Any]:
+        raise NotImplementedError("a 2D run has no splats to show")
+
+    def clear(self) -> None:
+        self.canvas.optimizer.zero_grad()
+
+    def save(self) -> None:
+        save_canvas(self.run.checkpoints, self.canvas, self.models.learned())
+
+    def restore(self) -> None:
+        device = str(self.canvas.values.device)
+        canvas, learned = load_canvas(self.config, self.run.checkpoints, device)
+        self.models.relearn(learned)
+        self.canvas = canvas
 
 
 def paint(
@@ -292,7 +276,7 @@ def paint(
     if picture is not None:
         source = fit(picture, models.prior.resolution).to(device).repeat(config.image.count, 1, 1, 1)
     canvas = new_canvas(config, start_values(config, models.prior, source, device), source)
-    run = create_run(config, out, command, device)
+    run = create_run(config, models, out, command, device)
     runs.update(run, kind=KIND)
     if source is not None:
         write_images(source[:1], run.folder / "source.png")
@@ -321,18 +305,32 @@ def resume(
     saved = merge(ImageConfig(), read_file(run.config_json))
     config = validate_image(merge(saved, {"steps": saved.steps if steps is None else steps}))
     device = pick_device(config.device)
-    canvas, learned = load_canvas(config, run.checkpoints, device)
+    models = _single_view(load_models(config, device))
+    canvas = _last_canvas(config, models, run, device)
     if config.steps < canvas.step:
         raise ValueError(
             f"--steps is {config.steps}, but the run is already at step {canvas.step}: give a larger number"
         )
-    models = _single_view(load_models(config, device))
-    models.relearn(learned)
     if config != saved:
         atomic.write_json(run.config_json, to_dict(config))
     rewind_metrics(run.metrics, canvas.step - 1)
     runs.update(run, status="running", resumed=list(command), error=None)
     return _finish(config, models, canvas, run, report, should_stop)
+
+
+def _last_canvas(config: ImageConfig, models: Models, run: Run, device: str) -> Canvas:
+    """Where a run was, or its first step when it was killed before its first checkpoint; models learn along.
+
+    Raises FileNotFoundError for an edit without a checkpoint, which holds its picture.
+    """
+    try:
+        canvas, learned = load_canvas(config, run.checkpoints, device)
+    except FileNotFoundError:
+        if config.source:
+            raise
+        return new_canvas(config, start_values(config, models.prior, None, device), None)
+    models.relearn(learned)
+    return canvas
 
 
 def _finish(
@@ -343,15 +341,24 @@ def _finish(
     report: Callable[[Progress], None],
     should_stop: Callable[[], bool],
 ) -> Result:
+    o = config.image
+    pace = Pace(
+        steps=config.steps,
+        log_every=o.log_every,
+        reward_every=o.reward_every,
+        checkpoint_seconds=o.checkpoint_seconds,
+        patience=config.patience,
+    )
+    subject = Painting(config=config, models=models, canvas=canvas, run=run)
     try:
-        status = run_loop(config, models, canvas, run, report, should_stop)
-        rewards = {}
+        status = run_loop(subject, pace, run, report, should_stop)
+        rewards, canvas = {}, subject.canvas
         if status == "done":
             with torch.no_grad():
                 write_images(pictures(config, models.prior, canvas.values), run.folder / "image.png")
-            rewards = look(config, models, canvas)
+            rewards = look(config, subject.models, canvas)
     except BaseException as error:
-        record_failure(run, error, canvas.step)
+        record_failure(run, error, subject.step)
         raise
     runs.update(run, status=status, steps=canvas.step, rewards=rewards)
     return Result(run=run, status=status, step=canvas.step)

@@ -174,7 +174,8 @@ def update(run: Run, **fields: Any) -> None:
         raise ValueError(f"no run has the status {status!r}: use one of {', '.join(STATUSES)}")
     data = read(run)
     data["wall_time_s"] = round(run.wall_before + time.monotonic() - run.clock, 3)
-    data["peak_memory_mb"] = max(peak_memory_mb() or 0.0, data.get("peak_memory_mb") or 0.0) or None
+    for key, peak in (("peak_memory_mb", peak_memory_mb()), ("peak_gpu_memory_mb", peak_gpu_memory_mb())):
+        data[key] = max(peak or 0.0, data.get(key) or 0.0) or None
     if status is not None:
         data["ended"] = None if status == "running" else _now()
     atomic.write_json(run.run_json, atomic.jsonable({**data, **fields}))
@@ -189,6 +190,14 @@ def peak_memory_mb() -> float | None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes (getrusage(2))
     return round(peak * unit / 2**20, 1)
+
+
+def peak_gpu_memory_mb() -> float | None:
+    """The most memory that tensors have had on the GPU so far, in 2^20 bytes; None without one."""
+    torch = sys.modules.get("torch")  # a process that has not imported it has nothing there
+    if torch is None or not torch.cuda.is_available():
+        return None
+    return round(int(torch.cuda.max_memory_allocated()) / 2**20, 1)
 
 
 def _make_folder(out: Path, prompt: str, name: str | None) -> Path:
@@ -221,6 +230,7 @@ def _metadata(run: Run, command: str | Sequence[str], **given: Any) -> dict[str,
         "ended": None,
         "wall_time_s": 0.0,
         "peak_memory_mb": peak_memory_mb(),
+        "peak_gpu_memory_mb": peak_gpu_memory_mb(),
         "splats": None,
     }
 

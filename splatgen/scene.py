@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from splatgen import checkpoint, packing
+from splatgen.budget import Keep
 from splatgen.config import Config, LearningOptions
 from splatgen.densify import Densifier, Optimizers, Params
-from splatgen.rng import rng
-from splatgen.splats import Splats, random_ball
+from splatgen.shapes import starting_splats
+from splatgen.splats import Splats
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's
+HERE = Keep()
 
 
 @dataclass(kw_only=True)
@@ -30,8 +32,13 @@ class Scene:
     optimizers: Optimizers
     densifier: Densifier
     step: int
-    failures: int = 0  # steps in a row without a finite gradient
+    failures: Tensor | int = 0  # steps in a row without a finite gradient
     source: Splats | None = None  # what an edit started from
+
+    def clear(self) -> None:
+        """Drop what a step that failed left behind."""
+        for p in self.params.values():
+            p.grad = None
 
     @property
     def splats(self) -> Splats:
@@ -70,28 +77,22 @@ def new_scene(config: Config, splats: Splats, device: str) -> Scene:
     return Scene(params=params, optimizers=optimizers, densifier=densifier, step=0)
 
 
-def initial_splats(config: Config) -> Splats:
-    """The ball of the first step."""
-    o = config.splats
-    return random_ball(
-        rng(config.seed, 0, "splats"),
-        count=o.count,
-        radius=o.radius,
-        scale=o.scale,
-        opacity=o.opacity,
-        sh_degree=o.sh_degree,
-    )
+def initial_splats(config: Config, keep: Keep = HERE) -> Splats:
+    """The cloud of the first step, by config.init; see `shapes.starting_splats` for what it raises."""
+    return starting_splats(config, keep)
 
 
-def update(config: Config, scene: Scene) -> Tensor:
-    """One Adam step, unless a gradient is not finite: then nothing moves. Returns 1 for a failure.
+def update(config: Config, scene: Scene, whole: Tensor) -> Tensor:
+    """One Adam step, unless a gradient is not finite or whole [] is false: then nothing moves.
+
+    Returns 1 for a failure.
 
     The decision is a tensor and takes the step back by selection, so CUDA need not wait for it. (A zero
     gradient would not do: momentum alone moves the parameters.)
     """
     gradients = {name: p.grad for name, p in scene.params.items() if p.grad is not None}
     total = torch.stack([g.abs().sum() for g in gradients.values()]).sum()
-    finite = torch.isfinite(total)
+    finite = torch.isfinite(total) & whole
     for name, rate in rates(config.lr, scene.step / config.steps).items():
         if name not in gradients:
             continue
@@ -120,7 +121,7 @@ def save_scene(folder: Path, scene: Scene, methods: Mapping[str, Any]) -> None:
     }
     more, learned = packing.pack_each(methods)
     parts |= more
-    state = {"optimizers": rest, "failures": scene.failures, "methods": learned}
+    state = {"optimizers": rest, "failures": int(scene.failures), "methods": learned}
     checkpoint.save(folder, scene.step, parts, state)
 
 

@@ -18,16 +18,17 @@ from torch import Tensor
 
 from splatgen import editing
 from splatgen.backgrounds import backgrounds
+from splatgen.budget import BUDGETS, keep
 from splatgen.cameras import Cameras, sample_orbit
 from splatgen.conditions import Told, conditions, tell
 from splatgen.config import Config, ImageConfig, Method
 from splatgen.denoiser import Denoiser
-from splatgen.guidance import chosen_weighting, draw_times, gradient, inject
+from splatgen.guidance import Gradient, chosen_weighting, draw_times, gradient, inject
 from splatgen.moment import Moment, Source
 from splatgen.panel import Panel
 from splatgen.preferences import Preference, make_preference
-from splatgen.priors import Conditioning, Prior, load_prior
-from splatgen.prompts import view_prompt, view_word
+from splatgen.priors import PRIORS, Conditioning, Prior, load_prior
+from splatgen.prompts import view_prompt, view_prompts, view_word
 from splatgen.regularise import penalty
 from splatgen.render import Render, render
 from splatgen.rewards import Reward, load_reward
@@ -48,6 +49,17 @@ class Models:
     target: Told
     source: Told | None  # what an edit starts from
     negative: Conditioning  # one row
+    halved: bool = False  # batches, because memory ran out
+
+    @property
+    def rewards(self) -> tuple[Reward, ...]:
+        """Those that guide and those that watch."""
+        return (*self.panel.rewards, *self.holdouts)
+
+    def sources(self) -> dict[str, str]:
+        """Where the weights are from, by slot and name."""
+        rewards = {f"reward/{reward.name}": reward.source for reward in self.rewards}
+        return {f"prior/{self.prior.name}": self.prior.source, **rewards}
 
     @property
     def prior(self) -> Prior:
@@ -76,32 +88,53 @@ class Seen:
     metrics: dict[str, float]  # of score and preference
     picture: Tensor  # [B, 3, H, W]
     prompts: tuple[str, ...]  # B, as rewards read them
+    whole: dict[str, Tensor]  # [] by what may be not finite: whether it is
+    found: Gradient
+    cameras: Cameras
+
+    def values(self) -> dict[str, float]:
+        """A row of metrics.jsonl; what was not finite only where something was."""
+        broken = {name for name, whole in self.whole.items() if not whole} if self.failed else ()
+        return {
+            "t_max": float(self.t_max),
+            "splats/count": self.splats,
+            "guidance/model_calls": self.model_calls,
+            **{f"skipped/{name}": 1.0 for name in broken},
+            **self.metrics,
+            **{f"time/{name}_ms": round(value, 3) for name, value in self.ms.items()},
+        }
 
 
 def load_models(config: Config | ImageConfig, device: str) -> Models:
     """Load the networks and embed the prompts."""
-    prior = load_prior(config.prior, config.prior_options, device)
+    how = keep(config, device, PRIORS[config.prior].half if config.prior in PRIORS else "float16")
     weights = config.rewards()
     return assemble(
         config,
-        prior,
+        load_prior(config.prior, config.prior_options, how),
         Panel(
-            rewards=tuple(load_reward(name, device) for name in weights),
+            rewards=tuple(load_reward(name, how) for name in weights),
             weights=tuple(weights.values()),
             options=config.reward_options,
         ),
-        tuple(load_reward(name, device) for name in config.holdout_reward),
+        tuple(load_reward(name, how) for name in config.holdout_reward),
     )
 
 
 def assemble(
     config: Config | ImageConfig, prior: Prior, panel: Panel, holdouts: tuple[Reward, ...]
 ) -> Models:
-    """A run's models out of networks that are loaded."""
+    """A run's models out of networks that are loaded, within the run's budget.
+
+    Raises ValueError for a prompt that one of them can't read.
+    """
+    budget = BUDGETS[config.budget]
+    guidance = dataclasses.replace(config.guidance, batch=config.guidance.batch or budget.denoise)
+    options = dataclasses.replace(panel.options, batch=panel.options.batch or budget.decode)
     score = make_score(config, prior)
-    return Models(
-        denoiser=Denoiser(prior, config.guidance),
-        panel=panel,
+    models = Models(
+        denoiser=Denoiser(prior, guidance),
+        panel=dataclasses.replace(panel, options=options),
         holdouts=holdouts,
         score=Delta(score) if config.source else score,
         preference=make_preference(config),
@@ -109,6 +142,14 @@ def assemble(
         source=tell(prior, config.source) if config.source else None,
         negative=prior.embed([config.negative]),
     )
+    told = view_prompts(config.prompt) if config.reward_options.view_prompts else (config.prompt,)
+    for reward in models.rewards:
+        reward.prepare(told)
+    if budget.free_text:
+        prior.release()
+        for reward in models.rewards:
+            reward.release()
+    return models
 
 
 def look(config: Config, scene: Scene, fraction: float) -> tuple[Render, Cameras]:
@@ -122,6 +163,8 @@ def look(config: Config, scene: Scene, fraction: float) -> tuple[Render, Cameras
         elevation=v.elevation,
         distance=v.distance,
         fov=v.fov,
+        group=PRIORS[config.prior].views,
+        relative=v.relative,
     ).to(scene.params["means"].device)
     out = render(scene.splats, cameras, background(config, scene.step, cameras))
     if scene.densifier.watches(scene.step):
@@ -135,12 +178,15 @@ def background(config: Config, step: int, cameras: Cameras) -> Tensor:
     return backgrounds(config.views.background, generator, len(cameras)).to(cameras.K)
 
 
-def descend(config: Config, scene: Scene, out: Render) -> Tensor:
-    """After the picture's gradient: penalties, Adam, densification. Returns 1 when the step was skipped."""
+def descend(config: Config, scene: Scene, out: Render, whole: Tensor) -> Tensor:
+    """After the picture's gradient: penalties, Adam, densification. Returns 1 when the step was skipped.
+
+    It is skipped when a gradient is not finite, or when whole [] is false.
+    """
     extra = penalty(scene.params, config.regularise)
     if extra.requires_grad:  # all penalties may be off
         extra.backward()  # type: ignore[no-untyped-call]
-    failed = update(config, scene)
+    failed = update(config, scene, whole)
     if scene.densifier.watches(scene.step):
         means2d = out.info["means2d"]
         means2d.grad = means2d.grad.masked_fill(failed.bool(), 0.0)  # NaN would stay in the sums of a round
@@ -221,7 +267,11 @@ def advance(config: Config, models: Models, scene: Scene) -> Seen:
     inject(x, value, out.rgb, found.on_render)
     clock.append(time.perf_counter())
 
-    failed = descend(config, scene, out)
+    whole = {"render": out.rgb, "prediction": value, "reward": found.rewards}
+    finite = {name: torch.isfinite(z).all() for name, z in whole.items() if z is not None}
+    if found.rewards is not None:  # one candidate without a reward is left out; without any, nothing is told
+        finite["reward"] = torch.isfinite(found.rewards).any(0).all()
+    failed = descend(config, scene, out, torch.stack([*finite.values()]).all())
     clock.append(time.perf_counter())
     stages = ("render", "model", "backward", "update")
     return Seen(
@@ -234,6 +284,9 @@ def advance(config: Config, models: Models, scene: Scene) -> Seen:
         metrics=found.metrics,
         picture=out.rgb.detach(),
         prompts=moment.prompts,
+        whole=finite,
+        found=found,
+        cameras=cameras,
     )
 
 

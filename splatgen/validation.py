@@ -154,10 +154,10 @@ def _check_preferences(config: Method) -> None:
         )
     if config.preference != "none":
         _check(
-            bool(config.reward),
+            bool(config.rewards()),
             "reward",
             config.reward,
-            f"--preference {config.preference} needs at least one",
+            f"--preference {config.preference} needs at least one, as in --reward hpsv2",
         )
 
 
@@ -177,6 +177,16 @@ def _check_rewards(config: Method) -> None:
             "candidates",
             "there are candidates with --preference weighted, dpo or psd only",
         )
+
+
+def _check_models(config: Method) -> None:
+    p = config.prior_options
+    _check(
+        p.revision is None or p.model is not None, "prior.revision", p.revision, "it needs --prior.model ID"
+    )
+    changed = p.lora_scale == type(p)().lora_scale or p.lora is not None
+    _check(changed, "prior.lora_scale", p.lora_scale, "it needs --prior.lora FILE")
+    _check(abs(p.lora_scale) <= 100, "prior.lora_scale", p.lora_scale, "give -100 to 100")
 
 
 def _check_views(v: ViewOptions) -> None:
@@ -216,12 +226,14 @@ def validate_method(config: Method) -> None:
     """Raise ConfigError naming the first setting of what guides that cannot be used."""
     _check_finite(config)
     _check(1 <= config.steps <= 10_000_000, "steps", config.steps, "give at least 1")
+    _check(config.patience >= 1, "patience", config.patience, "give at least 1")
     _check(0 <= config.seed < 2**63, "seed", config.seed, "give a number from 0 to 2^63 - 1")
     _check_guidance(config.guidance)
     _check_unused(config)
     _check_scores(config)
     _check_preferences(config)
     _check_rewards(config)
+    _check_models(config)
 
 
 def validate(config: Config) -> Config:
@@ -237,6 +249,8 @@ def validate(config: Config) -> Config:
         _check(value >= 0, f"regularise.{name}", value, "give 0 or more")
     _check(r.max_aspect >= 1, "regularise.max_aspect", r.max_aspect, "give 1 or more")
     _check_output(config.output)
+    starts = config.init == Config().init or not config.source
+    _check(starts, "init", config.init, "an edit starts from its input: leave it out")
     return config
 
 

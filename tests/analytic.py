@@ -38,6 +38,7 @@ class Analytic:
     """What all priors here share: pixels in -1..1, a cosine schedule, and a count of images in `calls`."""
 
     name = "analytic"
+    source = "a formula"
     prediction = "epsilon"
     views = 1
     resolution = 16
@@ -49,6 +50,12 @@ class Analytic:
 
     def decode(self, x: Tensor) -> Tensor:
         return (0.5 * (x + 1.0)).clamp(0.0, 1.0)
+
+    def preview(self, x: Tensor) -> Tensor:
+        return self.decode(x)
+
+    def release(self) -> None:
+        """Nothing to free."""
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         angle = (math.pi / 2 * t)[:, None, None, None]

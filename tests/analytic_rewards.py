@@ -17,8 +17,20 @@ from splatgen.rng import rng
 from splatgen.scores import SDS, Noised
 
 
+class Formula:
+    """What all rewards here share."""
+
+    source = "a formula"
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Every prompt will do."""
+
+    def release(self) -> None:
+        """Nothing to free."""
+
+
 @dataclass
-class Linear:
+class Linear(Formula):
     """scale times the mean product with a fixed picture; counts its calls and images."""
 
     scale: float = 1.0
@@ -52,7 +64,7 @@ class Near(Linear):
 
 
 @dataclass
-class Given:
+class Given(Formula):
     """Scores that are given for each call, [M]; keeps the images it saw and their prompts."""
 
     values: Tensor

@@ -159,6 +159,80 @@ def test_random_cameras_stay_within_their_ranges_and_depend_on_the_seed_alone():
     assert not torch.equal(found.c2w, draw(2).c2w)
 
 
+@few
+@given(st.integers(1, 12), st.integers(0, 2**31))
+def test_views_one_by_one_are_drawn_as_they_always_were(views, seed):
+    """Bit for bit: old runs are repeated with today's code."""
+    found = sample_orbit(
+        rng(seed, 0, "cameras"), views=views, size=8, elevation=(-10, 30), distance=(2, 3), fov=(30, 60)
+    )
+    generator = rng(seed, 0, "cameras")
+    u, offset = torch.rand(4, views, generator=generator), torch.rand(1, generator=generator)
+    expected = orbit(
+        ((torch.arange(views) + u[0]) / views + offset) % 1.0 * 360.0,
+        -10 + (30 - -10) * u[1],
+        size=8,
+        distance=2 + (3 - 2) * u[2],
+        fov=30 + (60 - 30) * u[3],
+    )
+    for name in ("c2w", "K", "azimuth", "elevation"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
+@few
+@given(st.integers(1, 4), st.sampled_from([2, 3, 4]), st.integers(0, 2**31))
+def test_a_group_of_views_goes_once_around_at_one_height_distance_and_field_of_view(groups, group, seed):
+    found = sample_orbit(
+        rng(seed, 0, "cameras"), views=groups * group, size=8, elevation=(0, 30), distance=(2, 3),
+        fov=(15, 60), group=group,
+    )  # fmt: skip
+    turns = found.azimuth.double().view(groups, group)
+    gap = torch.full((groups, group - 1), 360.0 / group, dtype=torch.float64)
+    torch.testing.assert_close(turns.diff(dim=1), gap, atol=1e-3, rtol=0)
+    assert ((turns >= 0) & (turns < 360)).all()
+    radius = cams.positions(found).norm(dim=-1)
+    for shared in (found.elevation, radius, found.K[:, 1, 1]):
+        rows = shared.view(groups, group)
+        torch.testing.assert_close(rows, rows[:, :1].expand_as(rows))
+    if groups > 1:
+        assert len(set(found.elevation.tolist())) == groups
+    places = turns[:, 0] / (360.0 / group) * groups  # groups share out the sector that each fills once
+
+    def distinct(origin):
+        return len({int(math.floor(float(p - origin))) % groups for p in places}) == groups
+
+    assert any(distinct(p - 1e-5) for p in places)
+
+
+def test_every_direction_is_as_likely_for_each_view_of_a_group_as_its_sector_allows():
+    drawn = [
+        sample_orbit(rng(0, n, "cameras"), views=4, size=8, elevation=(0, 0), group=4).azimuth
+        for n in range(200)
+    ]
+    first = torch.stack(drawn)[:, 0]
+    assert 0 <= first.min() < 5
+    assert 85 < first.max() <= 90
+    assert first.mean() == pytest.approx(45, abs=6)
+
+
+def test_views_that_do_not_fill_groups_are_refused():
+    with pytest.raises(ValueError, match="6 views can't be seen 4 at a time: give a multiple of 4"):
+        sample_orbit(rng(0, 0, "cameras"), views=6, size=8, elevation=(0, 0), group=4)
+
+
+@pytest.mark.parametrize("group", [1, 4])
+def test_at_a_relative_distance_of_1_what_is_1_high_fills_half_of_the_picture(group):
+    found = sample_orbit(
+        rng(0, 0, "cameras"), views=8, size=64, elevation=(0, 0), distance=(1, 1), fov=(15, 60),
+        group=group, relative=True,
+    )  # fmt: skip
+    (top, *others), _ = project(found, (0, 1, 0))
+    assert top[1] == pytest.approx(0, abs=1e-3)
+    assert all(other[1] == pytest.approx(0, abs=1e-3) for other in others)
+    radius = cams.positions(found).norm(dim=-1)
+    assert radius.max() > 1.5 * radius.min()
+
+
 def test_a_turntable_starts_at_the_front_and_turns_toward_x():
     turn = turntable(8, size=16)
     torch.testing.assert_close(turn.azimuth, torch.arange(8) * 45.0)

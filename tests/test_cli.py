@@ -46,24 +46,27 @@ needs_weights = pytest.mark.skipif(
 
 FLAGS = """
 --ascent.form --ascent.pure --ascent.start --ascent.straight-through --ascent.target --ascent.weight
---config --densify.grow --densify.max-splats --densify.prune-opacity --densify.prune-scale --densify.reset
---densify.rounds --densify.split-scale --densify.start --densify.stop --device --dpo.form --dpo.gap --force
---guidance.anneal --guidance.batch --guidance.clamp --guidance.no-clamp --guidance.no-perp-neg
---guidance.perp-neg --guidance.rescale --guidance.scale --guidance.t-max --guidance.t-min
---guidance.t-min-start --guidance.times --guidance.view-prompts --guidance.weighting --help --holdout-reward
---ism.interval --ism.noise --ism.step --json --lr.decay-from --lr.final --lr.means --lr.opacities --lr.quats
---lr.scales --lr.sh --negative --out --output.checkpoint-seconds --output.frames --output.log-every
---output.reward-every --output.size --preference --preset --prior --prior.camera --prior.model
---prior.no-camera --psd.anneal --psd.gap --psd.interval --psd.learn --psd.lr --psd.no-learn --psd.rho
---psd.t-limit --psd.temperature --quiet --regularise.aspect --regularise.max-aspect --regularise.max-radius
---regularise.opacity --regularise.radius --regularise.scale --reward --reward.batch --reward.no-view-prompts
---reward.units --reward.view-prompts --score --sdi.entropy --sdi.entropy-at --sdi.no-renoise --sdi.renoise
---sdi.scale --sdi.steps --sdi.tau --seed --splats.count --splats.opacity --splats.radius --splats.scale
---splats.sh-degree --steps --views.background --views.count --views.distance --views.elevation --views.fov
---views.size --vsd.camera --vsd.camera-dropout --vsd.lr --vsd.no-camera --vsd.prompt --vsd.rank
---vsd.weight-decay --weighted.bottom --weighted.bottom-weight --weighted.candidates --weighted.lookahead
+--budget --config --densify.grow --densify.max-splats --densify.prune-opacity --densify.prune-scale
+--densify.reset --densify.rounds --densify.split-scale --densify.start --densify.stop --device --dpo.form
+--dpo.gap --force --guidance.anneal --guidance.batch --guidance.clamp --guidance.no-clamp
+--guidance.no-perp-neg --guidance.perp-neg --guidance.rescale --guidance.scale --guidance.t-max
+--guidance.t-min --guidance.t-min-start --guidance.times --guidance.view-prompts --guidance.weighting
+--help --holdout-reward --init --ism.interval --ism.noise --ism.step --json --lr.decay-from --lr.final
+--lr.means --lr.opacities --lr.quats --lr.scales --lr.sh --negative --out --output.checkpoint-seconds
+--output.frames --output.log-every --output.reward-every --output.size --patience --preference --preset
+--prior --prior.camera --prior.compile --prior.dtype --prior.lora --prior.lora-scale --prior.model
+--prior.no-camera --prior.no-compile --prior.no-t5 --prior.preview --prior.revision --prior.t5
+--psd.anneal --psd.gap --psd.interval --psd.learn --psd.lr --psd.no-learn --psd.rho --psd.t-limit
+--psd.temperature --quiet --regularise.aspect --regularise.max-aspect --regularise.max-radius
+--regularise.opacity --regularise.radius --regularise.scale --reward --reward.batch
+--reward.no-view-prompts --reward.units --reward.view-prompts --score --sdi.entropy --sdi.entropy-at
+--sdi.no-renoise --sdi.renoise --sdi.scale --sdi.steps --sdi.tau --seed --splats.count --splats.opacity
+--splats.radius --splats.scale --splats.sh-degree --steps --views.background --views.count
+--views.distance --views.elevation --views.fov --views.no-relative --views.relative --views.size
+--vsd.camera --vsd.camera-dropout --vsd.lr --vsd.no-camera --vsd.prompt --vsd.rank --vsd.weight-decay
+--weighted.bottom --weighted.bottom-weight --weighted.candidates --weighted.lookahead
 --weighted.normalise --weighted.scale --weighted.start --weighted.stop --weighted.strategy
---weighted.temperature --weighted.top --weighted.top-weight
+--weighted.temperature --weighted.top --weighted.top-weight --weights
 """
 
 
@@ -112,7 +115,7 @@ REFUSED = {  # words after `generate "a red cube"`: part of the message
     "--holdout-reward four": "the reward 'four' judges 4 views together",
     "--prior multi --views.count 6": "the prior 'multi' denoises 4 views together, give a multiple of 4",
     "--reward toybox-judge": "no reward 'toybox-judge'; it only watches: give it to --holdout-reward",
-    "--reward hpsv9": "no reward 'hpsv9'; there are: toybox",
+    "--reward hpsv9": "no reward 'hpsv9'; did you mean 'hpsv2'",
     "--holdout-reward jugde": "no reward 'jugde'; there are: toybox",
     "--reward toybox=high": "reward is 'toybox=high': write NAME or NAME=WEIGHT",
     "--reward toybox=nan": "reward toybox is nan: give a weight that is finite and not 0",
@@ -207,7 +210,7 @@ def test_a_wrong_verb_is_two_with_a_hint(cli: Cli, words: list[str], message: st
         (["../../x"], "the toybox prior does not know '/'"),
         (["a red corgi in a hat"], "the nearest prompt it can do is 'a red cube'"),
         (["a corgi"], "sphere, cube, cylinder, cone, torus in red, orange"),
-        (["a corgi"], "Free prompts need a Stable Diffusion prior"),
+        (["a corgi"], "Free prompts need a larger prior: `splatgen fetch sd15`"),
         (["a red cube and a blue cube and a green cube"], "not this sentence"),
         (["a red cube", "--negative", "ugly"], "negative prompt: "),
         (["a red cube", "--negative", "\n"], "negative prompt has a line break"),
@@ -384,7 +387,7 @@ def test_term_asks_too_and_ctrl_c_after_it_still_interrupts() -> None:
 
 
 def progress(step: int, **changes: Any) -> Any:
-    from splatgen.optimise import Progress
+    from splatgen.looping import Progress
 
     given = {"steps": 10, "loss": 0.5, "splats": 1234, "rewards": {"toybox": 0.25}, "seconds": float(step)}
     return Progress(step=step, **{**given, **changes})
@@ -430,7 +433,7 @@ def an_error(name: str) -> BaseException:
     import torch
     from safetensors import SafetensorError
 
-    from splatgen.optimise import Diverged
+    from splatgen.looping import Diverged
 
     return {
         "diverged": Diverged("no finite gradient"),
@@ -478,9 +481,9 @@ def raising(error: BaseException) -> Callable[..., Any]:
 def test_errors_are_one_line_unless_debugging(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from splatgen import optimise
+    from splatgen import looping, optimise
 
-    monkeypatch.setattr(optimise, "generate", raising(optimise.Diverged("no finite\ngradient")))
+    monkeypatch.setattr(optimise, "generate", raising(looping.Diverged("no finite\ngradient")))
     words = ["generate", "a red cube", *MINI, "--quiet", "--out", tmp_path]
     done = cli(*words)
     assert (done.code, done.out, done.err) == (4, "", "splatgen: error: no finite gradient\n")
@@ -498,7 +501,7 @@ def test_errors_are_one_line_unless_debugging(
 def test_a_stopped_run_says_how_to_go_on(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int
 ) -> None:
-    from splatgen import optimise, runs
+    from splatgen import looping, optimise, runs
 
     def generate(config: Any, *, out: Path, command: Sequence[str], report: Any, should_stop: Any) -> Any:
         assert command[:3] == ["splatgen", "generate", "a red cube"]
@@ -506,7 +509,7 @@ def test_a_stopped_run_says_how_to_go_on(
         os.kill(os.getpid(), number)
         assert should_stop()
         runs.update(run, status="stopped")
-        return optimise.Result(run=run, status="stopped", step=7)
+        return looping.Result(run=run, status="stopped", step=7)
 
     monkeypatch.setattr(optimise, "generate", generate)
     done = cli("generate", "a red cube", *MINI, "--out", tmp_path)

@@ -15,9 +15,9 @@ from splatgen import comparing, formats, optimise
 from splatgen.commands import checks
 from splatgen.comparing import Comparison, Outcome, Watch, compare
 from splatgen.config import Config, ConfigError, from_dict, merge
+from splatgen.looping import Progress
 from splatgen.methods import METHODS, Plan, line_up, slots
 from splatgen.metrics import read_metrics
-from splatgen.optimise import Progress
 from splatgen.paired import summarise
 from splatgen.splats import Splats
 from splatgen.toybox import weights_folder

@@ -371,7 +371,7 @@ def test_a_command_line_can_return_to_the_default(tmp_path: Path) -> None:
     words = ["a red cube", "--config", str(file)]
     assert read(words)[1].steps == 7
     assert read(words)[1].reward == ()
-    back = ["--steps", "400", "--guidance.clamp", "--prior.camera", "--reward", "toybox"]
+    back = ["--steps", "400", "--guidance.clamp", "--prior.camera", "--reward", "auto"]
     assert read([*words, *back])[1] == dataclasses.replace(Config(), prompt="a red cube")
 
 

@@ -11,11 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loopback_hub import COMMIT, lay_model, published_files
 
-from splatgen import doctor, video
-from splatgen.doctor import Finding
+from splatgen import config, doctor, doctor_models, video
+from splatgen.doctor import Examination, Finding
+from splatgen.doctor_models import Choice, Model
+from splatgen.priors import PRIORS
+from splatgen.published import PUBLISHED
+from splatgen.rewards import REWARDS
 
 Cli = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of its own."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "assets"))
+    return tmp_path / "hub"
 
 
 def names(findings: list[Finding]) -> dict[str, Finding]:
@@ -38,16 +53,20 @@ def test_json_is_one_object_that_agrees_with_the_exit_code(cli: Cli) -> None:
     found = json.loads(done.out)
     assert found["able"] == (done.code == 0)
     assert all(set(row) == {"name", "state", "text", "advice"} for row in found["findings"])
+    assert [row["name"] for row in found["models"]] == [m.name for m in doctor_models.models()]
+    assert set(found["preset"]) == {"preset", "why", "command"}
 
 
 def test_the_first_bad_finding_decides_what_is_next() -> None:
     note = Finding(name="a", state="note", text="slow", advice="buy")
     bad = [Finding(name=n, state="bad", text="gone", advice=f"install {n}") for n in "bc"]
-    assert doctor.able([note])
-    assert doctor.next_command([note]) == doctor.EXAMPLE
-    assert not doctor.able([note, *bad])
-    assert doctor.next_command([note, *bad]) == "install b"
-    assert "!!  b  gone\n       install b" in doctor.report([note, *bad])
+    choice = Choice(preset="toybox", why="no GPU", command="splatgen generate")
+    fine = Examination(findings=[note], models=[], choice=choice)
+    assert (fine.able, fine.next) == (True, "splatgen generate")
+    ill = Examination(findings=[note, *bad], models=[], choice=choice)
+    assert (ill.able, ill.next) == (False, "install b")
+    assert "!!  b  gone\n       install b" in doctor.report(ill)
+    assert doctor.report(fine).endswith("\npreset: toybox (no GPU)\nnext: splatgen generate")
 
 
 def test_the_cpu_rasterizer_is_timed() -> None:
@@ -63,7 +82,7 @@ def test_a_rasterizer_that_fails_is_bad(monkeypatch: pytest.MonkeyPatch) -> None
         raise RuntimeError("numba cannot keep compiled kernels: set NUMBA_CACHE_DIR")
 
     monkeypatch.setattr(render, "render", fail)
-    found = names(doctor.examine())["rasterizer"]
+    found = names(doctor.examine().findings)["rasterizer"]
     assert found.state == "bad"
     assert found.advice == "set NUMBA_CACHE_DIR to a folder that is writable"
 
@@ -87,7 +106,7 @@ def test_weights_are_listed_with_what_is_missing(monkeypatch: pytest.MonkeyPatch
 def test_a_broken_library_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)  # makes every import of it fail
     monkeypatch.setitem(sys.modules, "splatgen.video", None)
-    found = names(doctor.examine())
+    found = names(doctor.examine().findings)
     assert found["torch_build"].state == found["film"].state == found["rasterizer"].state == "bad"
     assert "ImportError" in found["film"].text or "ModuleNotFoundError" in found["film"].text
     assert found["python"].state == "ok"
@@ -157,3 +176,181 @@ def test_cuda_is_described_with_gsplats_kernels(monkeypatch: pytest.MonkeyPatch)
     assert device.text == "Some GPU, 4.0 of 8.0 GiB free, driver 580.1"
     assert kernels.name == "gsplat"
     assert kernels.text.startswith(importlib.metadata.version("gsplat"))
+
+
+# --- published models --------------------------------------------------------------------------------
+
+
+def model(name: str) -> Model:
+    return next(each for each in doctor_models.models() if each.name == name)
+
+
+def test_every_prior_and_reward_is_looked_for() -> None:
+    found = doctor_models.models()
+    wanted = {n for table in (PRIORS, REWARDS) for n, entry in table.items() if not entry.embedded}
+    assert wanted < {each.name for each in found} == set(PUBLISHED)
+    assert {each.state for each in found} == {"missing"}
+    kinds = {each.name: each.kind for each in found}
+    assert [kinds[name] for name in ("sd15", "clip", "taesd3", "shap-e")] == list(
+        dict.fromkeys(kinds.values())
+    )
+    assert list(dict.fromkeys(kinds.values())) == ["prior", "reward", "decoder", "shapes"]
+
+
+def test_what_is_here_has_its_place_revision_and_size(cache: Path) -> None:
+    lay_model(cache, "sd15")
+    found = model("sd15")
+    (files,) = published_files("sd15").values()
+    assert found.state == "here"
+    assert found.source == f"stable-diffusion-v1-5/stable-diffusion-v1-5@{COMMIT}"
+    assert Path(found.folder).name == COMMIT
+    assert found.gigabytes * 1e9 == pytest.approx(sum(map(len, files.values())))
+    assert model("sd21").text == "not here (2.6 GB to fetch, CreativeML Open RAIL++-M)"
+    assert model("sd21").advice == "splatgen fetch sd21"
+
+
+def test_a_gate_says_where_to_accept_what() -> None:
+    found = model("sd35")
+    assert "Stability AI Community" in found.text
+    assert found.text.endswith("first, at https://huggingface.co/stabilityai/stable-diffusion-3.5-medium")
+    assert found.advice == "hf auth login, then splatgen fetch sd35"
+
+
+def test_a_download_that_broke_off_is_incomplete_and_names_the_file(cache: Path) -> None:
+    (snapshot,) = lay_model(cache, "sd15")
+    (snapshot / "vae" / "config.json").resolve().unlink()  # its link stays, and leads nowhere
+    found = model("sd15")
+    assert found.state == "incomplete"
+    assert found.text.startswith(f"lacks vae/config.json in {snapshot} (2.1 GB to fetch")
+
+
+def test_a_file_cut_short_is_damage_and_named(cache: Path) -> None:
+    (snapshot,) = lay_model(cache, "taesd")
+    path = snapshot / "diffusion_pytorch_model.safetensors"
+    path.resolve().write_bytes(path.read_bytes()[:-1])
+    found = model("taesd")
+    assert (found.state, found.problem) == ("damaged", str(path))
+    assert names(doctor.examine().findings)["decoder taesd"].state == "note"
+
+
+@pytest.mark.parametrize("how", ["file", "loop", "rubbish", "folder for a file", "unreadable"])
+def test_a_cache_in_disorder_is_no_fall(cache: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (snapshot,) = lay_model(cache, "taesd")
+    if how == "file":
+        shutil.rmtree(cache)
+        cache.write_text("no folder")
+    elif how == "loop":
+        shutil.rmtree(snapshot)
+        snapshot.symlink_to(snapshot)
+    elif how == "rubbish":
+        (snapshot.parent.parent / "refs" / "main").write_bytes(b"\xff/../../../etc")
+    elif how == "folder for a file":
+        (snapshot / "config.json").unlink()
+        (snapshot / "config.json").mkdir()
+    else:
+        monkeypatch.setattr("splatgen.weights.stock", unreadable)
+    expected = {"folder for a file": "incomplete", "unreadable": "damaged"}.get(how, "missing")
+    assert model("taesd").state == expected
+
+
+def unreadable(*_: object, **__: object) -> None:
+    raise PermissionError(13, "Permission denied", "/some/file")
+
+
+def test_a_folder_of_weights_is_looked_in_first(cli: Cli, tmp_path: Path) -> None:
+    for files in published_files("taesd").values():
+        for name, data in files.items():
+            path = tmp_path / "w" / "taesd" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    rows = json.loads(cli("doctor", "--json", "--weights", tmp_path / "w").out)["models"]
+    states = {row["name"]: row["state"] for row in rows}
+    assert (states["taesd"], states["taesdxl"]) == ("here", "missing")
+    commands = {row["name"]: row["command"] for row in rows}
+    assert commands["taesdxl"] == f"splatgen fetch taesdxl --weights {tmp_path / 'w'}"
+
+
+def test_models_that_do_not_fit_on_the_disk_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def free(gigabytes: int) -> None:
+        usage = shutil._ntuple_diskusage(10**12, 10**12, gigabytes * 10**9)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+
+    free(16)
+    text, fits = doctor_models.room(doctor_models.models())
+    assert text.endswith("no room for deepfloyd (20.2 GB), sd35 (16.3 GB)")
+    assert not fits
+    free(1000)
+    text, fits = doctor_models.room(doctor_models.models())
+    assert "room for all that is missing" in text
+    assert fits
+    free(30)
+    assert "room for each of the missing ones" in doctor_models.room(doctor_models.models())[0]
+
+
+# --- the preset --------------------------------------------------------------------------------------
+
+PRESETS = {
+    "sd15-fast": {"prior": "sd15", "budget": "8gb"},
+    "sd21-quality": {"prior": "sd21", "budget": "12gb"},
+    "mvdream": {"prior": "mvdream", "budget": "12gb"},
+    "psd-mvdream": {"prior": "mvdream", "reward": ["hpsv2=0.5"], "budget": "12gb"},
+}
+
+
+def choose(cache: Path, *here: str, gpu: float | None = None, memory: float | None = 16.0) -> Choice:
+    for name in here:
+        lay_model(cache, name)
+    return doctor_models.choose(doctor_models.models(), PRESETS, gpu=gpu, memory=memory)
+
+
+def test_the_recommended_presets_are_there() -> None:
+    assert set(doctor_models.ON_A_GPU) <= set(config.presets())
+    for name in doctor_models.ON_A_GPU:
+        assert config.read_preset(name)["prior"] in PRIORS
+
+
+def test_without_a_gpu_it_is_the_toybox(cache: Path) -> None:
+    assert choose(cache, "sd15").preset == "toybox"
+    little = choose(cache, memory=1.5)
+    assert little.preset == "toybox-draft"
+    assert "1.5 GiB of memory" in little.why
+    assert little.command.endswith("--preset toybox-draft")
+    assert choose(cache, memory=None).preset == "toybox"
+
+
+@pytest.mark.parametrize(
+    ("here", "gpu", "preset", "budget"),
+    [
+        (("sd15",), 11.6, "sd15-fast", " --budget 12gb"),
+        (("sd15",), 7.7, "sd15-fast", ""),
+        (("sd15", "sd21"), 7.7, "sd15-fast", ""),  # the better one takes more memory
+        (("sd15", "sd21"), 11.6, "sd21-quality", ""),
+        (("sd21",), 7.7, "sd21-quality", " --budget 8gb"),
+        (("sd15", "mvdream"), 23.6, "mvdream", " --budget 24gb"),
+        (("mvdream", "hpsv2"), 23.6, "psd-mvdream", " --budget 24gb"),
+        (("mvdream", "hpsv2"), 79.0, "psd-mvdream", " --budget none"),
+        (("sd15", "hpsv2"), 4.0, "sd15-fast", ""),
+    ],
+)
+def test_with_a_gpu_the_weights_and_its_memory_decide(
+    cache: Path, here: tuple[str, ...], gpu: float, preset: str, budget: str
+) -> None:
+    choice = choose(cache, *here, gpu=gpu)
+    assert choice.preset == preset
+    assert choice.command.endswith(f"--preset {preset}{budget}")
+
+
+def test_with_a_gpu_and_no_weights_the_first_thing_is_to_fetch_some(cache: Path) -> None:
+    choice = choose(cache, "hpsv2", gpu=24.0)
+    assert (choice.preset, choice.command) == ("toybox", "splatgen fetch sd15")
+    assert "2.1 GB" in choice.why
+
+
+def test_the_gpus_memory_is_read_from_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (2**30, 12 * 2**30))
+    assert doctor.gpu_memory() == 12.0
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert doctor.gpu_memory() is None

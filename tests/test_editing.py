@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from splatgen import checkpoint, editing, formats, optimise
+from splatgen import checkpoint, editing, formats, looping, optimise
 from splatgen.cameras import turntable
 from splatgen.config import (
     Config,
@@ -95,11 +95,11 @@ def stop_at(step: int) -> Any:
     return lambda: next(calls) >= step
 
 
-def start(folder: Path, splats: Splats, given: Config | None = None, **options: Any) -> optimise.Result:
+def start(folder: Path, splats: Splats, given: Config | None = None, **options: Any) -> looping.Result:
     return optimise.edit(given or config(), splats, out=folder, command=["test"], **options)
 
 
-def last(result: optimise.Result) -> dict[str, Tensor]:
+def last(result: looping.Result) -> dict[str, Tensor]:
     """What the latest checkpoint holds: splats, moments and the densifier's statistics."""
     parts = checkpoint.load_latest(result.run.checkpoints).parts
     return {f"{part}/{name}": v for part, values in parts.items() for name, v in values.items()}

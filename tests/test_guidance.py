@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splatgen import guidance
+from splatgen.budget import Keep
 from splatgen.cameras import turntable
 from splatgen.config import GuidanceOptions, ISMOptions, PriorOptions, SDIOptions, VSDOptions
 from splatgen.preferences import Choice, NoPreference, Preference
@@ -208,7 +209,7 @@ def test_the_same_seed_and_step_give_the_same_direction():
 
 
 def test_no_gradient_reaches_the_denoiser():
-    prior = load_prior("toybox-mini", PriorOptions(), "cpu")
+    prior = load_prior("toybox-mini", PriorOptions(), Keep())
     prior.net.requires_grad_(True)
     images = torch.full((2, 3, 16, 16), 0.4, requires_grad=True)
     x = prior.encode(images)

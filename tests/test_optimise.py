@@ -13,7 +13,8 @@ import pytest
 import torch
 from analytic import GaussianPrior
 
-from splatgen import checkpoint, formats, optimise, packing, runs
+from splatgen import checkpoint, formats, looping, optimise, packing, runs
+from splatgen import step as one_step
 from splatgen.cameras import Cameras, turntable
 from splatgen.config import (
     Config,
@@ -21,6 +22,7 @@ from splatgen.config import (
     GuidanceOptions,
     LearningOptions,
     OutputOptions,
+    PSDOptions,
     RegulariseOptions,
     RewardOptions,
     SplatOptions,
@@ -32,6 +34,7 @@ from splatgen.panel import Panel
 from splatgen.priors.toybox import ToyboxPrior
 from splatgen.prompts import view_word
 from splatgen.render import render
+from splatgen.rewards.toybox import ToyboxReward
 from splatgen.scene import initial_splats, new_scene, rates
 from splatgen.step import advance, assemble, load_models, look, observe
 from splatgen.toybox.grammar import parse
@@ -318,13 +321,13 @@ def test_a_run_cannot_be_made_shorter_than_it_is(tmp_path):
 
 
 def broken_at(monkeypatch, steps, value=math.nan):
-    """The real prior, whose prediction has one bad number at some steps (counted from 0)."""
+    """The real prior, whose predictions have a bad number at some calls (counted from 0)."""
     predict, calls = ToyboxPrior.predict, iter(range(10**6))
 
     def bad(self, *args):
         eps = predict(self, *args)
         if next(calls) in steps:
-            eps[0, 0, 5, 5] = value
+            eps[:, 0, 5, 5] = value
         return eps
 
     monkeypatch.setattr(ToyboxPrior, "predict", bad)
@@ -370,25 +373,126 @@ def test_a_skipped_step_leaves_no_trace_in_the_statistics_of_growth(monkeypatch,
     assert all(value.isfinite().all() for value in tensors(result.run).values())
 
 
+OFTEN = OutputOptions(frames=0, size=16, checkpoint_seconds=1e-9)
+UNCLAMPED = GuidanceOptions(clamp=False)
+
+
+def only_run(folder):
+    (found,) = folder.iterdir()
+    return runs.open_run(found)
+
+
 def test_a_run_without_finite_gradients_diverges_with_finite_splats(monkeypatch, tmp_path):
-    monkeypatch.setattr(optimise, "PATIENCE", 3)
+    """It goes back once, to before its first bad step."""
     broken_at(monkeypatch, range(2, 100))
-    output = OutputOptions(frames=0, size=16, checkpoint_seconds=1e-9)
-    with pytest.raises(optimise.Diverged, match="no finite gradient in 3 recorded steps up to step 4"):
-        start(tmp_path, config(output=output, guidance=GuidanceOptions(clamp=False)))
-    (folder,) = tmp_path.iterdir()
-    run = runs.open_run(folder)
+    with pytest.raises(looping.Diverged, match="no finite gradient in 3 steps up to step 4"):
+        start(tmp_path, config(output=OFTEN, guidance=UNCLAMPED, patience=3))
+    run = only_run(tmp_path)
     data = runs.read(run)
     assert data["status"] == "diverged"
+    assert data["went_back_at_step"] == 4
     assert data["error"].startswith("Diverged: no finite gradient")
     assert [row["skipped"] for row in read_metrics(run.metrics)] == [0, 0, 1, 1, 1]
     assert all(v.isfinite().all() for v in tensors(run).values())
 
 
+def test_a_run_that_was_lost_for_a_while_ends_as_if_nothing_had_been(monkeypatch, tmp_path):
+    given = config(output=OFTEN, guidance=UNCLAMPED, patience=3)
+    whole = start(tmp_path / "whole", given)
+    broken_at(monkeypatch, {3, 4, 5})
+    lost = start(tmp_path / "lost", given)
+    assert lost.status == "done"
+    assert runs.read(lost.run)["went_back_at_step"] == 5
+    assert "went_back_at_step" not in runs.read(whole.run)
+    assert_same(tensors(whole.run), tensors(lost.run))
+    assert [row["skipped"] for row in read_metrics(lost.run.metrics)] == [0] * STEPS
+
+
+def test_without_a_checkpoint_to_go_back_to_the_run_ends(monkeypatch, tmp_path):
+    broken_at(monkeypatch, range(100))
+    with pytest.raises(looping.Diverged, match="up to step 2"):
+        start(tmp_path, config(guidance=UNCLAMPED, patience=3))
+    run = only_run(tmp_path)
+    assert "went_back_at_step" not in runs.read(run)
+    assert checkpoint.load_latest(run.checkpoints).step == 2
+
+
 def test_patience_starts_anew_after_a_good_step(monkeypatch, tmp_path):
-    monkeypatch.setattr(optimise, "PATIENCE", 3)
     broken_at(monkeypatch, {1, 2, 4, 5})
-    assert start(tmp_path, config(guidance=GuidanceOptions(clamp=False))).status == "done"
+    assert start(tmp_path, config(guidance=UNCLAMPED, patience=3)).status == "done"
+
+
+def test_bad_steps_are_counted_also_between_rows(monkeypatch, tmp_path):
+    """With a row every 4 steps, three bad steps in a row are noticed at the next one."""
+    output = dataclasses.replace(OFTEN, log_every=4, reward_every=4, checkpoint_seconds=0)
+    broken_at(monkeypatch, range(2, 100))
+    with pytest.raises(looping.Diverged, match="up to step 4"):
+        start(tmp_path, config(output=output, guidance=UNCLAMPED, patience=3))
+
+
+def spoil(monkeypatch, place):
+    """NaN at one place of step 2."""
+    if place == "prediction":
+        broken_at(monkeypatch, {2})
+    elif place == "render":
+        whole = one_step.look
+
+        def look(config, scene, fraction):
+            out, cameras = whole(config, scene, fraction)
+            rgb = out.rgb * math.nan if scene.step == 2 else out.rgb
+            return dataclasses.replace(out, rgb=rgb), cameras
+
+        monkeypatch.setattr(one_step, "look", look)
+    elif place == "reward":
+        call, calls = ToyboxReward.__call__, iter(range(10**6))
+
+        def judged(self, images, prompts):
+            found = call(self, images, prompts)
+            return found * math.nan if next(calls) == 2 * 2 else found  # ranked and logged in turn
+
+        monkeypatch.setattr(ToyboxReward, "__call__", judged)
+    else:
+        inside = one_step.inject
+
+        def inject(x, value, *rest):
+            inside(x, value * math.inf if x.step == 2 else value, *rest)
+
+        count = iter(range(10**6))
+
+        def numbered(x, value, *rest):
+            x.step = next(count)
+            inject(x, value, *rest)
+
+        monkeypatch.setattr(one_step, "inject", numbered)
+
+
+@pytest.mark.parametrize("place", ["render", "prediction", "reward", "gradient"])
+def test_what_is_not_finite_anywhere_skips_its_step_and_says_where(monkeypatch, tmp_path, place):
+    given = config(
+        preference="dpo",
+        guidance=UNCLAMPED,
+        output=OutputOptions(frames=0, size=16, checkpoint_seconds=0, reward_every=1),
+    )
+    spoil(monkeypatch, place)
+    result = start(tmp_path, given)
+    rows = read_metrics(result.run.metrics)
+    assert [row["skipped"] for row in rows] == [0, 0, 1, *[0] * (STEPS - 3)]
+    said = {name for name in rows[2] if name.startswith("skipped/")}
+    assert (f"skipped/{place}" in said) == (place != "gradient")
+    assert not any(name.startswith("skipped/") for row in rows[:2] + rows[3:] for name in row)
+    assert all(v.isfinite().all() for v in tensors(result.run).values())
+
+
+def test_what_learns_beside_the_splats_stays_finite_too(monkeypatch, tmp_path):
+    for change in ({"score": "vsd"}, {"preference": "psd", "psd": PSDOptions(interval=1, t_limit=1.0)}):
+        name = next(iter(change.values()))
+        broken_at(monkeypatch, {4, 5, 6, 7})
+        run = start(tmp_path / name, config(guidance=UNCLAMPED, **change)).run
+        assert sum(row["skipped"] for row in read_metrics(run.metrics)) >= 1
+        held = tensors(run)
+        assert any(part.startswith(("score/", "preference/")) for part in held)
+        assert all(value.isfinite().all() for value in held.values() if value.is_floating_point())
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize(

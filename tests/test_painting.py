@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from splatgen import checkpoint, optimise, painting, runs
+from splatgen import checkpoint, looping, painting, runs
 from splatgen.config import ConfigError, ImageConfig, ImageOptions, merge
 from splatgen.metrics import read_metrics
 from splatgen.painting import Canvas
@@ -76,7 +76,7 @@ def as_bytes(images: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return (255.0 * images[0] + 0.5).byte().permute(1, 2, 0).numpy()
 
 
-def start(folder: Path, given: ImageConfig, **options: Any) -> optimise.Result:
+def start(folder: Path, given: ImageConfig, **options: Any) -> looping.Result:
     picture = as_bytes(exact(given.source)) if given.source else None
     return painting.paint(given, out=folder, command=["test"], picture=picture, **options)
 
@@ -305,7 +305,7 @@ def test_a_finished_run_can_be_made_longer_but_not_shorter(tmp_path: Path) -> No
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     whole = start(tmp_path / "whole", config())
 
-    def killed(progress: optimise.Progress) -> None:
+    def killed(progress: looping.Progress) -> None:
         if progress.step == 4:
             raise KeyboardInterrupt
 
@@ -356,10 +356,9 @@ def test_a_broken_prediction_moves_nothing_and_is_counted(
 def test_a_run_without_finite_gradients_diverges_with_a_finite_image(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(painting, "PATIENCE", 3)
     broken_at(monkeypatch, range(2, 100), math.nan)
-    with pytest.raises(optimise.Diverged, match="no finite gradient in 3 recorded steps up to step 4"):
-        start(tmp_path, config(guidance={"clamp": False}))
+    with pytest.raises(looping.Diverged, match="no finite gradient in 3 steps up to step 4"):
+        start(tmp_path, config(guidance={"clamp": False}, patience=3))
     (folder,) = tmp_path.iterdir()
     opened = runs.open_run(folder)
     assert runs.read(opened)["status"] == "diverged"

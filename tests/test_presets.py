@@ -13,9 +13,12 @@ import torch
 
 from splatgen.commands.generate import read
 from splatgen.config import Config, Method, from_dict, merge, presets, read_preset, to_dict
+from splatgen.priors import PRIORS
+from splatgen.rewards import JUDGES
 from splatgen.scene import initial_splats, new_scene
 from splatgen.step import advance, load_models
 from splatgen.validation import validate
+from splatgen.weights import PUBLISHED as PUBLISHED_WEIGHTS
 
 NAMES = sorted(presets())
 METHODS_PAGE = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
@@ -192,10 +195,12 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         **MVDREAM,
     },
 }
+READY = ("sd15-fast", "sd21-quality", "rewardsds-sd", "psd-mvdream", "mvdream")
 MINIATURE = {
     "prompt": "a red cube",
     "prior": "toybox-mini",
     "reward": ["toybox-mini"],
+    "negative": "",
     "steps": 3,
     "views": {"size": [16]},
     "splats": {"count": 40},
@@ -257,8 +262,26 @@ def test_a_published_setting_names_its_source_and_prior_and_leaves_the_prior_ope
     assert re.search(r"\barXiv \d{4}\.\d{5}\b", text)
     assert re.search(r"Stable Diffusion|MVDream", text)
     assert "toybox" in text
-    assert "prior" not in read_preset(name)
+    assert name == "mvdream" or re.search(r"--prior (sd21|mvdream)\b", text)
+    assert ("prior" in read_preset(name)) == (name == "mvdream")  # which is that prior's own setting
+    assert "reward" not in read_preset(name)
     assert "negative" not in read_preset(name)
+
+
+@pytest.mark.parametrize("name", sorted(READY))
+def test_a_preset_that_is_ready_to_run_names_its_models_and_how_to_get_them(name: str) -> None:
+    table, config = read_preset(name), preset(name)
+    assert "prior" in table
+    assert config.budget != "none"
+    assert list(config.views.size) == sorted(config.views.size)
+    assert len(set(config.views.size)) > 1
+    assert (config.preference == "none") or config.rewards()
+    needed = {config.prior, *config.rewards()}
+    assert needed <= set(PUBLISHED_WEIGHTS)
+    assert all(not JUDGES[reward].embedded for reward in config.rewards())
+    fetch = next(line.split()[2:] for line in header(name).splitlines() if "splatgen fetch" in line)
+    assert {word.strip("`).") for word in fetch[:2]} >= needed or name == "mvdream"
+    assert config.views.count % PRIORS[config.prior].views == 0
 
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
@@ -310,5 +333,6 @@ def test_presets_change_something_and_differ() -> None:
 def test_the_page_on_methods_has_every_score_preference_and_preset() -> None:
     text = METHODS_PAGE.read_text(encoding="utf-8")
     hints = typing.get_type_hints(Method)
-    for name in (*typing.get_args(hints["score"]), *typing.get_args(hints["preference"]), *PUBLISHED):
+    names = (*typing.get_args(hints["score"]), *typing.get_args(hints["preference"]), *PUBLISHED, *READY)
+    for name in names:
         assert re.search(rf"`(--score |--preference )?{name}`", text), name

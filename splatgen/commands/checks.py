@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from splatgen import runs
+from splatgen import formats, runs, weights
 from splatgen.commands.failures import MISSING, USAGE, Failure
-from splatgen.config import Config, Method
+from splatgen.config import Config, Method, PriorOptions
 from splatgen.hints import did_you_mean
 from splatgen.priors import PRIORS
 from splatgen.rewards import JUDGES, REWARDS, RewardEntry
@@ -51,6 +51,7 @@ def check_names(config: Method) -> None:
     if config.prior not in PRIORS:
         hint = did_you_mean(config.prior, PRIORS)
         raise Failure(USAGE, f"no prior {config.prior[:60]!r}; {hint}")
+    _check_prior_options(config)
     views = PRIORS[config.prior].views
     if isinstance(config, Config) and config.views.count % views:
         raise Failure(
@@ -58,7 +59,8 @@ def check_names(config: Method) -> None:
             f"--views.count {config.views.count}: the prior {config.prior!r} denoises {views} views "
             f"together, give a multiple of {views}",
         )
-    names = [entry.partition("=")[0] for entry in config.reward]
+    entries = () if config.reward == ("auto",) else config.reward
+    names = [entry.partition("=")[0] for entry in entries]
     for name in names:
         _check_reward(name, config, REWARDS, "--reward")
         if names.count(name) > 1:
@@ -71,6 +73,19 @@ def check_names(config: Method) -> None:
         raise Failure(
             USAGE, f"--score vsd trains a copy of the prior, and {config.prior!r} has no adapter: use another"
         )
+
+
+def _check_prior_options(config: Method) -> None:
+    usual, read = PriorOptions(), PRIORS[config.prior].options
+    for f in dataclasses.fields(usual):
+        value = getattr(config.prior_options, f.name)
+        if value != getattr(usual, f.name) and f.name not in read:
+            option = f.name.replace("_", "-")
+            raise Failure(
+                USAGE,
+                f"--prior.{option} {value}: the prior {config.prior!r} does not have this option; it has "
+                f"{', '.join(read)}",
+            )
 
 
 def _check_reward(name: str, config: Method, table: Mapping[str, RewardEntry], option: str) -> None:
@@ -118,26 +133,39 @@ def toybox_world() -> str:
         f"The toybox only knows its own world, {', '.join(grammar.SHAPES)} in {', '.join(grammar.COLORS)}: "
         '"a red cube", "a red cube with a blue front", "a red and white striped cube", '
         '"a red cube on top of a blue sphere", "a red cube next to a blue sphere". '
-        f"Free prompts need a Stable Diffusion prior, which a later version brings; --prior now takes "
-        f"{' or '.join(PRIORS)}"
+        "Free prompts need a larger prior: `splatgen fetch sd15`, then --prior sd15; `splatgen doctor` says "
+        "what this machine can run"
     )
 
 
 def check_models(config: Method) -> None:
-    """Raise Failure when weights are missing."""
-    needed = []
-    if config.prior in TOYBOX_PRIORS:
-        folder = Path(config.prior_options.model) if config.prior_options.model else weights_folder()
-        needed.append((TOYBOX_PRIORS[config.prior], folder))
+    """Raise Failure or WeightsError when weights are missing."""
     rewards = (*config.rewards(), *config.holdout_reward)
-    needed += [(TOYBOX_REWARDS[name], weights_folder()) for name in rewards if name in TOYBOX_REWARDS]
-    for name, folder in needed:
-        missing = missing_weights(name, folder)
-        if missing:
-            advice = "install splatgen again, or train: `python -m splatgen.toybox.train {name}`"
-            if folder != weights_folder():
-                advice = "--prior.model is a folder that holds {name}.safetensors and {name}.json"
-            raise Failure(MISSING, f"{missing[0]} is missing: {advice.format(name=name)}")
+    for name in rewards:
+        if not JUDGES[name].embedded:
+            weights.find(name, config.weights)
+    if config.prior in TOYBOX_PRIORS:
+        given = config.prior_options.model
+        _check_toybox(TOYBOX_PRIORS[config.prior], Path(given) if given else weights_folder())
+    elif config.prior_options.model is not None:
+        weights.given(config.prior_options.model, config.prior_options.revision)
+    else:
+        without = () if config.prior_options.t5 else ("text_encoder_3/", "tokenizer_3/")
+        weights.find(config.prior, config.weights, without=without)
+    for name in rewards:
+        if name in TOYBOX_REWARDS:
+            _check_toybox(TOYBOX_REWARDS[name], weights_folder())
+    if config.weights is not None and not Path(config.weights).is_dir():
+        raise Failure(MISSING, f"--weights {config.weights} is no folder: give one that holds models by name")
+
+
+def _check_toybox(name: str, folder: Path) -> None:
+    missing = missing_weights(name, folder)
+    if missing:
+        advice = f"install splatgen again, or train: `python -m splatgen.toybox.train {name}`"
+        if folder != weights_folder():
+            advice = f"--prior.model is a folder that holds {name}.safetensors and {name}.json"
+        raise Failure(MISSING, f"{missing[0]} is missing: {advice}")
 
 
 def check_device(config: Method) -> None:
@@ -174,3 +202,30 @@ def _in_vocabulary(text: str, where: str) -> None:
         grammar.parse(text)
     except grammar.VocabularyError as error:
         raise Failure(USAGE, f"{where}{error}") from error
+
+
+def check_init(config: Config) -> None:
+    """Raise Failure for a start that there isn't, OSError for a file that can't be opened."""
+    if config.init == "sphere":
+        return
+    if config.init == "shap-e":
+        try:
+            weights.find("shap-e", config.weights)
+        except weights.WeightsError as error:
+            raise Failure(MISSING, f"--init shap-e: {error}") from error
+        return
+    path = Path(config.init).expanduser()
+    suffixes = (*formats.FORMATS, ".obj")
+    if config.init and path.is_dir():
+        raise Failure(USAGE, f"--init {path} is a folder: give a file, such as the splats.ply of a run")
+    if path.suffix.lower() not in suffixes:
+        known = f"give sphere, shap-e, or a file with the suffix {' or '.join(suffixes)}"
+        if not path.suffix and path.name == config.init:
+            known = did_you_mean(config.init, ("sphere", "shap-e", *(f"FILE{suffix}" for suffix in suffixes)))
+        raise Failure(USAGE, f"--init {config.init[:200]!r} is no start; {known}")
+    if not path.exists():
+        raise Failure(USAGE, f"--init {path} does not exist: give sphere, shap-e or a file")
+    if not path.is_file():
+        raise Failure(USAGE, f"--init {path} is no file: give a splat file or an .obj mesh")
+    with path.open("rb"):
+        pass

@@ -27,7 +27,7 @@ from splatgen.paired import Measure, summarise
 
 if TYPE_CHECKING:
     from splatgen.comparing import Comparison, Outcome
-    from splatgen.optimise import Progress
+    from splatgen.looping import Progress
 
 START = Config(output=OutputOptions(frames=0))  # a turntable a run would take longer than some runs
 PRESET = "preset:"
@@ -132,6 +132,8 @@ def check(options: Compare, plan: Plan) -> Plan:
     prompt = checks.check_prompts(plan.first, force=options.force).prompt
     methods = {name: dataclasses.replace(config, prompt=prompt) for name, config in plan.methods.items()}
     plan = dataclasses.replace(plan, methods=methods)
+    for config in plan.methods.values():
+        checks.check_init(config)
     checks.check_models(plan.first)
     if has_truth(plan):
         checks.check_models(dataclasses.replace(plan.first, holdout_reward=("toybox-judge",)))

@@ -5,9 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import arg
 
 from splatgen.commands.failures import MISSING
 from splatgen.commands.parsing import Switch, parse
+
+if TYPE_CHECKING:
+    from splatgen.doctor import Examination
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +24,8 @@ class Doctor:
     Exits with 3 when generate can't run here.
     """
 
+    weights: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """A folder of published models, one folder each by name, to look in before the Hugging Face cache."""
     json: Switch = False
     """Print a JSON object."""
 
@@ -25,11 +34,17 @@ def main(argv: Sequence[str]) -> int:
     options = parse(Doctor, "doctor", argv)
     from splatgen import doctor
 
-    findings = doctor.examine()
-    able = doctor.able(findings)
-    if options.json:
-        found = [asdict(finding) for finding in findings]
-        print(json.dumps({"able": able, "findings": found, "next": doctor.next_command(findings)}))
-    else:
-        print(doctor.report(findings))
-    return 0 if able else MISSING
+    found = doctor.examine(None if options.weights is None else str(options.weights))
+    print(json.dumps(as_data(found)) if options.json else doctor.report(found))
+    return 0 if found.able else MISSING
+
+
+def as_data(found: Examination) -> dict[str, Any]:
+    """All of it, for machines."""
+    return {
+        "able": found.able,
+        "findings": [asdict(finding) for finding in found.findings],
+        "models": [asdict(model) for model in found.models],
+        "preset": asdict(found.choice),
+        "next": found.next,
+    }

@@ -12,7 +12,10 @@ from collections.abc import Callable
 from splatgen.memory import is_out_of_memory
 
 USAGE, MISSING, DIVERGED, MEMORY, DISK, INTERRUPTED = 2, 3, 4, 5, 6, 130
-_MEMORY_ADVICE = "lower --views.size, --views.count or --densify.max-splats (for pictures: --size)"
+_MEMORY_ADVICE = (
+    "take --budget 8gb (the smallest), or lower --guidance.batch, --views.size, --views.count or "
+    "--densify.max-splats (for pictures: --size)"
+)
 
 
 class Failure(Exception):
@@ -45,7 +48,11 @@ def _is(error: BaseException, module: str, name: str) -> bool:
 
 
 def _is_diverged(error: BaseException) -> bool:
-    return _is(error, "splatgen.optimise", "Diverged")
+    return _is(error, "splatgen.looping", "Diverged")
+
+
+def _is_weights(error: BaseException) -> bool:
+    return _is(error, "splatgen.weights", "WeightsError")
 
 
 def _is_safetensors(error: BaseException) -> bool:
@@ -70,6 +77,7 @@ def _says(words: str) -> Callable[[BaseException], bool]:
 # The first row that matches decides: UnicodeError is a ValueError, torch's out of memory a RuntimeError.
 _TABLE: tuple[tuple[Callable[[BaseException], bool], int, Callable[[BaseException], str]], ...] = (
     (_is_any(KeyboardInterrupt), INTERRUPTED, lambda _: "interrupted"),
+    (_is_weights, MISSING, str),
     (_is_diverged, DIVERGED, str),
     (is_out_of_memory, MEMORY, lambda _: f"out of memory: {_MEMORY_ADVICE}"),
     (_is_any(ImportError), MISSING, lambda error: f"{error}: `splatgen doctor` says what this machine lacks"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Annotated
 
 from tyro.conf import arg
 
+from splatgen import weights
 from splatgen.commands import checks, parsing
 from splatgen.commands.parsing import Switch
 from splatgen.commands.working import work
-from splatgen.config import Config, presets
+from splatgen.config import Config, presets, read_preset
 from splatgen.validation import validate
 
 
@@ -41,16 +43,42 @@ NOTE = (
 )
 
 
+USUAL = "sd15-fast"  # where nothing is chosen, and CUDA and its weights are there
+
+
 def read(argv: Sequence[str]) -> tuple[Generate, Config]:
     """The options and the settings with their precedence; SystemExit or ConfigError when they are wrong."""
-    options = parsing.read(Generate, "generate", argv, note=NOTE.format(presets=", ".join(presets())))
+    note = NOTE.format(presets=", ".join(presets()))
+    options = parsing.read(Generate, "generate", argv, note=note)
+    if is_open(options, argv) and can_run(USUAL, options.settings):
+        options = parsing.read(Generate, "generate", ["--preset", USUAL, *argv], note=note)
+        print(f"splatgen: CUDA and its weights are here: --preset {USUAL} (or toybox)", file=sys.stderr)
     return options, validate(options.settings)
+
+
+def is_open(options: Generate, argv: Sequence[str]) -> bool:
+    """Whether the words leave the prior to the program."""
+    names = {word.partition("=")[0] for word in argv}
+    chosen = options.preset is not None or options.config is not None or "--prior" in names
+    return not chosen and options.settings.device != "cpu"
+
+
+def can_run(preset: str, settings: Config) -> bool:
+    """Whether a preset's prior is on this machine, and CUDA; torch is asked only when the weights are."""
+    try:
+        weights.find(str(read_preset(preset)["prior"]), settings.weights)
+    except weights.WeightsError:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def check(options: Generate, config: Config) -> Config:
     """Everything that can fail early, cheapest first; returns the config, with its prompt made possible."""
     checks.check_names(config)
     config = checks.check_prompts(config, force=options.force)
+    checks.check_init(config)
     checks.check_models(config)
     checks.check_device(config)
     checks.check_out(options.out)

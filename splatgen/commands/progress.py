@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from splatgen.optimise import Progress
+    from splatgen.looping import Progress
 
 LIVE_SECONDS = 0.1
 PLAIN_SECONDS = 5.0

@@ -22,7 +22,7 @@ from splatgen.validation import validate, validate_image
 
 @dataclass(frozen=True, kw_only=True)
 class Resume:
-    """Continue a run that was stopped, from its last checkpoint; prints the run folder."""
+    """Continue a run that was stopped or killed, from its last checkpoint; prints the run folder."""
 
     run: Annotated[Path, Positional, arg(metavar="RUN")]
     """A run folder."""
@@ -47,7 +47,8 @@ def check(options: Resume) -> Method:
     """The run's settings, after everything that can fail early."""
     run = runs.open_run(options.run)
     config = read(run, options.steps)
-    if not any(run.checkpoints.glob("step-*")):
+    edit = isinstance(config, ImageConfig) and config.source
+    if edit and not any(run.checkpoints.glob("step-*")):  # which holds its picture
         raise Failure(USAGE, f"{run.folder} holds no checkpoint: start the run anew")
     checks.check_models(config)
     checks.check_device(config)

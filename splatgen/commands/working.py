@@ -20,7 +20,7 @@ from splatgen.memory import keep_freed
 
 if TYPE_CHECKING:
     from splatgen.config import Method
-    from splatgen.optimise import Progress, Result
+    from splatgen.looping import Progress, Result
     from splatgen.runs import Run
 
 RESULTS = ("splats", "turntable", "preview", "image")

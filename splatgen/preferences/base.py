@@ -84,7 +84,7 @@ def judge(moment: Moment, x0: Tensor, panel: Panel) -> Tensor:
     pieces = []
     with torch.no_grad():
         for n in range(0, len(flat), part):  # decoding many at once is what takes the memory
-            images = moment.prior.decode(flat[n : n + part]).clamp(0.0, 1.0)
+            images = moment.prior.preview(flat[n : n + part]).clamp(0.0, 1.0)
             pieces.append(panel.each(images, prompts[n : n + part]))
     raw = torch.cat(pieces, 1)  # [R, K B]
     return panel.ranked(moment.items(raw.view(len(raw), len(x0), -1)))

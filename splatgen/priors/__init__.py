@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
+from splatgen.budget import Keep, Precision
 from splatgen.hints import did_you_mean
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Prior(Protocol):
     resolution: int  # image side in pixels that it was trained on
     x_range: tuple[float, float] | None  # of clean x in a pixel prior; None for latents
     prediction: Literal["epsilon", "velocity"]  # what its network was trained to predict
+    source: str  # where its weights are from: id@revision, or a path
 
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in 0..1 to x [B, C, h, w], differentiably."""
@@ -39,11 +41,17 @@ class Prior(Protocol):
     def decode(self, x: Tensor) -> Tensor:
         """x [B, C, h, w] to images [B, 3, H, W] in 0..1, differentiably."""
 
+    def preview(self, x: Tensor) -> Tensor:
+        """As decode, for ranking candidates: may be cheaper and less exact."""
+
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Signal and noise amplitudes at times t [B], each [B, 1, 1, 1]."""
 
     def embed(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning of prompts, batch first; raises ValueError for what it cannot read."""
+
+    def release(self) -> None:
+        """Free what only `embed` needs; the next `embed` loads it again."""
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Conditioning, cameras: Cameras) -> Tensor:
         """The noise in x_t [B, C, h, w] at t [B]; the caller decides about gradients."""
@@ -75,14 +83,34 @@ class AdaptablePrior(Prior, Protocol):
 class PriorEntry:
     """Where a prior is, and what can be known of it before anything is loaded."""
 
-    loader: str  # "module:function", called with (PriorOptions, device)
+    loader: str  # "module:function", called with (PriorOptions, Keep)
+    options: tuple[str, ...] = ()  # of PriorOptions, those that it reads
     views: int = 1
     adapter: bool = True
+    half: Precision = "float16"  # what half precision is for it
+    embedded: bool = False  # part of the package
 
+
+_NETWORK = ("model", "revision", "dtype", "compile")
+_LATENT = (*_NETWORK, "lora", "lora_scale", "preview")
+_TOYBOX = ("model", "camera")
 
 PRIORS = {
-    "toybox": PriorEntry(loader="splatgen.priors.toybox:load"),
-    "toybox-mini": PriorEntry(loader="splatgen.priors.toybox:load_mini"),
+    "toybox": PriorEntry(loader="splatgen.priors.toybox:load", options=_TOYBOX, embedded=True),
+    "toybox-mini": PriorEntry(loader="splatgen.priors.toybox:load_mini", options=_TOYBOX, embedded=True),
+    "sd15": PriorEntry(loader="splatgen.priors.stable_diffusion:load_sd15", options=_LATENT),
+    "sd21": PriorEntry(loader="splatgen.priors.stable_diffusion:load_sd21", options=_LATENT),
+    "sdxl": PriorEntry(loader="splatgen.priors.sdxl:load", options=_LATENT),
+    "deepfloyd": PriorEntry(loader="splatgen.priors.deepfloyd:load", options=_NETWORK),
+    "sd3": PriorEntry(
+        loader="splatgen.priors.flow:load_sd3", options=(*_LATENT, "t5"), half="bfloat16"
+    ),
+    "sd35": PriorEntry(
+        loader="splatgen.priors.flow:load_sd35", options=(*_LATENT, "t5"), half="bfloat16"
+    ),
+    "mvdream": PriorEntry(
+        loader="splatgen.priors.mvdream:load", options=(*_NETWORK, "preview", "camera"), views=4
+    ),
 }
 
 
@@ -92,8 +120,8 @@ def attribute(path: str) -> object:
     return getattr(importlib.import_module(module), name)
 
 
-def load_prior(name: str, options: PriorOptions, device: str) -> Prior:
-    """Load a prior by name; ValueError for a name that is not there, FileNotFoundError without weights."""
+def load_prior(name: str, options: PriorOptions, keep: Keep) -> Prior:
+    """Load a prior by name; ValueError for a name that is not there, WeightsError for what is not whole."""
     if name not in PRIORS:
         raise ValueError(f"no prior {name[:60]!r}; {did_you_mean(name, PRIORS)}")
-    return cast("Prior", attribute(PRIORS[name].loader)(options, device))  # type: ignore[operator]
+    return cast("Prior", attribute(PRIORS[name].loader)(options, keep))  # type: ignore[operator]

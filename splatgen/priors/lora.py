@@ -1,4 +1,4 @@
-"""A trainable copy of a UNet2DConditionModel: LoRA on its attention, and an embedding of the camera.
+"""A trainable copy of a denoiser of diffusers: LoRA on its attention, and an embedding of the camera.
 
 Variational score distillation (Wang et al. 2023, section 3.3) trains such a copy on the renders. Here it is
 the same checkpoint with matrices that start at zero, and the last layer of the camera's embedding starts at
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -38,11 +39,18 @@ class LoraAdapter:
             unet.add_adapter(  # type: ignore[operator]
                 LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS), adapter_name=NAME
             )
-            width = unet.time_embedding.linear_2.out_features  # type: ignore[union-attr]
+            width = self._time_embedding().linear_2.out_features  # type: ignore[union-attr]
             self._camera = TimestepEmbedding(16, width).to(next(unet.parameters()).device)
         self._added: Tensor | None = None  # what the time embedding gets on top, while a call runs
         self._initialise(generator)
         unet.disable_adapters()  # type: ignore[operator]
+
+    def _time_embedding(self) -> nn.Module:
+        """Where what a copy knows of its camera is added: a UNet's, or that of Stable Diffusion 3."""
+        found = getattr(self._unet, "time_embedding", None)
+        if found is None:
+            found = self._unet.time_text_embed.timestep_embedder  # type: ignore[union-attr]
+        return cast("nn.Module", found)
 
     def _initialise(self, generator: torch.Generator) -> None:
         for name, p in self.parameters().items():
@@ -59,7 +67,7 @@ class LoraAdapter:
 
     @contextmanager
     def enabled(self) -> Iterator[None]:
-        hook = self._unet.time_embedding.register_forward_hook(self._add)  # type: ignore[union-attr, operator]
+        hook = self._time_embedding().register_forward_hook(self._add)
         self._unet.enable_adapters()  # type: ignore[operator]
         try:
             yield

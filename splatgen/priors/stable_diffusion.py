@@ -1,4 +1,4 @@
-"""Stable Diffusion as a prior: diffusers' own UNet and autoencoder, behind transformers' CLIP text encoder.
+"""Stable Diffusion 1 and 2 as a prior: diffusers' UNet and autoencoder behind transformers' CLIP.
 
 Shapes: B images or latents, H x W pixels, h x w latents, T times of the training schedule, D the width of the
 text encoder.
@@ -7,29 +7,40 @@ text encoder.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
+from splatgen.budget import Keep
 from splatgen.cameras import Cameras
+from splatgen.config import PriorOptions
+from splatgen.loading import Lazy, compiled, explained, frozen, placed, torch_dtype
 from splatgen.priors import Conditioning
+from splatgen.priors.latent import (
+    Latents,
+    TableSchedule,
+    as_noise,
+    check_match,
+    clip_tokens,
+    full,
+    known_prediction,
+    tiny_autoencoder,
+    trained_side,
+)
 from splatgen.priors.lora import LoraAdapter
+from splatgen.priors.lora_files import read_lora
+from splatgen.priors.parts import STABLE_DIFFUSION, checkpoint
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
     from transformers import CLIPTextModel
-
-PREDICTIONS: dict[str, Literal["epsilon", "velocity"]] = {"epsilon": "epsilon", "v_prediction": "velocity"}
 
 
 class StableDiffusionPrior:
     """A latent diffusion model of the Stable Diffusion 1 and 2 families (Rombach et al. 2022).
 
-    Its schedule is a table of T trained times, and it is asked at those only: t in 0..1 means the time
-    nearest to T t (0.02 is 20 of 1000 and 0.98 is 980, as in the published ranges; 1 is the last one), for
-    the network and for alpha and sigma alike. Times that fall on the same row are the same time.
+    Its schedule is a table of T trained times, and it is asked at those only: see TableSchedule.
     """
 
     views = 1
@@ -40,109 +51,115 @@ class StableDiffusionPrior:
         *,
         unet: UNet2DConditionModel,
         vae: AutoencoderKL,
-        text_encoder: CLIPTextModel,
+        text_encoder: CLIPTextModel | Lazy[CLIPTextModel],
         tokenizer: Any,  # CLIPTokenizer
         alphas_cumprod: Tensor,  # [T] of the training schedule, falling
         prediction_type: str,  # diffusers' name: epsilon or v_prediction
         name: str,
         resolution: int,  # pixels, of the images that the model was trained on
+        source: str = "",
+        tiny: AutoencoderTiny | None = None,  # decodes previews
+        decode: int = 0,  # latents decoded at once where no gradient is asked; 0 takes all
     ) -> None:
         """Take networks that are on their device, and freeze them.
 
         Raises ValueError where they do not fit together.
         """
-        if prediction_type not in PREDICTIONS:
-            raise ValueError(
-                f"{name} predicts {prediction_type!r}: give a model of {' or '.join(PREDICTIONS)}"
-            )
-        _check_schedule(name, alphas_cumprod)
-        _check_match(name, "latent channels", unet.config.in_channels, vae.config.latent_channels)
-        _check_match(name, "text features", unet.config.cross_attention_dim, text_encoder.config.hidden_size)
-        self.name = name
-        self.resolution = resolution
-        self.prediction = PREDICTIONS[prediction_type]
-        self.unet, self.vae, self.text_encoder = unet, vae, text_encoder
-        for network in (unet, vae, text_encoder):
-            network.eval().requires_grad_(False)
+        self.name, self.resolution, self.source = name, resolution, source
+        self.prediction = known_prediction(name, prediction_type)
+        self._schedule = TableSchedule(name, alphas_cumprod, unet.device)
+        self._text = text_encoder if isinstance(text_encoder, Lazy) else Lazy(lambda: text_encoder)
+        check_match(name, "latent channels", unet.config.in_channels, vae.config.latent_channels)
+        width = self.text_encoder.config.hidden_size
+        check_match(name, "text features", unet.config.cross_attention_dim, width)
+        self.unet, self.vae = frozen(unet), frozen(vae)
+        frozen(self.text_encoder)
         self.tokenizer = tokenizer
-        table = alphas_cumprod.detach().to(unet.device, torch.float64)
-        self._alpha, self._sigma = table.sqrt(), (1.0 - table).sqrt()  # [T] each
+        self._latents = Latents(vae, resolution=resolution, tiny=tiny, at_once=decode)
+
+    @property
+    def text_encoder(self) -> CLIPTextModel:
+        """Loaded if it is not."""
+        return self._text.get()
+
+    def release(self) -> None:
+        """Let the text encoder go; the next `embed` loads it again."""
+        self._text.release()
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in 0..1 to latents [B, 4, h, w], resized to the model's side first.
-
-        The mean of the autoencoder's posterior. Published codes take a sample of it; here a render has one
-        latent, so that a step depends on nothing but its seed and its number.
-        """
-        side = (self.resolution, self.resolution)
-        if images.shape[-2:] != side:
-            images = interpolate(images, size=side, mode="bilinear", antialias=True)
-        posterior = self.vae.encode((2.0 * images - 1.0).to(self.vae.dtype)).latent_dist
-        x: Tensor = (self.vae.config.scaling_factor * posterior.mean).to(images.dtype)
-        return x
+        """Images [B, 3, H, W] in 0..1 to latents [B, 4, h, w], resized to the model's side first."""
+        return self._latents.encode(images)
 
     def decode(self, x: Tensor) -> Tensor:
-        found = self.vae.decode((x / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
-        images: Tensor = (0.5 * (found.to(x.dtype) + 1.0)).clamp(0.0, 1.0)
-        return images
+        return self._latents.decode(x)
+
+    def preview(self, x: Tensor) -> Tensor:
+        return self._latents.preview(x)
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        rows = self._rows(t)
-        alpha, sigma = (table[rows].to(t.dtype).view(-1, 1, 1, 1) for table in (self._alpha, self._sigma))
-        return alpha, sigma
+        return self._schedule.alpha_sigma(t)
 
     def embed(self, prompts: Sequence[str]) -> Conditioning:
         """States [B, 77, D] of the last layer, without a mask, as these models were trained.
 
-        Raises ValueError for a prompt with more tokens than that. (Published codes cut it, and with it the
-        words for the view, which come last.)
+        Raises ValueError for a prompt with more tokens than that.
         """
-        most = self.tokenizer.model_max_length
-        for prompt in prompts:
-            count = len(self.tokenizer(prompt).input_ids)
-            if count > most:
-                raise ValueError(
-                    f"the prompt {prompt[:40]!r}... has {count - 2} tokens and {self.name} reads {most - 2}: "
-                    "shorten it"
-                )
-        tokens = self.tokenizer(list(prompts), padding="max_length", max_length=most, return_tensors="pt")
+        most = self.text_encoder.config.max_position_embeddings
+        tokens = clip_tokens(self.tokenizer, prompts, name=self.name, most=most)
         with torch.no_grad():
-            found = self.text_encoder(tokens.input_ids.to(self.text_encoder.device))
-        states = found.last_hidden_state
-        return {"states": states.to(torch.promote_types(states.dtype, torch.float32))}  # may be learned
+            found = self.text_encoder(tokens.to(self.text_encoder.device))
+        return {"states": full(found.last_hidden_state).to(self.unet.device)}
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Conditioning, cameras: Cameras) -> Tensor:
         """The noise in x_t [B, 4, h, w] at t [B]; of the cameras, the prompt's words are all it is told."""
         dtype = self.unet.dtype
         out: Tensor = self.unet(
-            x_t.to(dtype), self._rows(t), encoder_hidden_states=condition["states"].to(dtype)
+            x_t.to(dtype), self._schedule.rows(t), encoder_hidden_states=condition["states"].to(dtype)
         ).sample.to(x_t.dtype)
-        if self.prediction == "epsilon":
-            return out
-        alpha, sigma = self.alpha_sigma(t)
-        return sigma * x_t + alpha * out
+        return as_noise(self.prediction, out, x_t, self.alpha_sigma(t))
 
     def adapter(self, rank: int, generator: torch.Generator) -> LoraAdapter:
         return LoraAdapter(self.unet, self.predict, rank=rank, generator=generator)
 
-    def _rows(self, t: Tensor) -> Tensor:
-        """The rows of the schedule [B] that are nearest to times [B]."""
-        count = len(self._alpha)
-        return (count * t.float()).round().long().clamp(0, count - 1)
+
+def load_sd15(options: PriorOptions, keep: Keep) -> StableDiffusionPrior:
+    """Stable Diffusion 1.5, or a model made from it."""
+    return load("sd15", options, keep)
 
 
-def _check_schedule(name: str, alphas_cumprod: Tensor) -> None:
-    table = alphas_cumprod
-    if table.ndim != 1 or bool((table.diff() >= 0).any()) or table[0] >= 1 or table[-1] <= 0:
-        raise ValueError(
-            f"the schedule of {name} must fall from below 1 to above 0: give the scheduler's alphas_cumprod, "
-            "not rescaled to end at 0"
+def load_sd21(options: PriorOptions, keep: Keep) -> StableDiffusionPrior:
+    """Stable Diffusion 2.1 (base), or a model made from it."""
+    return load("sd21", options, keep)
+
+
+def load(name: str, options: PriorOptions, keep: Keep) -> StableDiffusionPrior:
+    """Either of them out of files; raises WeightsError for what is missing, damaged or another model."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    model, dtype = checkpoint(name, STABLE_DIFFUSION, options, keep), torch_dtype(keep)
+    lora = read_lora(options, ("unet", "text_encoder"), model.settings("unet"))
+    alphas_cumprod, prediction_type = model.schedule()
+    tokenizer = model.tokenizer()
+
+    def text_encoder() -> CLIPTextModel:
+        return placed(
+            lora.merge("text_encoder", model.network(CLIPTextModel, "text_encoder", dtype=dtype)), keep
         )
 
-
-def _check_match(name: str, what: str, network: int, other: int) -> None:
-    if network != other:
-        raise ValueError(
-            f"the UNet of {name} takes {network} {what} and gets {other}: give parts of one checkpoint that "
-            "generates images from text"
+    vae = model.network(AutoencoderKL, "vae", dtype=dtype)
+    unet = lora.merge("unet", model.network(UNet2DConditionModel, "unet", dtype=dtype))
+    with explained(StableDiffusionPrior, model.path):
+        return StableDiffusionPrior(
+            unet=compiled(placed(unet, keep), keep),
+            vae=placed(vae, keep),
+            text_encoder=Lazy(text_encoder),
+            tokenizer=tokenizer,
+            alphas_cumprod=alphas_cumprod,
+            prediction_type=prediction_type,
+            name=name,
+            resolution=trained_side(unet, vae),
+            source=model.source + lora.source,
+            tiny=tiny_autoencoder("taesd", options, keep),
+            decode=keep.decode,
         )

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate
 
+from splatgen import __version__
+from splatgen.budget import Keep
 from splatgen.cameras import Cameras
 from splatgen.config import PriorOptions
 from splatgen.priors import Conditioning
@@ -29,11 +31,12 @@ class ToyboxPrior:
     x_range = (-1.0, 1.0)
     prediction: Literal["velocity"] = "velocity"
 
-    def __init__(self, net: PriorNet, *, name: str, camera: bool) -> None:
+    def __init__(self, net: PriorNet, *, name: str, camera: bool, source: str = "") -> None:
         self.name = name
         self.net = net
         self.resolution = net.config.size
         self.camera = camera
+        self.source = source
 
     def encode(self, images: Tensor) -> Tensor:
         """Area average down to the prior's side, then -1..1: the world's own pixel is such an average."""
@@ -47,6 +50,12 @@ class ToyboxPrior:
 
     def decode(self, x: Tensor) -> Tensor:
         return (0.5 * (x + 1.0)).clamp(0.0, 1.0)
+
+    def preview(self, x: Tensor) -> Tensor:
+        return self.decode(x)
+
+    def release(self) -> None:
+        """Its text encoder is small, and stays."""
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         angle = (math.pi / 2 * t)[:, None, None, None]
@@ -77,17 +86,18 @@ class ToyboxPrior:
         return next(self.net.parameters()).device
 
 
-def load(options: PriorOptions, device: str, weights: str = "prior", name: str = "toybox") -> ToyboxPrior:
-    """The packaged prior, or the one in the folder `options.model`."""
+def load(options: PriorOptions, keep: Keep, weights: str = "prior", name: str = "toybox") -> ToyboxPrior:
+    """The packaged prior, or the one in the folder `options.model`. It always computes in float32."""
     folder = Path(options.model) if options.model else weights_folder()
     net = load_net(folder, weights)
     if not isinstance(net, PriorNet):
         raise ValueError(
             f"{folder / weights}.json describes a reward model: give a folder that holds a prior"
         )
-    return ToyboxPrior(net.to(device), name=name, camera=options.camera)
+    source = options.model or f"splatgen {__version__}"
+    return ToyboxPrior(net.to(keep.device), name=name, camera=options.camera, source=source)
 
 
-def load_mini(options: PriorOptions, device: str) -> ToyboxPrior:
+def load_mini(options: PriorOptions, keep: Keep) -> ToyboxPrior:
     """A miniature of 16 pixels for tests and drafts."""
-    return load(options, device, weights="mini-prior", name="toybox-mini")
+    return load(options, keep, weights="mini-prior", name="toybox-mini")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
+from splatgen.budget import Keep
 from splatgen.hints import did_you_mean
 from splatgen.priors import attribute
 
@@ -20,6 +21,13 @@ class Reward(Protocol):
     views: int  # images judged together; they follow one another in a batch, and all get their score
     mean: float  # usual score of pictures that show their prompt
     spread: float  # usual standard deviation: different rewards are put together in these units
+    source: str  # where its weights are from: id@revision, or a path
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Read the prompts of a run ahead: raises ValueError for what it cannot read."""
+
+    def release(self) -> None:
+        """Free what only reading prompts needs; it is loaded again when another prompt comes."""
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Scores [B] of images [B, 3, H, W] in 0..1 for one prompt each."""
@@ -29,22 +37,32 @@ class Reward(Protocol):
 class RewardEntry:
     """Where a reward is, and what can be known of it before anything is loaded."""
 
-    loader: str  # "module:function", called with (device)
+    loader: str  # "module:function", called with (Keep)
     views: int = 1
+    embedded: bool = False  # part of the package
 
 
 REWARDS = {
-    "toybox": RewardEntry(loader="splatgen.rewards.toybox:load"),
-    "toybox-mini": RewardEntry(loader="splatgen.rewards.toybox:load_mini"),
+    "toybox": RewardEntry(loader="splatgen.rewards.toybox:load", embedded=True),
+    "toybox-mini": RewardEntry(loader="splatgen.rewards.toybox:load_mini", embedded=True),
+    "hpsv2": RewardEntry(loader="splatgen.rewards.hpsv2:load"),
+    "hpsv2.0": RewardEntry(loader="splatgen.rewards.hpsv2:load_v20"),
+    "image-reward": RewardEntry(loader="splatgen.rewards.image_reward:load"),
+    "pickscore": RewardEntry(loader="splatgen.rewards.clip:load_pickscore"),
+    "clip": RewardEntry(loader="splatgen.rewards.clip:load"),
+    "aesthetic": RewardEntry(loader="splatgen.rewards.aesthetic:load"),
+    "aesthetic-v2": RewardEntry(loader="splatgen.rewards.aesthetic:load_v2"),
+    "reward3d": RewardEntry(loader="splatgen.rewards.reward3d:load", views=4),
+    "reward3d-fusion": RewardEntry(loader="splatgen.rewards.reward3d:load_fusion", views=4),
 }
 JUDGES = {  # these only watch
     **REWARDS,
-    "toybox-judge": RewardEntry(loader="splatgen.rewards.toybox:load_judge"),
+    "toybox-judge": RewardEntry(loader="splatgen.rewards.toybox:load_judge", embedded=True),
 }
 
 
-def load_reward(name: str, device: str) -> Reward:
-    """Load a reward or judge by name; ValueError for an unknown name, FileNotFoundError without weights."""
+def load_reward(name: str, keep: Keep) -> Reward:
+    """Load a reward or judge by name; ValueError for an unknown name, WeightsError for what is not whole."""
     if name not in JUDGES:
         raise ValueError(f"no reward {name[:60]!r}; {did_you_mean(name, JUDGES)}")
-    return cast("Reward", attribute(JUDGES[name].loader)(device))  # type: ignore[operator]
+    return cast("Reward", attribute(JUDGES[name].loader)(keep))  # type: ignore[operator]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from splatgen import __version__
+from splatgen.budget import Keep
 from splatgen.prompts import split_view
 from splatgen.toybox import weights_folder
 from splatgen.toybox.grammar import parse
@@ -29,6 +31,14 @@ class ToyboxReward:
         self.name = name
         self.net = net
         self.mean, self.spread = usual
+        self.source = f"splatgen {__version__}"
+
+    def prepare(self, prompts: Sequence[str]) -> None:
+        for prompt in prompts:
+            parse(split_view(prompt)[0])
+
+    def release(self) -> None:
+        """Its text encoder is small, and stays."""
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """Cosine [B] of images [B, 3, H, W] in 0..1 with prompts, which may name a view."""
@@ -44,19 +54,19 @@ class ToyboxReward:
         return (self.net.embed_images(images) * captions[row]).sum(-1)
 
 
-def load(device: str, weights: str = "reward", name: str = "toybox") -> ToyboxReward:
+def load(keep: Keep, weights: str = "reward", name: str = "toybox") -> ToyboxReward:
     """The packaged reward."""
     net = load_net(weights_folder(), weights)
     if not isinstance(net, RewardNet):
         raise ValueError(f"{weights}.json describes a prior: the package is damaged, install it again")
-    return ToyboxReward(net.to(device), name, USUAL[name])
+    return ToyboxReward(net.to(keep.device), name, USUAL[name])
 
 
-def load_mini(device: str) -> ToyboxReward:
+def load_mini(keep: Keep) -> ToyboxReward:
     """A miniature of 16 pixels for tests."""
-    return load(device, weights="mini-reward", name="toybox-mini")
+    return load(keep, weights="mini-reward", name="toybox-mini")
 
 
-def load_judge(device: str) -> ToyboxReward:
+def load_judge(keep: Keep) -> ToyboxReward:
     """A reward of another seed and width that only evaluates: it is in JUDGES, not in REWARDS."""
-    return load(device, weights="judge", name="toybox-judge")
+    return load(keep, weights="judge", name="toybox-judge")

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
+import json
+import shutil
+import socket
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
+import tiny_diffusion as tiny
 import torch
-from diffusers import DDIMScheduler
+from diffusers import AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor2_0
+from safetensors.torch import save_file
 from torch.nn.functional import interpolate
 
+from splatgen.budget import Keep
 from splatgen.cameras import turntable
 from splatgen.config import (
     GuidanceOptions,
+    PriorOptions,
     PSDOptions,
     RewardOptions,
     SDIOptions,
@@ -23,9 +33,11 @@ from splatgen.config import (
 from splatgen.guidance import gradient
 from splatgen.panel import Panel
 from splatgen.preferences import PSD, NoPreference, Weighted
+from splatgen.priors import load_prior
 from splatgen.priors.stable_diffusion import StableDiffusionPrior
 from splatgen.rng import rng
 from splatgen.scores import SDI, SDS, VSD
+from splatgen.weights import WeightsError
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "reward_step.py"
 SPEC = importlib.util.spec_from_file_location("reward_step", FILE)
@@ -418,3 +430,506 @@ def test_reward_sds_in_one_batch_is_the_loop_over_its_candidates(t, views, level
     assert bench.difference(ours, loop) < 1e-9
     assert calls == views * 2 * 5 * levels
     assert loop_calls == calls + views * 2 * 4
+
+
+# Out of files, as users load them.
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Loading asks nobody."""
+
+    def refuse(*args):
+        raise AssertionError(f"something called {args[1:]}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """WEIGHTS, with sd15 and sd21 in it."""
+    weights = tmp_path_factory.mktemp("weights")
+    for family in ("sd15", "sd21"):
+        tiny.write_folder(weights / family, family)
+    return weights
+
+
+@pytest.fixture(scope="module", params=["sd15", "sd21"])
+def loaded(request, folder):
+    return load(folder, request.param)
+
+
+def load(folder, name="sd15", keep=None, **options):
+    return load_prior(name, PriorOptions(**options), Keep(weights=str(folder), **(keep or {})))
+
+
+def refused(folder, words, name="sd15", **options):
+    """One line that says so, the message as a whole."""
+    with pytest.raises(WeightsError, match=words) as found:
+        load(folder, name, **options).embed(["a"])
+    assert "\n" not in str(found.value)
+    assert len(str(found.value)) < 500
+    return str(found.value)
+
+
+def same(a, b):
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def same_networks(a, b):
+    return all(same(getattr(a, name), getattr(b, name)) for name in ("unet", "vae", "text_encoder"))
+
+
+def pipeline_of(prior, place):
+    """diffusers' own, of the same files."""
+    parts = {"vae": prior.vae, "unet": prior.unet, "text_encoder": prior.text_encoder}
+    return StableDiffusionPipeline(
+        **parts,
+        tokenizer=prior.tokenizer,
+        scheduler=DDIMScheduler.from_pretrained(place / "scheduler"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def test_a_loaded_model_says_what_it_is(loaded, folder):
+    assert (loaded.views, loaded.x_range, loaded.prediction) == (1, None, "epsilon")
+    assert loaded.resolution == tiny.SIDE
+    assert loaded.source == str(folder / loaded.name)
+    for network in (loaded.unet, loaded.vae, loaded.text_encoder):
+        assert not network.training
+        assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_loaded_weights_are_those_of_the_files(loaded):
+    parts = tiny.networks(loaded.name)
+    assert all(same(getattr(loaded, name), network) for name, network in parts.items())
+
+
+def test_loaded_prompts_are_embedded_as_the_pipeline_embeds_them(loaded, folder):
+    prompts = ["a red Cube!", ""]
+    states, negative = pipeline_of(loaded, folder / loaded.name).encode_prompt(prompts, "cpu", 1, True)
+    assert torch.allclose(loaded.embed(prompts)["states"], states, atol=1e-6)
+    assert torch.allclose(loaded.embed(["", ""])["states"], negative, atol=1e-6)
+    filled = loaded.tokenizer(["a"], padding="max_length", max_length=5).input_ids[0][-1]
+    assert filled == (0 if loaded.name == "sd21" else 513)  # each model was trained with its own
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("betas", [(0.00085, 0.012), (0.001, 0.02)])
+def test_loaded_estimates_are_those_of_diffusers_sampler(folder, tmp_path, kind, betas):
+    shutil.copytree(folder / "sd15", tmp_path / "sd15")
+    numbers = dict(zip(("beta_start", "beta_end"), betas, strict=True))
+    tiny.write_scheduler(tmp_path / "sd15", "sd15", prediction_type=kind, **numbers)
+    prior = load(tmp_path)
+    schedule = DDIMScheduler.from_pretrained(tmp_path / "sd15" / "scheduler")
+    schedule.set_timesteps(1000)
+    network = UNet2DConditionModel.from_pretrained(folder / "sd15" / "unet").double()
+    prior.unet.double()
+    x_t, t, told = randn(3, 4, 8, 8, dtype=torch.float64), torch.tensor([0.02, 0.5, 0.98]), prior.embed("abc")
+    with torch.no_grad():
+        eps, (alpha, sigma) = (
+            prior.predict(x_t, t, told, turntable(3, size=16)),
+            prior.alpha_sigma(t.double()),
+        )
+        for n, row in enumerate([20, 500, 980]):
+            s = slice(n, n + 1)
+            out = network(x_t[s], row, encoder_hidden_states=told["states"][s].double()).sample
+            expected = schedule.step(out, row, x_t[s]).pred_original_sample
+            x0 = (x_t[s] - sigma[s] * eps[s]) / alpha[s]
+            assert torch.allclose(x0, expected, rtol=1e-6, atol=1e-6)  # its table is in float32
+
+
+def test_attention_is_torchs_own_in_every_network(loaded):
+    assert {type(p) for p in loaded.unet.attn_processors.values()} == {AttnProcessor2_0}
+    assert {type(p) for p in loaded.vae.attn_processors.values()} == {AttnProcessor2_0}
+    assert loaded.text_encoder.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_a_single_file_is_the_folder(loaded, tmp_path, suffix):
+    parts, path = tiny.networks(loaded.name), tmp_path / f"made{suffix}"
+    tensors = tiny.single_file(loaded.name, parts)
+    if suffix == ".ckpt":
+        torch.save({"state_dict": tensors, "global_step": 3}, path)
+    else:
+        save_file(tensors, path)
+    tiny.write_small(tmp_path / "weights" / loaded.name, loaded.name, parts, prediction_type="v_prediction")
+    other = load(tmp_path / "weights", loaded.name, model=str(path))
+    assert same_networks(loaded, other)
+    assert other.prediction == "velocity"  # as its base says
+    assert other.source == str(path)
+    assert torch.equal(loaded.embed(["a!"])["states"], other.embed(["a!"])["states"])
+
+
+def test_a_single_file_takes_the_precision_that_is_asked_for(folder, tmp_path):
+    tensors = tiny.single_file("sd15", tiny.networks("sd15"))
+    save_file({key: value.half() for key, value in tensors.items()}, tmp_path / "half.safetensors")
+    prior = load(folder, model=str(tmp_path / "half.safetensors"), keep={"precision": "bfloat16"})
+    assert {p.dtype for n in (prior.unet, prior.vae, prior.text_encoder) for p in n.parameters()} == {
+        torch.bfloat16
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("model.diffusion_model.time_embed.0.bias"), "lacks time_embedding.linear_1.bias"),
+        (lambda t: t.pop("first_stage_model.quant_conv.bias"), "lacks quant_conv.bias"),
+        (lambda t: [t.pop(k) for k in [*t] if k.startswith("cond_")], "does not fit CLIPTextModel: it lacks"),
+        (
+            lambda t: t.update({"model.diffusion_model.input_blocks.0.0.bias": torch.zeros(9)}),
+            "has another shape of conv_in.bias",
+        ),
+        (
+            lambda t: t.update({"model.diffusion_model.input_blocks.1.1.norm.scale": torch.zeros(9)}),
+            "norm.scale",
+        ),
+        (
+            lambda t: t.update({"model.diffusion_model.extra.weight": torch.zeros(9)}),
+            "1 tensors have no place in the published architecture",
+        ),
+        (
+            lambda t: t.update({"cond_stage_model.transformer.text_model.extra": torch.zeros(9)}),
+            "the architecture has not, extra",
+        ),
+        (
+            lambda t: t.update({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(8, 9, 3, 3)}),
+            "holds a model for inpainting: give a model of Stable Diffusion 1 or 2",
+        ),
+        (
+            lambda t: t.update({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(8, 8, 3, 3)}),
+            "shown a picture, too",
+        ),
+        (lambda t: t.update({"conditioner.embedders.1.x": torch.zeros(1)}), "holds Stable Diffusion XL"),
+        (lambda t: t.update({"conditioner.embedders.0.x": torch.zeros(1)}), "holds the refiner of SDXL"),
+        (lambda t: t.clear(), "holds no weights of a Stable Diffusion UNet"),
+        (
+            lambda t: (t.clear(), t.update(lora_unet_x=torch.zeros(1))),
+            "LoRA weights .they go into prior.lora",
+        ),
+    ],
+)
+def test_a_single_file_that_is_not_whole_is_refused(folder, tmp_path, change, words):
+    tensors = tiny.single_file("sd15", tiny.networks("sd15"))
+    change(tensors)
+    save_file(tensors, tmp_path / "odd.safetensors")
+    assert "odd.safetensors" in refused(folder, words, model=str(tmp_path / "odd.safetensors"))
+
+
+def test_a_single_file_of_another_version_is_refused(folder, tmp_path):
+    save_file(tiny.single_file("sd21", tiny.networks("sd21")), tmp_path / "two.safetensors")
+    refused(folder, "does not fit", model=str(tmp_path / "two.safetensors"))
+
+
+def test_a_single_file_wants_its_base_and_says_how_to_get_it(tmp_path):
+    save_file(tiny.single_file("sd15", tiny.networks("sd15")), tmp_path / "made.safetensors")
+    words = r"made.safetensors is a single file, .* `splatgen fetch sd15 --small"
+    refused(tmp_path / "none", words, model=str(tmp_path / "made.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"in_channels": 9}, "holds a model for inpainting"),
+        ({"in_channels": 8}, "a model that is shown a picture, too .8 channels in"),
+        (
+            {"addition_embed_type": "text_time"},
+            "holds Stable Diffusion XL: give a model of Stable Diffusion 1",
+        ),
+        ({"encoder_hid_dim": 4096}, "holds DeepFloyd IF"),
+        ({"class_embed_type": "projection"}, "told a class, or the embedding of a picture"),
+        ({"num_class_embeds": 1000}, "told a class"),
+        ({"cross_attention_dim": 99}, "UNet2DConditionModel can't be loaded from .* expected shape"),
+    ],
+)
+def test_another_architecture_is_named(folder, tmp_path, change, words):
+    shutil.copytree(folder / "sd15", tmp_path / "odd")
+    path = tmp_path / "odd" / "unet" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    refused(folder, words, model=str(tmp_path / "odd"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda f: shutil.rmtree(f / "unet"), "odd holds a StableDiffusionPipeline"),
+        (lambda f: (shutil.rmtree(f / "unet"), (f / "model_index.json").unlink()), "no unet/config.json"),
+        (lambda f: (f / "vae" / "config.json").unlink(), "vae has no config.json"),
+        (lambda f: (f / "tokenizer" / "vocab.json").unlink(), "tokenizer has no vocab.json"),
+        (lambda f: (f / "tokenizer" / "vocab.json").write_text("{"), "CLIPTokenizer can't be loaded"),
+        (lambda f: shutil.rmtree(f / "scheduler"), "scheduler_config.json is missing"),
+        (lambda f: tiny.write_scheduler(f, "sd15", beta_schedule="odd"), "DDPMScheduler can't be loaded"),
+        (lambda f: tiny.write_scheduler(f, "sd15", prediction_type="sample"), "predicts 'sample'"),
+        (lambda f: tiny.write_scheduler(f, "sd15", rescale_betas_zero_snr=True), "not rescaled to end at 0"),
+        (
+            lambda f: tiny.write_scheduler(f, "sd15", _class_name="FlowMatchEulerDiscreteScheduler"),
+            "no table",
+        ),
+    ],
+)
+def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path, change, words):
+    shutil.copytree(folder / "sd15", tmp_path / "odd")
+    change(tmp_path / "odd")
+    refused(folder, words, model=str(tmp_path / "odd"))
+
+
+def test_parts_of_different_sizes_are_refused(folder, tmp_path):
+    tiny.write_folder(
+        tmp_path / "odd",
+        "sd15",
+        parts={**tiny.networks("sd15"), "unet": tiny.unet("sd15", cross_attention_dim=24)},
+    )
+    refused(folder, "takes 24 text features and gets 16", model=str(tmp_path / "odd"))
+
+
+def test_a_model_can_be_named_by_its_id_in_the_cache(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    place, commit = tmp_path / "models--some--model", "0123456789" * 4
+    shutil.copytree(folder / "sd21", place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    (place / "refs" / "v2").write_text(commit)
+    for options in ({}, {"revision": "v2"}, {"revision": commit}):
+        assert load(folder, model="some/model", **options).source == f"some/model@{commit}"
+    refused(folder, "there are no weights at 'some/model'", model="some/model", revision="v3")
+    refused(folder, "there are no weights at 'some/other'", model="some/other")
+
+
+def test_half_precision_files_are_read_where_there_are_no_others(folder, tmp_path):
+    tiny.write_folder(tmp_path / "sd15", "sd15", half=True)
+    full, half = load(folder), load(tmp_path)
+    for name in ("unet", "vae", "text_encoder"):
+        a, b = getattr(full, name), getattr(half, name)
+        assert b.dtype == torch.float32
+        pairs = list(zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+        assert all(torch.equal(x.half().float(), y) for x, y in pairs)
+        assert not all(torch.equal(x, y) for x, y in pairs)
+
+
+def test_loaded_in_half_precision_it_takes_and_gives_the_callers(folder):
+    full, half = load(folder), load(folder, keep={"precision": "bfloat16"})
+    assert {n.dtype for n in (half.unet, half.vae, half.text_encoder)} == {torch.bfloat16}
+    images, t = torch.rand(2, 3, 16, 16, generator=rng(0, 0, "image")), torch.tensor([0.3, 0.9])
+    told = [prior.embed(["a", ""]) for prior in (full, half)]
+    assert {c["states"].dtype for c in told} == {torch.float32}
+    with torch.no_grad():
+        x, y = (prior.encode(images) for prior in (full, half))
+        e, f = (p.predict(x, t, c, turntable(2, size=16)) for p, c in zip((full, half), told, strict=True))
+        i, j, k = full.decode(x), half.decode(x), half.preview(x)
+    assert {z.dtype for z in (y, f, j, k)} == {torch.float32}
+    for ours, close in ((x, y), (e, f), (i, j)):
+        assert 0 < (ours - close).norm() < 0.05 * ours.norm()
+
+
+def test_the_text_encoder_is_let_go_and_loaded_again(folder):
+    prior = load(folder)
+    before, network = prior.embed(["a"])["states"], prior.text_encoder
+    prior.release()
+    prior.release()
+    assert torch.equal(prior.embed(["a"])["states"], before)
+    assert prior.text_encoder is not network
+
+
+def test_previews_come_from_the_tiny_autoencoder(folder, tmp_path):
+    refused(tmp_path, "`splatgen fetch taesd", preview="tiny", model=str(folder / "sd15"))
+    tiny.tiny_vae().save_pretrained(folder / "taesd")
+    prior, x = load(folder, preview="tiny"), 3.0 * randn(2, 4, 8, 8)
+    expected = AutoencoderTiny.from_pretrained(folder / "taesd").decode(x).sample
+    assert expected.min() < -0.1  # it speaks -1..1
+    found = prior.preview(x)
+    assert torch.allclose(found, (expected / 2 + 0.5).clamp(0, 1), atol=1e-6)
+    plain = load(folder)
+    assert torch.equal(plain.preview(x), plain.decode(x))
+    assert torch.equal(prior.decode(x), plain.decode(x))
+
+
+@contextlib.contextmanager
+def batches(network):
+    """The sizes of the batches that a network's forward sees."""
+    seen = []
+    handle = network.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    yield seen
+    handle.remove()
+
+
+@pytest.mark.parametrize(("at_once", "sizes"), [(0, [5]), (2, [2, 2, 1]), (5, [5]), (9, [5])])
+def test_so_many_latents_are_decoded_at_once_where_no_gradient_is_asked(folder, at_once, sizes):
+    prior, x = load(folder, keep={"decode": at_once}), randn(5, 4, 8, 8)
+    whole = prior.decode(x.requires_grad_())
+    for work in (prior.decode, prior.preview):
+        with torch.no_grad(), batches(prior.vae.decoder) as seen:
+            assert torch.allclose(work(x), whole, atol=1e-6)
+        assert seen == sizes
+    with batches(prior.vae.decoder) as seen:
+        prior.decode(x).sum().backward()
+    assert seen == [5]
+
+
+def test_checkpointing_changes_no_gradient_and_runs_the_blocks_again(folder):
+    found = []
+    for checkpointing in (False, True):
+        prior = load(folder, keep={"checkpointing": checkpointing})
+        states = prior.embed(["a"])["states"].requires_grad_()
+        block, x_t, t = prior.unet.up_blocks[-1].resnets[-1], randn(1, 4, 8, 8), torch.tensor([0.5])
+        with batches(block) as seen:
+            eps = prior.predict(x_t, t, {"states": states}, turntable(1, size=16))
+            (gradient_,) = torch.autograd.grad(prior.decode(eps).square().sum(), states)
+        assert len(seen) == 1 + checkpointing
+        found.append(gradient_)
+        with torch.no_grad(), batches(block) as seen:
+            prior.predict(x_t, t, {"states": states}, turntable(1, size=16))
+        assert len(seen) == 1
+    assert found[0].abs().max() > 0
+    assert torch.allclose(*found, rtol=1e-4, atol=1e-7)
+
+
+def test_the_denoiser_is_compiled_when_that_is_asked_for(folder):
+    assert load(folder).unet._compiled_call_impl is None
+    prior = load(folder, keep={"compile": True})
+    assert prior.unet._compiled_call_impl is not None
+    assert prior.vae._compiled_call_impl is None
+
+
+def networks_of(prior):
+    return {"unet": prior.unet, "text_encoder": prior.text_encoder}
+
+
+def styled_by(folder, tmp_path, tensors, metadata=None, **options):
+    save_file(tensors, tmp_path / "style.safetensors", metadata=metadata)
+    return load(folder, lora=str(tmp_path / "style.safetensors"), **options)
+
+
+def is_merged(usual, styled, added, scale=1.0):
+    return all(
+        torch.allclose(
+            networks_of(styled)[part].get_submodule(name).weight,
+            networks_of(usual)[part].get_submodule(name).weight + scale * delta,
+            atol=1e-6,
+        )
+        for (part, name), delta in added.items()
+    )
+
+
+@pytest.mark.parametrize("form", ["kohya", "peft"])
+@pytest.mark.parametrize("scale", [1.0, -0.4])
+def test_lora_files_are_merged(folder, tmp_path, form, scale):
+    usual = load(folder)
+    tensors, added = tiny.lora(networks_of(usual), form, alphas=form == "kohya")
+    styled = styled_by(folder, tmp_path, tensors, lora_scale=scale)
+    assert len(added) > 30
+    assert is_merged(usual, styled, added, scale)
+    assert styled.source == f"{usual.source} + {scale:g} of {tmp_path / 'style.safetensors'}"
+    before = styled.embed(["a"])["states"]
+    assert not torch.allclose(before, usual.embed(["a"])["states"], atol=1e-3)
+    styled.release()
+    assert torch.equal(styled.embed(["a"])["states"], before)
+
+
+def test_lora_files_of_diffusers_own_writer_are_merged_with_their_alphas(folder, tmp_path):
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    usual, taught = load(folder), load(folder)
+    config = LoraConfig(r=2, lora_alpha=6, target_modules=["to_q", "to_v"], alpha_pattern={"attn2.to_q": 5.0})
+    taught.unet.add_adapter(config)
+    with torch.no_grad():
+        for n, p in enumerate(p for name, p in taught.unet.named_parameters() if "lora" in name):
+            p.copy_(0.3 * randn(*p.shape, purpose=f"shake {n}"))
+    StableDiffusionPipeline.save_lora_weights(
+        tmp_path,
+        unet_lora_layers=get_peft_model_state_dict(taught.unet),
+        unet_lora_adapter_metadata=taught.unet.peft_config["default"].to_dict(),
+        weight_name="style.safetensors",
+    )
+    styled = load(folder, lora=str(tmp_path / "style.safetensors"))
+    a, b, c = (prior_predict(prior) for prior in (usual, taught, styled))
+    assert torch.allclose(b, c, atol=1e-5)
+    assert not torch.allclose(a, c, atol=1e-2)
+
+
+def test_vsds_copy_starts_from_merged_weights(folder, tmp_path):
+    tensors, added = tiny.lora({"unet": load(folder).unet}, "kohya")
+    styled = styled_by(folder, tmp_path, tensors)
+    before, adapter = prior_predict(styled), copy_of(styled)
+    assert torch.equal(seen(styled, adapter), before)
+    assert torch.equal(prior_predict(styled), before)
+    assert is_merged(load(folder), load(folder, lora=str(tmp_path / "style.safetensors")), added)
+
+
+SECOND = "lora_te2_text_model_encoder_layers_0_mlp_fc1"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.clear(), "holds no LoRA weights"),
+        (
+            lambda t: t.update({"lora_unet_nothing_to_q.alpha": torch.tensor(1.0)}),
+            "not plain LoRA|has lora_unet_",
+        ),
+        (lambda t: t.update({"some.weight": torch.zeros(2)}), "style.safetensors"),
+        (lambda t: t.pop("lora_unet_mid_block_resnets_0_conv1.lora_up.weight"), "style.safetensors"),
+        (
+            lambda t: t.update(
+                {"lora_unet_mid_block_resnets_0_conv1.lora_down.weight": torch.zeros(0, 16, 3, 3)}
+            ),
+            "has no two matrices for unet.mid_block.resnets.0.conv1",
+        ),
+        (lambda t: t.update({"lora_unet_x.dora_scale": torch.zeros(2)}), "is not plain LoRA"),
+        (lambda t: t.update({"lora_unet_x.hada_w1_a": torch.zeros(2)}), "style.safetensors"),
+        (
+            lambda t: t.update({f"{SECOND}.lora_{d}.weight": torch.zeros(2, 2) for d in ("up", "down")}),
+            "changes text_encoder_2",
+        ),
+        (
+            lambda t: t.update(
+                {f"lora_unet_nowhere.lora_{d}.weight": torch.zeros(2, 2) for d in ("up", "down")}
+            ),
+            "changes nowhere.*, which unet has not",
+        ),
+        (
+            lambda t: t.update(
+                {"lora_unet_mid_block_resnets_0_conv1.lora_up.weight": torch.zeros(99, 1, 1, 1)}
+            ),
+            "give LoRA weights that were trained on this model",
+        ),
+    ],
+)
+def test_lora_files_that_do_not_fit_are_refused(folder, tmp_path, change, words):
+    tensors, _ = tiny.lora({"unet": load(folder).unet}, "kohya")
+    change(tensors)
+    save_file(tensors, tmp_path / "style.safetensors")
+    refused(folder, words, lora=str(tmp_path / "style.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("{", "can't be loaded"),
+        ("[]", "can't be loaded"),
+        ('{"unet.use_dora": true}', "is not plain LoRA .unet.use_dora"),
+        ('{"unet.use_rslora": true}', "is not plain LoRA .unet.use_rslora"),
+        ('{"unet.lora_alpha": "words"}', "can't be loaded"),
+    ],
+)
+def test_lora_files_with_odd_words_about_them_are_refused(folder, tmp_path, said, words):
+    tensors, _ = tiny.lora({"unet": load(folder).unet}, "peft")
+    save_file(tensors, tmp_path / "style.safetensors", metadata={"lora_adapter_metadata": said})
+    refused(folder, words, lora=str(tmp_path / "style.safetensors"))
+
+
+def test_lora_files_that_are_none_are_refused(folder, tmp_path):
+    refused(folder, "does not exist", lora=str(tmp_path / "none.safetensors"))
+    (tmp_path / "style.safetensors").write_bytes(b"")
+    refused(folder, "can't be loaded", lora=str(tmp_path / "style.safetensors"))
+    torch.save({}, tmp_path / "style.pt")
+    refused(folder, "are read from .safetensors files", lora=str(tmp_path / "style.pt"))
+
+
+def test_a_loaded_model_reads_75_tokens(loaded):
+    loaded.embed(["a " * 75])
+    with pytest.raises(ValueError, match=f"has 76 tokens and {loaded.name} reads 75: shorten it"):
+        loaded.embed(["a " * 76])

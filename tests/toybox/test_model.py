@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from splatgen.budget import Keep
 from splatgen.cameras import turntable
 from splatgen.config import PriorOptions
 from splatgen.priors import load_prior
@@ -255,15 +256,15 @@ def test_the_packaged_weights_are_small():
 
 
 def test_the_tables_load_the_miniatures():
-    prior = load_prior("toybox-mini", PriorOptions(camera=False), "cpu")
+    prior = load_prior("toybox-mini", PriorOptions(camera=False), Keep())
     assert (prior.name, prior.resolution, prior.views, prior.camera) == ("toybox-mini", 16, 1, False)
-    reward = load_reward("toybox-mini", "cpu")
+    reward = load_reward("toybox-mini", Keep())
     picture = ground_truth(parse("a red cube"), turntable(2, size=64), torch.ones(3)).rgb
     assert reward(picture, ["a red cube"] * 2).shape == (2,)
 
 
 @pytest.mark.parametrize(
-    "load", [lambda n: load_prior(n, PriorOptions(), "cpu"), lambda n: load_reward(n, "cpu")]
+    "load", [lambda n: load_prior(n, PriorOptions(), Keep()), lambda n: load_reward(n, Keep())]
 )
 def test_names_outside_the_tables_are_refused_with_the_nearest(load):
     with pytest.raises(ValueError, match="did you mean 'toybox-mini'"):
@@ -274,7 +275,7 @@ def test_names_outside_the_tables_are_refused_with_the_nearest(load):
 
 def test_missing_weights_name_the_command_that_makes_them(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"python -m splatgen\.toybox\.train mini-prior"):
-        load_prior("toybox-mini", PriorOptions(model=str(tmp_path)), "cpu")
+        load_prior("toybox-mini", PriorOptions(model=str(tmp_path)), Keep())
 
 
 def package(net, folder, name, kind, config):
@@ -289,11 +290,11 @@ def package(net, folder, name, kind, config):
 
 def test_weights_in_a_folder_of_the_users(net, reward_net, tmp_path):
     package(net, tmp_path, "mini-prior", "prior", SMALL)
-    prior = load_prior("toybox-mini", PriorOptions(model=str(tmp_path)), "cpu")
+    prior = load_prior("toybox-mini", PriorOptions(model=str(tmp_path)), Keep())
     assert all(torch.equal(a, b) for a, b in zip(prior.net.parameters(), net.parameters(), strict=True))
     package(reward_net, tmp_path, "mini-prior", "reward", TINY)
     with pytest.raises(ValueError, match="describes a reward model"):
-        load_prior("toybox-mini", PriorOptions(model=str(tmp_path)), "cpu")
+        load_prior("toybox-mini", PriorOptions(model=str(tmp_path)), Keep())
     package(net, tmp_path, "mini-prior", "reward", TINY)
     with pytest.raises(ValueError, match=r"mini-prior\.safetensors does not fit its card"):
-        load_prior("toybox-mini", PriorOptions(model=str(tmp_path)), "cpu")
+        load_prior("toybox-mini", PriorOptions(model=str(tmp_path)), Keep())

@@ -1,0 +1,226 @@
+"""The loop of every run, 3D or 2D: steps, records, checkpoints, and the way back when a run is lost.
+
+step -> record -> checkpoint
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from splatgen import runs
+from splatgen.lighter import within_memory
+from splatgen.memory import is_out_of_memory
+from splatgen.metrics import Metrics, rewind_metrics
+from splatgen.runs import Run
+from splatgen.snapshot import Channel, Look
+from splatgen.step import Models
+from splatgen.watching import Watch
+
+FIRST_CHECKPOINT_SECONDS = 3.0  # a run that dies early can still be resumed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run is."""
+
+    step: int
+    steps: int
+    loss: float
+    splats: int
+    rewards: dict[str, float]
+    seconds: float  # since the loop began
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """How a run ended."""
+
+    run: Run
+    status: str  # done or stopped
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How long a run is and how often it writes."""
+
+    steps: int
+    log_every: int
+    reward_every: int
+    checkpoint_seconds: float
+    patience: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What a step leaves; tensors, so that CUDA is waited for only when they are read."""
+
+    failed: Tensor  # [] 1 when the step was skipped
+    loss: Tensor  # []
+    splats: int
+    rewards: dict[str, float] | None  # where they were asked for
+    values: Callable[[], dict[str, float]]  # the rest of the row in metrics.jsonl
+    seen: Any = None  # of the step, for snapshots
+
+
+class Subject(Protocol):
+    """What a run changes step by step."""
+
+    step: int  # done so far
+    failures: Tensor | int  # steps in a row without a finite gradient
+    models: Models
+    advice: str  # what to do about a run that is lost
+
+    def advance(self, models: Models, *, scored: bool) -> Row:
+        """One step, which does not count itself; rewards are scored when asked for."""
+
+    def clear(self) -> None:
+        """Drop what a step that ran out of memory left behind."""
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+
+    def restore(self) -> None:
+        """Go back to the last checkpoint; raises FileNotFoundError or ValueError when there is none."""
+
+    def steer(self, setting: str, value: float) -> None:
+        """Change a setting; raises ValueError for one that cannot be."""
+
+    def snapshot(self, row: Row | None, look: Look | None) -> dict[str, Any]:
+        """What `splatgen.snapshot.Snapshot` wants of it, after a step."""
+
+
+class Diverged(RuntimeError):
+    """The optimisation has had no finite gradient for too long."""
+
+
+class _Lost(Exception):
+    """Out of patience."""
+
+
+def ignore(progress: Progress) -> None:
+    """A report that goes nowhere."""
+
+
+def never() -> bool:
+    """Nobody asks to stop."""
+    return False
+
+
+def run_loop(
+    subject: Subject,
+    pace: Pace,
+    run: Run,
+    report: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+    channel: Channel | None = None,
+) -> str:
+    """Step until the end or until asked to stop; returns the status.
+
+    After pace.patience steps in a row without a finite gradient the run goes back to its last checkpoint,
+    once; the second time it raises Diverged.
+    """
+    while True:
+        try:
+            return _steps(subject, pace, run, report, should_stop, channel)
+        except _Lost:
+            lost_at, gone_back = subject.step, "went_back_at_step" in runs.read(run)
+            if not gone_back and _go_back(subject, run):
+                continue
+            subject.save()  # skipped steps changed nothing: these are the last good ones
+            raise Diverged(
+                f"no finite gradient in {pace.patience} steps up to step {lost_at}: {subject.advice}; the "
+                f"last good state is in {run.checkpoints}"
+            ) from None
+
+
+def _go_back(subject: Subject, run: Run) -> bool:
+    lost_at = subject.step
+    try:
+        subject.restore()
+    except (FileNotFoundError, ValueError):
+        return False
+    subject.failures = 0
+    rewind_metrics(run.metrics, subject.step - 1)
+    runs.update(run, went_back_at_step=lost_at)
+    return True
+
+
+def _steps(
+    subject: Subject,
+    pace: Pace,
+    run: Run,
+    report: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+    channel: Channel | None,
+) -> str:
+    watch = Watch(subject, run, pace.steps, channel)
+    begin = saved = time.monotonic()
+    interval = min(FIRST_CHECKPOINT_SECONDS, pace.checkpoint_seconds)
+    rewards: dict[str, float] = {}
+    with Metrics(run.metrics) as metrics:
+        while subject.step < pace.steps and not should_stop() and not watch.before(should_stop):
+            started, values = time.perf_counter(), None
+            scored = subject.step % pace.reward_every == 0 or subject.step + 1 == pace.steps
+            row = _advance(subject, run, scored=scored)
+            rewards = row.rewards or rewards
+            subject.failures = (subject.failures + row.failed) * row.failed
+            if scored or subject.step % pace.log_every == 0:
+                values = _values(subject.step, row, started)
+                metrics.write(values)
+                if int(subject.failures) >= pace.patience:
+                    raise _Lost
+            subject.step += 1
+            watch.after(row, values)
+            now = time.monotonic()
+            due = interval > 0 and now - saved > interval and subject.step < pace.steps
+            if due and int(subject.failures) == 0:  # a run that is lost goes back to before it was
+                subject.save()
+                saved, interval = time.monotonic(), pace.checkpoint_seconds
+            report(
+                Progress(
+                    step=subject.step,
+                    steps=pace.steps,
+                    loss=float(row.loss) if scored else float("nan"),
+                    splats=row.splats,
+                    rewards=rewards,
+                    seconds=now - begin,
+                )
+            )
+    subject.save()
+    status = "done" if subject.step >= pace.steps else "stopped"
+    watch.end(status)
+    return status
+
+
+def _advance(subject: Subject, run: Run, *, scored: bool) -> Row:
+    """One step, with half the batches when memory runs out; when that fails too, a checkpoint is left."""
+    halved = subject.models.halved
+    try:
+        row, subject.models = within_memory(
+            lambda models: subject.advance(models, scored=scored), subject.models, subject.clear
+        )
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            subject.clear()
+            subject.save()
+        raise
+    if subject.models.halved and not halved:
+        runs.update(run, halved_at_step=subject.step)
+    return row
+
+
+def _values(step: int, row: Row, started: float) -> dict[str, float]:
+    return {
+        "step": step,
+        "loss": float(row.loss),
+        "skipped": float(row.failed),
+        **row.values(),
+        **(row.rewards or {}),
+        "time/step_ms": round(1e3 * (time.perf_counter() - started), 3),
+    }

@@ -1,0 +1,167 @@
+"""LoRA files that others trained, merged into the weights that they were trained for (Hu et al. 2021).
+
+    W + scale alpha / r  B A
+
+Reads the layouts of diffusers and peft, and of kohya's trainers. Only the names go through diffusers: its own
+merging (0.42) loses the alphas of attention layers where a file has several.
+
+Shapes: r the rank, W [out, in, ...], A [r, in, ...], B [out, r, ...]; convolutions are W with a kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from splatgen.config import PriorOptions
+from splatgen.loading import explained, quiet, read_tensors
+from splatgen.weights import WeightsError
+
+N = TypeVar("N", bound=nn.Module)
+Layer = tuple[Tensor, Tensor]  # A, and B with alpha / r in it
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraFile:
+    """What a file adds to each of a model's networks."""
+
+    path: Path
+    scale: float
+    networks: Mapping[str, Mapping[str, Layer]]  # by network, by module
+
+    @property
+    def source(self) -> str:
+        """To be added to that of the model."""
+        return f" + {self.scale:g} of {self.path}" if any(self.networks.values()) else ""
+
+    def merge(self, name: str, network: N) -> N:
+        """Add what is for a network, and give it back.
+
+        Raises WeightsError for a layer that it has not, or of another size.
+        """
+        for module, (a, b) in self.networks.get(name, {}).items():
+            weight = self._weight(name, network, module)
+            if len(b) * a[0].numel() != weight.numel() or len(b) != len(weight):
+                raise WeightsError(
+                    f"{self.path} has {tuple(b.shape)} x {tuple(a.shape)} for {module} of {name}, which is "
+                    f"{tuple(weight.shape)}: give LoRA weights that were trained on this model"
+                )
+            delta = b.float().flatten(1) @ a.float().flatten(1)
+            with torch.no_grad():
+                weight.copy_(weight.float() + self.scale * delta.view(weight.shape).to(weight.device))
+        return network
+
+    def _weight(self, name: str, network: nn.Module, module: str) -> Tensor:
+        for where in (module, module.removeprefix("text_model.")):  # transformers 5 took that level away
+            try:
+                found = getattr(network.get_submodule(where), "weight", None)
+            except AttributeError:
+                continue
+            if found is not None:
+                weight: Tensor = found
+                return weight
+        raise WeightsError(
+            f"{self.path} changes {module}, which {name} has not: give LoRA weights that were trained on "
+            "this model"
+        )
+
+
+def read_lora(
+    options: PriorOptions, networks: Sequence[str], unet: Mapping[str, Any] | None = None
+) -> LoraFile:
+    """The file that the options name, for a model of those networks (unet or transformer, text_encoder, ...).
+
+    unet is a configuration, for files for SDXL: kohya's count its layers as the original code does. Raises
+    WeightsError for a file that is damaged, holds no LoRA weights, or some for another kind of model. Without
+    a file, nothing is added.
+    """
+    if options.lora is None:
+        return LoraFile(path=Path(), scale=0.0, networks={})
+    path = Path(options.lora).expanduser()
+    if path.suffix != ".safetensors":
+        raise WeightsError(f"LoRA weights are read from .safetensors files: convert {path}")
+    with explained("LoRA weights", path), quiet():
+        named, said = _in_peft_names(_scaled(path, read_tensors(path)), unet), _metadata(path)
+        layers: dict[str, dict[str, Layer]] = {name: {} for name in networks}
+        for key in [key for key in named if key.endswith(".lora_A.weight")]:
+            module = key.removesuffix(".lora_A.weight")
+            a, b = named.pop(key), named.pop(f"{module}.lora_B.weight", torch.empty(0, 0))
+            if len(a) == 0 or b.flatten(1).shape[1] != len(a):
+                raise WeightsError(
+                    f"{path} has no two matrices for {module}: give a file of plain LoRA weights"
+                )
+            name, _, inner = module.partition(".")
+            if name not in layers:
+                raise WeightsError(f"{path} changes {module}: give LoRA weights for {', '.join(networks)}")
+            layers[name][inner] = a, b * (_said_alpha(said, name, inner, len(a)) / len(a))
+    if named or not any(layers.values()):
+        rest = f"has {min(named)}, which is not LoRA" if named else "holds no LoRA weights"
+        raise WeightsError(f"{path} {rest}: give a file in the layout of diffusers or kohya")
+    return LoraFile(path=path, scale=options.lora_scale, networks=layers)
+
+
+def _scaled(path: Path, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+    """With kohya's alphas in the matrices."""
+    odd = [key for key in tensors if key.endswith("dora_scale")]
+    if odd:
+        raise WeightsError(f"{path} is not plain LoRA ({odd[0]}): give one that is")
+    found = {key: value for key, value in tensors.items() if not key.endswith(".alpha")}
+    for key in tensors.keys() - found.keys():
+        layer = key.removesuffix(".alpha")
+        up, down = f"{layer}.lora_up.weight", f"{layer}.lora_down.weight"
+        if up not in found or down not in found:
+            raise WeightsError(f"{path} has {key} and no {down}: give a file of plain LoRA weights")
+        found[up] = found[up].float() * (float(tensors[key]) / max(len(found[down]), 1))
+    return found
+
+
+def _in_peft_names(tensors: Mapping[str, Tensor], unet: Mapping[str, Any] | None) -> dict[str, Tensor]:
+    """NETWORK.MODULE.lora_A.weight and lora_B."""
+    from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
+    from diffusers.utils import (
+        convert_state_dict_to_diffusers,
+        convert_state_dict_to_peft,
+        convert_unet_state_dict_to_peft,
+    )
+
+    config = SimpleNamespace(**unet) if unet else None
+    state, _ = StableDiffusionXLLoraLoaderMixin.lora_state_dict(dict(tensors), unet_config=config)
+    found: dict[str, Tensor] = {}
+    for name in {key.partition(".")[0] for key in state}:
+        part = {key.partition(".")[2]: value for key, value in state.items() if key.startswith(f"{name}.")}
+        if all(".lora_A." in key or ".lora_B." in key for key in part):
+            pass
+        elif name.startswith("text_encoder"):
+            part = convert_state_dict_to_peft(convert_state_dict_to_diffusers(part))
+        else:
+            part = convert_unet_state_dict_to_peft(part)
+        found |= {f"{name}.{key}": value for key, value in part.items()}
+    return found
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """peft's configuration as diffusers writes it into a file: NETWORK.lora_alpha and so on."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        found: dict[str, Any] = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    odd = [key for key, value in found.items() if value and key.endswith((".use_dora", ".use_rslora"))]
+    if odd:
+        raise WeightsError(f"{path} is not plain LoRA ({odd[0]}): give one that is")
+    return found
+
+
+def _said_alpha(said: Mapping[str, Any], name: str, module: str, rank: int) -> float:
+    """Alpha of a module; without a word about it, the rank, as diffusers does."""
+    for pattern, alpha in (said.get(f"{name}.alpha_pattern") or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", module):
+            return float(alpha)
+    return float(said.get(f"{name}.lora_alpha", rank))
