@@ -17,7 +17,7 @@ LAYERS = (
     "render priors rewards formats toybox loading shapes shap_e open_clip",
     "scores preferences guidance denoiser conditions moment inversion panel densify regularise",
     "optimise step scene checkpoint packing runs metrics evaluate video results painting editing comparing "
-    "lighter looping watching showing",
+    "lighter looping watching showing residence",
     "cli commands doctor doctor_models fetching",
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}

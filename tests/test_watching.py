@@ -399,3 +399,29 @@ def test_run_json_does_not_hold_what_only_a_viewer_wants(tmp_path):
     result = start(tmp_path, channel=Viewer(PLAN))
     assert json.loads(result.run.config_json.read_text())["guidance"]["scale"] == config().guidance.scale
     assert runs.read(result.run)["status"] == "done"
+
+
+def test_the_command_line_makes_the_changes_of_another_run_again(cli, tmp_path):
+    path = tmp_path / steering.FILE
+    steering.write(path, [Change(step=1, setting="guidance.scale", value=4.0)])
+    words = [
+        "--prior",
+        "toybox-mini",
+        "--reward",
+        "toybox-mini",
+        "--steps",
+        "3",
+        "--views.size",
+        "16",
+        "--output.frames",
+        "0",
+    ]
+    words += ["--device", "cpu", "--steering", str(path)]
+    done = cli("generate", "a red cube", *words, "--out", tmp_path / "o")
+    assert done.code == 0, done.err
+    (run,) = (tmp_path / "o").iterdir()
+    assert steering.read(run / steering.FILE) == steering.read(path)
+    path.write_text("nothing\n")
+    done = cli("generate", "a red cube", *words, "--out", tmp_path / "p")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert not (tmp_path / "p").exists()

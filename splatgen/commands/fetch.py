@@ -81,7 +81,7 @@ def _list(folder: str | None, *, as_json: bool) -> None:
         return
     for row in rows:
         gate = ", after accepting its licence" if row["gate"] else ""
-        print(f"{row['name']:<14}{row['gigabytes']:>6.2f} GB  {row['state']:<11} {row['licence']}{gate}")
+        print(f"{row['name']:<16}{row['gigabytes']:>6.2f} GB  {row['state']:<11} {row['licence']}{gate}")
     print("\nget one: splatgen fetch NAME")
 
 

@@ -10,8 +10,9 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from splatgen import weights
+from splatgen import steering, weights
 from splatgen.commands import checks, parsing
+from splatgen.commands.failures import USAGE, Failure
 from splatgen.commands.parsing import Switch
 from splatgen.commands.working import work
 from splatgen.config import Config, presets, read_preset
@@ -26,6 +27,9 @@ class Generate:
     """Settings to start from; they change the defaults."""
     config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """A .toml or .json file of settings, such as a run's config.json; they change the preset's."""
+    steering: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """The steering.jsonl of another run: make the changes that somebody made in its viewer at the same
+    steps."""
     out: Annotated[Path, arg(metavar="DIR")] = Path("outputs")
     """The folder in which the run folder is made."""
     json: Switch = False
@@ -80,6 +84,11 @@ def check(options: Generate, config: Config) -> Config:
     config = checks.check_prompts(config, force=options.force)
     checks.check_init(config)
     checks.check_models(config)
+    if options.steering is not None:
+        if not options.steering.is_file():
+            advice = "give the steering.jsonl of a run"
+            raise Failure(USAGE, f"--steering {options.steering} is no file: {advice}")
+        steering.read(options.steering)
     checks.check_device(config)
     checks.check_out(options.out)
     return config
@@ -95,6 +104,7 @@ def main(argv: Sequence[str]) -> int:
             config,
             out=options.out,
             command=["splatgen", "generate", *argv],
+            changes=options.steering,
             report=report,
             should_stop=should_stop,
         ),
