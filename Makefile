@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint bench reward-parity clean
+.PHONY: setup demo test lint bench reward-parity interop fuzz clean
 
 setup: .venv/.done
 
@@ -32,6 +32,16 @@ bench: setup
 # ours against hpsv2 and image-reward themselves, in an environment of their own (minutes, a package index)
 reward-parity: setup
 	$(BIN)/python benchmarks/reward_parity.py
+
+# our splat files read by software that others wrote, and theirs by us (needs node)
+interop: setup
+	npm install --prefix tests/.node_modules --no-save --no-audit --no-fund --ignore-scripts \
+		@playcanvas/splat-transform@3.7.0 @adobe/spz@0.2.3 gltf-validator@2.0.0-dev.3.10
+	$(BIN)/python -m pytest -q tests/formats/test_others.py
+
+# coverage-guided, two minutes a format (needs `pip install atheris` beside splatgen's packages)
+fuzz: setup
+	for f in ply splat spz glb; do $(BIN)/python tests/fuzz/run.py $$f 120 || exit 1; done
 
 clean:
 	rm -rf .venv build dist *.egg-info

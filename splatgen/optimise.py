@@ -23,6 +23,7 @@ from splatgen.config import Config, ConfigError, ImageConfig, from_dict, read_fi
 from splatgen.looping import Diverged, Pace, Progress, Result, Row, ignore, never, run_loop
 from splatgen.memory import is_out_of_memory
 from splatgen.metrics import rewind_metrics
+from splatgen.placing import placement
 from splatgen.render import render
 from splatgen.results import write_results
 from splatgen.runs import Run
@@ -192,7 +193,7 @@ def create_run(
 def _source(config: Config, run: Run, device: str) -> Splats:
     """What an edit starts from, before the cameras; read from the run, so that a resume sees the same."""
     original = editing.load_source(run)
-    return editing.placement(original, config.edit.fit).place(original).to(device)
+    return placement(original, config.edit.fit).place(original).to(device)
 
 
 def resume(

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from splatgen import checkpoint, editing, formats, looping, optimise
+from splatgen import checkpoint, editing, formats, looping, optimise, placing
 from splatgen.cameras import turntable
 from splatgen.config import (
     Config,
@@ -30,8 +30,8 @@ from splatgen.config import (
     RegulariseOptions,
     ViewOptions,
 )
-from splatgen.editing import IDENTITY, Placement, placement
 from splatgen.metrics import read_metrics
+from splatgen.placing import IDENTITY, Placement, placement
 from splatgen.render import render
 from splatgen.rng import rng
 from splatgen.splats import Splats, concatenate, rgb_to_sh
@@ -144,7 +144,7 @@ def test_an_object_out_of_view_or_tiny_is_moved(scale: float, offset: float) -> 
     where = placement(foreign, "auto")
     assert where != IDENTITY
     reach = where.place(foreign).means.norm(dim=-1)
-    assert 0.6 < float(reach.quantile(0.95)) < editing.FITTED
+    assert 0.6 < float(reach.quantile(0.95)) < placing.FITTED
     assert placement(foreign, "never") == IDENTITY
 
 
@@ -161,7 +161,7 @@ def test_one_splat_is_placed_by_its_own_size() -> None:
     one = dataclasses.replace(red_cube(1), means=torch.tensor([[5.0, -7.0, 2.0]]))
     where = placement(one, "auto")
     assert where.center == (5.0, -7.0, 2.0)
-    assert where.size == pytest.approx(0.07 / editing.FITTED)
+    assert where.size == pytest.approx(0.07 / placing.FITTED)
 
 
 def test_splats_without_a_size_are_refused() -> None:

@@ -15,15 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from splatgen import formats, shapes
+from splatgen import formats, meshes, shapes
 from splatgen.budget import Keep
 from splatgen.cameras import orbit, turntable
 from splatgen.commands.checks import check_init
 from splatgen.commands.failures import MISSING, USAGE, Failure, describe
 from splatgen.config import Config, DensifyOptions, SplatOptions, ViewOptions
+from splatgen.meshes import Mesh, read_obj
 from splatgen.render import render
 from splatgen.rng import rng
-from splatgen.shapes import FILL, Mesh, from_splats, on_surface, reach, read_obj, starting_splats
+from splatgen.shapes import FILL, from_splats, on_surface, reach, starting_splats
 from splatgen.splats import Splats, check, concatenate, random_ball, sh_to_rgb
 
 HALF = reach(ViewOptions())
@@ -195,7 +196,7 @@ def test_a_cloud_that_shows_nothing_is_refused(tmp_path: Path, splats: Splats) -
 
 def test_a_point_is_refused() -> None:
     splats = dataclasses.replace(ball(20), means=torch.zeros(20, 3), scales=torch.full((20, 3), -1e30))
-    with pytest.raises(ValueError, match="radius 0"):
+    with pytest.raises(ValueError, match="radius of 0"):
         from_splats(splats, SplatOptions(), HALF, most=100, name="x.ply")
 
 
@@ -383,7 +384,7 @@ def test_a_mesh_that_is_too_large_is_refused(
 ) -> None:
     path = written(tmp_path, TRIANGLE + 5 * "f 1 2 3\n")
     read_obj(path)
-    monkeypatch.setattr(shapes, limit, value)
+    monkeypatch.setattr(meshes, limit, value)
     with pytest.raises(ValueError, match=words):
         read_obj(path)
 

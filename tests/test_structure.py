@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS = (
     "__init__ atomic rng cameras splats prompts backgrounds memory machine hints snapshot config validation "
     "methods paired weights published budget steering",
-    "render priors rewards formats toybox loading shapes shap_e open_clip",
+    "render priors rewards formats toybox loading shapes meshes placing shap_e open_clip",
     "scores preferences guidance denoiser conditions moment inversion panel densify regularise",
     "optimise step scene checkpoint packing runs metrics evaluate video results painting editing comparing "
     "lighter looping watching showing residence",

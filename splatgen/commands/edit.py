@@ -47,7 +47,8 @@ class EditConfig(Config):
     steps: Annotated[int, arg(metavar="N")] = 150
     """Optimisation steps; every schedule scales with them."""
     edit: EditOptions = field(default_factory=EditOptions)
-    splats: Annotated[SplatOptions, Suppress] = field(default_factory=SplatOptions)  # INPUT brings them
+    init: Annotated[str, Suppress] = "sphere"  # INPUT brings them
+    splats: Annotated[SplatOptions, Suppress] = field(default_factory=SplatOptions)
     # No growth and no pruning: splats that the words ask nothing of stay what they were. On the toybox growth
     # gained at the size that is optimised, and lost as much at larger ones, to spikes along edges.
     densify: DensifyOptions = field(default_factory=lambda: DensifyOptions(rounds=0))

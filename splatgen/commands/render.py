@@ -19,10 +19,10 @@ FILMS = (".mp4", ".gif")
 
 @dataclass(frozen=True, kw_only=True)
 class Render:
-    """Render a turntable and a preview of a run or a .ply, beside it; prints their paths."""
+    """Render a turntable and a preview of a run or a splat file, beside it; prints their paths."""
 
     input: Annotated[Path, Positional, arg(metavar="INPUT")]
-    """A run folder or a .ply file."""
+    """A run folder or a splat file: .ply, .splat, .spz or .glb."""
     out: Annotated[Path | None, arg(metavar="FILE_OR_DIR", help_behavior_hint="")] = None
     """A folder for both, an .mp4 for the turntable alone, or a .png for the preview alone."""
     frames: Annotated[int, arg(metavar="N")] = 120

@@ -14,18 +14,22 @@ if TYPE_CHECKING:
 # suffix to the module that holds its load() and save()
 FORMATS = {
     ".ply": "splatgen.formats.ply",
+    ".splat": "splatgen.formats.splat",
+    ".spz": "splatgen.formats.spz",
+    ".glb": "splatgen.formats.glb",
 }
 
 
-def load(path: str | os.PathLike[str], *, frame: str | None = None) -> Splats:
+def load(path: str | os.PathLike[str], *, frame: str | None = None, broken: bool = False) -> Splats:
     """Read splats into the internal frame (+Y up, +Z toward the camera at azimuth 0).
 
     frame names the file's axes where the format leaves them open (see the format's module); None is
     the format's convention. Raises ValueError for a suffix or a content that can't be read, and
-    OSError when the file can't be.
+    OSError when the file can't be. broken lets splats with impossible numbers through, as NaN or
+    infinity, for callers that drop them.
     """
     options = {} if frame is None else {"frame": frame}
-    splats: Splats = _module(path).load(path, **options)
+    splats: Splats = _module(path).load(path, broken=broken, **options)
     return splats
 
 
@@ -48,6 +52,15 @@ def save(
         splats, path, comments=comments, sh_degree=sh_degree, clean=clean, **options
     )
     return dropped
+
+
+def losses(splats: Splats, path: str | os.PathLike[str], *, sh_degree: int | None = None) -> list[str]:
+    """What saving these splats under this name would not keep of them, a phrase each."""
+    module = _module(path)
+    degree = min(module.MOST_DEGREE, splats.sh_degree if sh_degree is None else sh_degree)
+    cut = bool(splats.sh[:, (degree + 1) ** 2 :].any())
+    told = [f"spherical harmonics beyond degree {degree}"] if cut else []
+    return [*told, *module.losses(splats)]
 
 
 def _module(path: str | os.PathLike[str]) -> Any:

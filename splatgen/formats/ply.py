@@ -9,8 +9,6 @@ Shapes: N splats, K = (degree + 1)^2 spherical-harmonic coefficients, P properti
 
 from __future__ import annotations
 
-import logging
-import math
 import os
 from collections.abc import Sequence
 
@@ -20,14 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from splatgen import atomic
-from splatgen.formats import frames, ply_header
-from splatgen.splats import Splats, check
+from splatgen.formats import frames, ply_header, reading, writing
+from splatgen.splats import Splats
 
-MIN_OPACITY = 1 / 255  # below, a splat can't change an 8-bit pixel
+MOST_DEGREE = 3
+MIN_OPACITY = writing.MIN_OPACITY
 COMMENT_LIMIT = 500  # characters; the prompt may be longer than a header should be
 COMMENTS_MOST = 100  # keeps the header within what load() reads of it
 
-_log = logging.getLogger(__name__)
 _Array = NDArray[np.float32]
 
 
@@ -58,17 +56,11 @@ def save(
     """
     from plyfile import PlyData, PlyElement
 
-    check(splats)
     if len(comments) > COMMENTS_MOST:
         raise ValueError(
             f"{len(comments)} comments are too many for a .ply header: give {COMMENTS_MOST} or fewer"
         )
-    splats = Splats(**{k: v.detach().to("cpu", torch.float32) for k, v in splats.tensors().items()})
-    kept = _cleaned(splats, str(path)) if clean else splats
-    if not bool(_usable(kept).all()):
-        bad = int((~_usable(kept)).sum())
-        raise ValueError(f"{bad} of {len(kept)} splats are not finite or lack a rotation: set clean=True")
-    written = _with_degree(frames.to_frame(kept, frame), sh_degree)
+    written, dropped = writing.prepared(splats, path, frame=frame, sh_degree=sh_degree, clean=clean)
     rows = _rows(written)  # [N, P]
     layout = np.dtype([(name, "<f4") for name in property_names(written.sh_degree)])
     header = ["Vertical axis: y", f"SH degree: {written.sh_degree}", "SplatRenderMode: default"]
@@ -76,37 +68,36 @@ def save(
     data = PlyData([vertex], byte_order="<", comments=[*header, *map(_comment, comments)])
     with atomic.replacing(path) as temporary:
         data.write(str(temporary))
-    return len(splats) - len(kept)
+    return dropped
 
 
-def load(path: str | os.PathLike[str], *, frame: str = "ply") -> Splats:
+def losses(splats: Splats) -> list[str]:
+    """What a .ply does not keep of splats: nothing."""
+    return []
+
+
+def load(path: str | os.PathLike[str], *, frame: str = "ply", broken: bool = False) -> Splats:
     """Read splats into the internal frame, float32 on the CPU.
 
     Accepts ascii and both byte orders, any numeric type and order of properties, files without
     normals, and further properties and elements, which are ignored. Raises ValueError in one line for
-    anything else; OSError passes through. Takes a few times the file's size of memory at most.
+    anything else, also for numbers that are not finite unless broken; OSError passes through. Takes a
+    few times the file's size of memory at most.
     """
-    columns = ply_header.read_vertices(path)
-    with np.errstate(over="ignore"):  # what float32 can't hold becomes infinite, and is refused below
-        kept = {name: columns[name].astype(np.float32) for name in _needed(columns, path)}
-    for name, values in kept.items():
-        if not np.isfinite(values).all():
-            bad = int((~np.isfinite(values)).sum())
-            raise ValueError(
-                f"{os.fspath(path)!r} has {bad} values of {name!r} that are not finite in float32: "
-                "remove those splats or save the file again"
-            )
-    splats = _assemble(kept)
-    return frames.from_frame(_with_rotations(splats, path), frame)
+    with reading.opened(path, ".ply") as (file, size):
+        columns = ply_header.read_vertices(file, size)
+        with np.errstate(over="ignore"):  # what float32 can't hold becomes infinite, and is refused below
+            kept = {name: columns[name].astype(np.float32) for name in _needed(columns)}
+        return frames.from_frame(reading.checked(_assemble(kept), path, broken=broken), frame)
 
 
-def _needed(columns: dict[str, ply_header.Column], path: str | os.PathLike[str]) -> list[str]:
+def _needed(columns: dict[str, ply_header.Column]) -> list[str]:
     """The properties that make splats, after checking that all are there."""
     rest = sum(name.startswith("f_rest_") for name in columns)
     degrees = {3 * ((d + 1) ** 2 - 1): d for d in range(4)}
     if rest not in degrees:
         raise ValueError(
-            f"{os.fspath(path)!r} has {rest} f_rest_* properties, expected 0, 9, 24 or 45: "
+            f"it has {rest} f_rest_* properties, expected 0, 9, 24 or 45: "
             "save it again with SH degree 0, 1, 2 or 3"
         )
     names = [name for name in property_names(degrees[rest]) if name not in ("nx", "ny", "nz")]
@@ -117,7 +108,7 @@ def _needed(columns: dict[str, ply_header.Column], path: str | os.PathLike[str])
             hint = "it looks like a plain point cloud or mesh, not Gaussian splats"
         if "packed_position" in columns:
             hint = "it looks like SuperSplat's compressed .ply, so convert it with splat-transform"
-        raise ValueError(f"{os.fspath(path)!r} lacks the properties {', '.join(missing)}: {hint}")
+        raise ValueError(f"it lacks the properties {', '.join(missing)}: {hint}")
     return names
 
 
@@ -139,50 +130,12 @@ def _assemble(columns: dict[str, _Array]) -> Splats:
     )
 
 
-def _with_rotations(splats: Splats, path: str | os.PathLike[str]) -> Splats:
-    """Give splats whose quaternion is zero, which some tools write, no rotation instead of NaN."""
-    zero = (splats.quats == 0).all(-1)
-    if zero.any():
-        _log.warning("%s: %d zero quaternions read as no rotation", os.fspath(path), int(zero.sum()))
-        splats.quats[zero] = torch.tensor([1.0, 0.0, 0.0, 0.0])
-    return splats
-
-
-def _cleaned(splats: Splats, path: str) -> Splats:
-    visible = splats.opacities >= math.log(MIN_OPACITY / (1 - MIN_OPACITY))
-    kept = splats.select(_usable(splats) & visible)
-    dropped = len(splats) - len(kept)
-    if dropped:
-        level = logging.INFO if len(kept) else logging.WARNING  # an empty file is hardly what was wanted
-        _log.log(level, "%s: dropped %d of %d splats, invisible or broken", path, dropped, len(splats))
-    return kept
-
-
-def _usable(splats: Splats) -> Tensor:
-    """Mask of the splats that are finite and have a rotation, [N]."""
-    finite = [v.reshape(len(splats), -1).isfinite().all(-1) for v in splats.tensors().values() if len(splats)]
-    return torch.stack([*finite, (splats.quats != 0).any(-1)]).all(0)
-
-
-def _with_degree(splats: Splats, degree: int | None) -> Splats:
-    if degree is None:
-        return splats
-    if degree not in (0, 1, 2, 3):
-        raise ValueError(f"no SH degree {degree} in a .ply: use 0, 1, 2 or 3")
-    count = (degree + 1) ** 2
-    sh = torch.zeros(len(splats), count, 3)
-    sh[:, : splats.sh.shape[1]] = splats.sh[:, :count]
-    return Splats(**{**splats.tensors(), "sh": sh})
-
-
 def _rows(splats: Splats) -> _Array:
     """All properties in the file's order, [N, P]."""
     n = len(splats)
-    quats = splats.quats.double()  # float32 would overflow for components beyond 1e19
     rest = splats.sh[:, 1:].mT.flatten(1)  # [N, 3 (K - 1)], channel-major
     parts = [splats.means, torch.zeros(n, 3), splats.sh[:, 0], rest, splats.opacities[:, None], splats.scales]
-    unit = (quats / quats.norm(dim=-1, keepdim=True)).float()
-    rows: _Array = torch.cat([*parts, unit], -1).contiguous().numpy()
+    rows: _Array = torch.cat([*parts, writing.unit(splats.quats).float()], -1).contiguous().numpy()
     return rows
 
 

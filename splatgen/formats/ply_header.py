@@ -6,10 +6,8 @@ anything is allocated, so that a small file can't ask for much memory.
 
 from __future__ import annotations
 
-import os
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -55,22 +53,11 @@ class Header:
     size: int  # bytes up to the data
 
 
-def read_vertices(path: str | os.PathLike[str]) -> dict[str, Column]:
+def read_vertices(file: BinaryIO, size: int) -> dict[str, Column]:
     """The columns of the element `vertex` in the file's own types (ascii: float64), [N] each.
 
-    Raises ValueError for files that are not a
-    .ply or not a whole one; OSError passes through.
+    Raises ValueError for what is not a .ply of `size` bytes or not a whole one; OSError passes through.
     """
-    if Path(path).exists() and not Path(path).is_file():  # a folder, or a pipe that would block
-        raise ValueError(f"{os.fspath(path)!r} is not a file: give a .ply file")
-    try:
-        with open(path, "rb") as file:
-            return _read(file, os.fstat(file.fileno()).st_size)
-    except ValueError as error:
-        raise ValueError(f"{os.fspath(path)!r} can't be read as .ply: {error}") from error
-
-
-def _read(file: BinaryIO, size: int) -> dict[str, Column]:
     if size == 0:
         raise ValueError("it is empty, so save it again")
     header = parse(file.read(HEADER_LIMIT))

@@ -102,12 +102,8 @@ PRIORS = {
     "sd21": PriorEntry(loader="splatgen.priors.stable_diffusion:load_sd21", options=_LATENT),
     "sdxl": PriorEntry(loader="splatgen.priors.sdxl:load", options=_LATENT),
     "deepfloyd": PriorEntry(loader="splatgen.priors.deepfloyd:load", options=_NETWORK),
-    "sd3": PriorEntry(
-        loader="splatgen.priors.flow:load_sd3", options=(*_LATENT, "t5"), half="bfloat16"
-    ),
-    "sd35": PriorEntry(
-        loader="splatgen.priors.flow:load_sd35", options=(*_LATENT, "t5"), half="bfloat16"
-    ),
+    "sd3": PriorEntry(loader="splatgen.priors.flow:load_sd3", options=(*_LATENT, "t5"), half="bfloat16"),
+    "sd35": PriorEntry(loader="splatgen.priors.flow:load_sd35", options=(*_LATENT, "t5"), half="bfloat16"),
     "mvdream": PriorEntry(
         loader="splatgen.priors.mvdream:load", options=(*_NETWORK, "preview", "camera"), views=4
     ),

@@ -248,6 +248,33 @@ def test_zero_quaternions_become_no_rotation(tmp_path, caplog):
     assert "1 zero quaternions" in caplog.text
 
 
+def test_infinities_with_a_meaning_become_finite(tmp_path):
+    """Niantic's tools write opacities of exactly 0 and 1 as infinite logits, flat splats have log 0."""
+    path = tmp_path / "a.ply"
+    formats.save(cloud(3), path)
+
+    def change(rows):
+        rows["opacity"][:2] = math.inf, -math.inf
+        rows["scale_2"][2] = -math.inf
+        return rows
+
+    rewrite(path, change)
+    splats = formats.load(path)
+    assert splats.opacities[:2].sigmoid().tolist() == pytest.approx([1, 0], abs=1e-7)
+    assert float(splats.scales[2, 2].exp()) == pytest.approx(2.0**-126, rel=1e-5)
+    assert formats.save(splats, path) == 1  # the one that no one can see
+
+
+def test_broken_splats_pass_for_those_who_drop_them(tmp_path):
+    path = tmp_path / "a.ply"
+    formats.save(cloud(3), path)
+    rewrite(path, setting("x", math.nan))
+    splats = formats.load(path, broken=True)
+    assert splats.means.isnan().sum() == 1
+    assert formats.save(splats, path) == 1
+    assert len(formats.load(path)) == 2
+
+
 def dropping(*dropped):
     def change(rows):
         kept = [n for n in rows.dtype.names if n not in dropped]
@@ -281,8 +308,9 @@ SPLAT_ONLY = ("opacity", "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot
         (dropping(*SPLAT_ONLY), "plain point cloud or mesh"),
         (dropping("f_rest_3"), "8 f_rest_"),
         (dropping("f_rest_0", *(f"f_rest_{i}" for i in range(2, 9))), "1 f_rest_"),
-        (setting("x", math.nan), "1 values of 'x' that are not finite"),
-        (setting("opacity", math.inf), "not finite"),
+        (setting("x", math.nan), "1 numbers in its means that are not finite"),
+        (setting("opacity", math.nan), "not finite"),
+        (setting("scale_1", math.inf), "not finite"),
         (setting("f_rest_4", -math.inf), "not finite"),
         (huge, "not finite in float32"),
     ],
@@ -304,7 +332,7 @@ def test_refuses_a_gap_in_f_rest(tmp_path):
 
 
 def test_suffixes_and_what_is_no_file(tmp_path):
-    with pytest.raises(ValueError, match=r"'\.obj'.*use \.ply"):
+    with pytest.raises(ValueError, match=r"'\.obj'.*use \.ply, \.splat, \.spz, \.glb"):
         formats.load(tmp_path / "a.obj")
     with pytest.raises(ValueError, match=r"''.*use \.ply"):
         formats.save(cloud(1), tmp_path / "a")

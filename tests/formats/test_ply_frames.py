@@ -3,49 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from clouds import rotations, sh_basis
 
 from splatgen.formats import frames
 from splatgen.splats import Splats
 
 TURNS = {"rub": np.eye(3), "ply": np.diag([-1.0, -1.0, 1.0]), "rdf": np.diag([1.0, -1.0, -1.0])}
-
-
-def sh_basis(d: np.ndarray) -> np.ndarray:
-    """The 16 functions of gsplat and Inria at directions [M, 3], [M, 16]."""
-    x, y, z = d.T
-    xx, yy, zz = x * x, y * y, z * z
-    return np.stack(
-        [
-            0.28209479177387814 * np.ones_like(x),
-            -0.4886025119029199 * y,
-            0.4886025119029199 * z,
-            -0.4886025119029199 * x,
-            1.0925484305920792 * x * y,
-            -1.0925484305920792 * y * z,
-            0.31539156525252005 * (2 * zz - xx - yy),
-            -1.0925484305920792 * x * z,
-            0.5462742152960396 * (xx - yy),
-            -0.5900435899266435 * y * (3 * xx - yy),
-            2.890611442640554 * x * y * z,
-            -0.4570457994644658 * y * (4 * zz - xx - yy),
-            0.3731763325901154 * z * (2 * zz - 3 * xx - 3 * yy),
-            -0.4570457994644658 * x * (4 * zz - xx - yy),
-            1.445305721320277 * z * (xx - yy),
-            -0.5900435899266435 * x * (xx - 3 * yy),
-        ],
-        -1,
-    )
-
-
-def rotation_matrix(q: np.ndarray) -> np.ndarray:
-    """Unit quaternions wxyz [M, 4] to matrices, [M, 3, 3]."""
-    w, x, y, z = q.T
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return np.moveaxis(np.array(rows), -1, 0)
 
 
 def cloud(degree: int) -> Splats:
@@ -68,7 +31,7 @@ def test_turning_is_a_rotation_of_everything(frame, degree):
     turned = frames.to_frame(splats, frame)
     np.testing.assert_allclose(turned.means.numpy(), splats.means.numpy() @ turn.T, atol=0)
     np.testing.assert_allclose(
-        rotation_matrix(turned.quats.numpy()), turn @ rotation_matrix(splats.quats.numpy()), atol=1e-15
+        rotations(turned.quats.numpy()), turn @ rotations(splats.quats.numpy()), atol=1e-15
     )
     directions = np.random.default_rng(0).normal(size=(50, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)

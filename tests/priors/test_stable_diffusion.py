@@ -921,6 +921,13 @@ def test_lora_files_with_odd_words_about_them_are_refused(folder, tmp_path, said
     refused(folder, words, lora=str(tmp_path / "style.safetensors"))
 
 
+@pytest.mark.parametrize("key", ["conv_in.lora_B.bias", "conv_in.lora_B.weight", "conv_in.lora_A.bias"])
+def test_lora_files_with_something_left_over_are_refused(folder, tmp_path, key):
+    tensors, _ = tiny.lora({"unet": load(folder).unet}, "peft")
+    save_file({**tensors, f"unet.{key}": torch.zeros(8, 2)}, tmp_path / "style.safetensors")
+    refused(folder, f"has unet.{key}, which is not LoRA", lora=str(tmp_path / "style.safetensors"))
+
+
 def test_lora_files_that_are_none_are_refused(folder, tmp_path):
     refused(folder, "does not exist", lora=str(tmp_path / "none.safetensors"))
     (tmp_path / "style.safetensors").write_bytes(b"")

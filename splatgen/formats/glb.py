@@ -1,0 +1,180 @@
+"""Splats in glTF 2.0's binary form, as the extension KHR_gaussian_splatting lays them out.
+
+A primitive of points with, besides POSITION, ROTATION (xyzw), SCALE (linear), OPACITY (0..1) and
+SH_DEGREE_l_COEF_n (RGB) as float32, each under the extension's name. COLOR_0 is for viewers that know only
+points: linear colour and opacity in 16 bits. Axes are glTF's, which are the internal frame.
+
+Source: Khronos, glTF 2.0; KHR_gaussian_splatting, release candidate of April 2026. Shapes: N splats,
+K = (degree + 1)^2 spherical-harmonic coefficients.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from splatgen import __version__, atomic
+from splatgen.formats import glb_document, glb_primitives, reading, writing
+from splatgen.formats.glb_primitives import KNOWN, NAME
+from splatgen.splats import Splats, concatenate, sh_to_rgb
+
+MOST_DEGREE = 3
+SORTING = {"sortingMethod": "cameraDistance"}
+COMMENTS_MOST, COMMENT_LIMIT = 100, 500
+LENGTH_MOST = 2**32 - 1  # bytes, of the whole file
+
+
+def save(
+    splats: Splats,
+    path: str | os.PathLike[str],
+    *,
+    comments: Sequence[str] = (),
+    sh_degree: int | None = None,
+    frame: str = "rub",
+    clean: bool = True,
+) -> int:
+    """Write splats atomically; return how many were dropped.
+
+    comments become extras of the asset. clean is as in ply.save; frame can only be "rub", which is glTF's.
+    """
+    _check_frame(frame)
+    written, dropped = writing.prepared(splats, path, frame=frame, sh_degree=sh_degree, clean=clean)
+    attributes = _attributes(written) if len(written) else {}
+    document = {
+        "asset": {
+            "version": "2.0",
+            "generator": f"splatgen {__version__}",
+            "extras": {"comments": _safe(comments)},
+        },
+        "extensionsUsed": [NAME],
+        "scene": 0,
+        **_scene(attributes),
+    }
+    atomic.write_bytes(path, _container(document, b"".join(a.tobytes() for a in attributes.values())))
+    return dropped
+
+
+def losses(splats: Splats) -> list[str]:
+    """What a .glb does not keep of splats: nothing."""
+    return []
+
+
+def load(path: str | os.PathLike[str], *, frame: str = "rub", broken: bool = False) -> Splats:
+    """Read the splats of the scene, all in one cloud, float32 on the CPU; nothing else of it is read.
+
+    Raises ValueError in one line for files without splats, for variants of the extension that mean other
+    splats, and for everything that is damaged; OSError passes through. Takes some thirty times the file's
+    size of memory at most: a file may use the same numbers for many properties.
+    """
+    _check_frame(frame)
+    with reading.opened(path, ".glb") as (file, size):
+        document = glb_document.read(file, size)
+        clouds = glb_primitives.clouds(document, size, path, broken=broken)
+        return reading.checked(_joined(clouds), path, broken=broken)
+
+
+def _check_frame(frame: str) -> None:
+    if frame != "rub":
+        raise ValueError(
+            f"a .glb has +Y up and the front at +Z by its standard, not the axes {frame!r}: use rub"
+        )
+
+
+def _joined(clouds: list[Splats]) -> Splats:
+    """One cloud of the highest degree among them."""
+    degree = max([0, *(cloud.sh_degree for cloud in clouds)])
+    empty = Splats(
+        means=torch.zeros(0, 3),
+        quats=torch.zeros(0, 4),
+        scales=torch.zeros(0, 3),
+        opacities=torch.zeros(0),
+        sh=torch.zeros(0, (degree + 1) ** 2, 3),
+    )
+    return concatenate([empty, *(writing.with_degree(cloud, degree) for cloud in clouds)])
+
+
+def _attributes(splats: Splats) -> dict[str, NDArray[Any]]:
+    """Names to numbers [N, W] in the file's order; rows are multiples of 4 bytes, as glTF wants."""
+    opacities = splats.opacities.double().sigmoid()[:, None]
+    degrees = [(degree, n) for degree in range(splats.sh_degree + 1) for n in range(2 * degree + 1)]
+    color = torch.cat([_linear(sh_to_rgb(splats.sh[:, 0].double())), opacities], -1)
+    parts = {
+        "ROTATION": writing.unit(splats.quats)[:, [1, 2, 3, 0]],
+        "SCALE": splats.scales.double().exp(),
+        "OPACITY": opacities,
+        **{f"SH_DEGREE_{d}_COEF_{n}": splats.sh[:, d * d + n] for d, n in degrees},
+    }
+    return {
+        "POSITION": _floats(splats.means),
+        **{f"{NAME}:{name}": _floats(value) for name, value in parts.items()},
+        "COLOR_0": (color * 65535).round().numpy().astype("<u2"),
+    }
+
+
+def _floats(values: Tensor) -> NDArray[Any]:
+    return np.ascontiguousarray(values.numpy().astype("<f4"))
+
+
+def _linear(rgb: Tensor) -> Tensor:
+    """Light of sRGB's display values (IEC 61966-2-1), both 0..1."""
+    rgb = rgb.clamp(0, 1)
+    return torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def _scene(attributes: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    """The JSON that says what the binary chunk holds; glTF has no arrays of length 0."""
+    if not attributes:
+        return {"scenes": [{}]}
+    views: list[dict[str, Any]] = []
+    accessors: list[dict[str, Any]] = []
+    start = 0
+    for name, array in attributes.items():
+        views.append({"buffer": 0, "byteOffset": start, "byteLength": array.nbytes, "target": 34962})
+        start += array.nbytes
+        accessor = {"bufferView": len(accessors), "count": len(array), "type": _TYPES[array.shape[1]]}
+        accessor["componentType"] = 5126 if array.dtype == np.float32 else 5123
+        if name == "COLOR_0":
+            accessor["normalized"] = True
+        if name == "POSITION":
+            accessor |= {"min": array.min(0).tolist(), "max": array.max(0).tolist()}
+        accessors.append(accessor)
+    primitive = {
+        "mode": 0,
+        "attributes": {name: i for i, name in enumerate(attributes)},
+        "extensions": {NAME: {**KNOWN, **SORTING}},
+    }
+    return {
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0}],
+        "meshes": [{"primitives": [primitive]}],
+        "accessors": accessors,
+        "bufferViews": views,
+        "buffers": [{"byteLength": start}],
+    }
+
+
+_TYPES = {1: "SCALAR", 3: "VEC3", 4: "VEC4"}
+
+
+def _container(document: dict[str, Any], binary: bytes) -> bytes:
+    text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode("ascii")
+    text += b" " * (-len(text) % 4)
+    chunks = struct.pack("<II", len(text), glb_document.JSON_CHUNK) + text
+    if binary:
+        chunks += struct.pack("<II", len(binary), glb_document.BINARY_CHUNK) + binary
+    if 12 + len(chunks) > LENGTH_MOST:
+        raise ValueError(f"{12 + len(chunks):,} bytes do not fit into a .glb: use .ply or .spz")
+    return glb_document.MAGIC + struct.pack("<II", glb_document.VERSION, 12 + len(chunks)) + chunks
+
+
+def _safe(comments: Sequence[str]) -> list[str]:
+    """Few and short ones, without the lone surrogates that a prompt may hold and Unicode does not."""
+    return [c[:COMMENT_LIMIT].encode("utf-8", "replace").decode() for c in comments[:COMMENTS_MOST]]

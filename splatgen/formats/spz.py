@@ -1,0 +1,175 @@
+"""Splats in Niantic's .spz, a gzip stream of bytes: writes version 3, reads 2 and 3.
+
+After a header of 16 bytes each property follows for all splats: positions (3 x 24-bit fixed point),
+opacities, colours, log scales, rotations and the spherical harmonics beyond degree 0, coefficient by
+coefficient. A rotation is the three smallest components of xyzw in 10 bits each and the number of the
+fourth; in version 2 it is x, y and z in a byte each.
+
+Axes are right, up, back: the internal frame. PlayCanvas' tools, SuperSplat among them, take those of a .ply
+instead, so a file for them is written with frame="ply".
+
+Source: github.com/nianticlabs/spz, README.md and src/cc/load-spz.cc. Shapes: N splats,
+K = (degree + 1)^2 spherical-harmonic coefficients.
+"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from splatgen import atomic
+from splatgen.formats import frames, reading, spz_stream, writing
+from splatgen.formats.spz_stream import Header
+from splatgen.splats import Splats
+
+MOST_DEGREE = 3
+FRACTIONAL_BITS = 12  # positions in steps of 1/4096
+LARGEST = 2**23 - 1  # in 24 bits with a sign
+SCALE_STEP, LEAST_SCALE = 1 / 16, -10.0
+COLOR_STEP = 1 / (255 * 0.15)  # of f_dc; colours reach beyond 0..1, and higher degrees bring them back
+SH_STEPS = (8, 16, 16)  # of 1/128, for degrees 1 to 3: coarser than a byte, so that gzip finds repetitions
+QUAT_STEP = 0.5**0.5 / 511  # no component but the largest exceeds the root of 1/2
+_STORED = np.array([(1, 2, 3), (0, 2, 3), (0, 1, 3), (0, 1, 2)])  # components, by the one that is left out
+_Bytes = NDArray[np.uint8]
+_log = logging.getLogger(__name__)
+
+
+def save(
+    splats: Splats,
+    path: str | os.PathLike[str],
+    *,
+    comments: Sequence[str] = (),
+    sh_degree: int | None = None,
+    frame: str = "rub",
+    clean: bool = True,
+) -> int:
+    """Write splats atomically; return how many were dropped.
+
+    The format has no room for comments. clean is as in ply.save; frame is "rub" by the standard. Positions
+    lose fractional bits when a cloud reaches beyond 2048 units; ValueError beyond 8 million.
+    """
+    written, dropped = writing.prepared(splats, path, frame=frame, sh_degree=sh_degree, clean=clean)
+    atomic.write_bytes(path, gzip.compress(payload(written), 6, mtime=0))
+    return dropped
+
+
+def losses(splats: Splats) -> list[str]:
+    """What a .spz does not keep of splats, a phrase each."""
+    told = [f"positions beyond 1/{2 ** fractional_bits(splats.means)}", "sizes beyond 6 %"]
+    told += ["rotations beyond 0.3 degrees", "colours and opacities beyond a byte"]
+    if splats.sh_degree:
+        told.append("spherical harmonics beyond 1/16 (degree 1) and 1/8")
+    clamped = sum(int(((value < -0.5) | (value > 256)).sum()) for value in _levels(splats))
+    return [*told, f"{clamped:,} values beyond its range"] if clamped else told
+
+
+def load(path: str | os.PathLike[str], *, frame: str = "rub", broken: bool = False) -> Splats:
+    """Read splats into the internal frame, float32 on the CPU; broken is there for the other formats.
+
+    Raises ValueError in one line for other versions and for everything that is damaged, OSError passes
+    through. Takes as much memory as the header asks for, after a check (see spz_stream).
+    """
+    with reading.opened(path, ".spz") as (file, size):
+        header, data = spz_stream.read(file, size)
+        if header.degree > MOST_DEGREE:
+            _log.warning("%s: spherical harmonics of degree %d cut to 3", os.fspath(path), header.degree)
+        return frames.from_frame(reading.checked(_splats(header, data), path, broken=broken), frame)
+
+
+def payload(splats: Splats) -> bytes:
+    """The stream before compression. Raises ValueError for splats too far away."""
+    n, bits = len(splats), fractional_bits(splats.means)
+    header = Header(version=3, count=n, degree=splats.sh_degree, fractional_bits=bits, flags=0)
+    fixed = (splats.means.double() * 2**bits).round().numpy().astype("<i4")
+    positions = fixed.view(np.uint8).reshape(n, 3, 4)[:, :, :3]  # the fourth byte repeats the sign
+    opacities, colors, scales, sh = (_rounded(value) for value in _levels(splats))
+    parts = [positions, opacities, colors, scales, _packed(writing.unit(splats.quats).numpy()), sh]
+    return b"".join([header.pack(), *(part.tobytes() for part in parts)])
+
+
+def fractional_bits(means: Tensor) -> int:
+    """As many of 12 bits as let all positions [N, 3] fit into 24."""
+    reach = float(means.double().abs().max()) if len(means) else 0.0
+    for bits in range(FRACTIONAL_BITS, -1, -1):
+        if round(reach * 2**bits) <= LARGEST:
+            return bits
+    raise ValueError(f"a splat is {reach:g} units away, a .spz holds up to {LARGEST}: scale the cloud down")
+
+
+def _levels(splats: Splats) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What becomes bytes, before it is rounded and clamped: opacities, colours, scales and harmonics."""
+    opacities = 255 * splats.opacities.double().sigmoid()
+    colors = splats.sh[:, 0].double() / COLOR_STEP + 127.5
+    scales = (splats.scales.double() - LEAST_SCALE) / SCALE_STEP
+    steps = torch.tensor([SH_STEPS[0]] * 3 + [SH_STEPS[1]] * 5 + [SH_STEPS[2]] * 7)[: splats.sh.shape[1] - 1]
+    sh = (splats.sh[:, 1:].double() * 128 / steps[:, None]).round() * steps[:, None] + 128  # [N, K - 1, 3]
+    return opacities, colors, scales, sh
+
+
+def _rounded(levels: Tensor) -> _Bytes:
+    rounded: _Bytes = levels.round().clamp(0, 255).to(torch.uint8).numpy()
+    return rounded
+
+
+def _packed(quats: NDArray[np.float64]) -> NDArray[np.uint32]:
+    """Unit quaternions wxyz [N, 4] in 32 bits: which of xyzw is left out, and three signs and sizes."""
+    quats = quats[:, [1, 2, 3, 0]]
+    left_out = np.abs(quats).argmax(1)  # [N]
+    signs = np.where(np.take_along_axis(quats, left_out[:, None], 1) < 0, -1, 1)  # q and -q are one rotation
+    stored = np.take_along_axis(quats * signs, _STORED[left_out], 1)  # [N, 3]
+    fields = np.rint(np.abs(stored) / QUAT_STEP).astype("<u4") | ((stored < 0).astype("<u4") << 9)
+    first, second, third = fields.T
+    packed: NDArray[np.uint32] = (left_out.astype("<u4") << 30) | (first << 20) | (second << 10) | third
+    return packed
+
+
+def _splats(header: Header, data: bytes) -> Splats:
+    n, k = header.count, (header.degree + 1) ** 2 - 1
+    widths = (9, 1, 3, 3, header.quat_bytes, 3 * k)
+    ends = np.cumsum([0, *(n * width for width in widths)])
+    raw = np.frombuffer(data, np.uint8)
+    parts = [raw[a:b].reshape(n, w) for a, b, w in zip(ends[:-1], ends[1:], widths, strict=True)]
+    positions, opacities, colors, scales, quats, sh = parts
+    fixed = np.zeros((n, 3, 4), np.uint8)
+    fixed[:, :, 1:] = positions.reshape(n, 3, 3)  # as the upper three bytes, so that the sign is in place
+    means = torch.from_numpy(fixed.view("<i4")[..., 0] >> 8).double() / 2**header.fractional_bits
+
+    def levels(values: _Bytes) -> Tensor:
+        return torch.from_numpy(values.astype(np.float32))
+
+    f_dc = (levels(colors) - 127.5) * COLOR_STEP
+    kept = min(k, (MOST_DEGREE + 1) ** 2 - 1)
+    f_rest = (levels(sh).reshape(n, k, 3)[:, :kept] - 128) / 128
+    return Splats(
+        means=means.float(),
+        quats=_unpacked(quats),
+        scales=levels(scales) * SCALE_STEP + LEAST_SCALE,
+        opacities=reading.logits(levels(opacities)[:, 0] / 255, 1 / 255),
+        sh=torch.cat([f_dc[:, None], f_rest], 1),
+    )
+
+
+def _unpacked(data: _Bytes) -> Tensor:
+    """Unit quaternions wxyz of both versions, [N, 4] out of [N, 3 or 4] bytes."""
+    n = len(data)
+    quats = np.zeros((n, 4))  # xyzw
+    if data.shape[1] == 3:
+        left_out: NDArray[Any] = np.full(n, 3)
+        stored: NDArray[Any] = data / 127.5 - 1
+    else:
+        packed = np.ascontiguousarray(data).view("<u4")  # [N, 1]
+        left_out = packed[:, 0] >> 30
+        fields = packed >> np.array([20, 10, 0], np.uint32) & 1023  # [N, 3]
+        stored = (fields & 511) * QUAT_STEP * np.where(fields >> 9, -1, 1)
+    largest = np.sqrt(np.clip(1 - (stored**2).sum(1), 0, None))
+    np.put_along_axis(quats, _STORED[left_out], stored, 1)
+    np.put_along_axis(quats, left_out[:, None].astype(np.intp), largest[:, None], 1)
+    return torch.nn.functional.normalize(torch.from_numpy(quats)[:, [3, 0, 1, 2]], dim=-1).float()
