@@ -137,7 +137,7 @@ class Denoiser:
             return self.finish(x_t, t, e_y, None, None, scale, plain)
         told = [conditions.positive, conditions.negative, *conditions.away]
         together = {name: torch.cat([c[name] for c in told]) for name in conditions.positive}
-        rows = torch.arange(len(x_t)).repeat(len(told))
+        rows = torch.arange(len(x_t), device=x_t.device).repeat(len(told))
         e = self.raw(x_t.repeat(len(told), 1, 1, 1), t.repeat(len(told)), together, cameras[rows])
         e_y, e_n, *others = e.chunk(len(told))
         direction = e_y - e_n

@@ -32,9 +32,10 @@ def walk(
     eta: float = 0.0,
 ) -> Tensor:
     """x at the last level; only views that still move go through the denoiser."""
+    moving = (levels[:-1] != levels[1:]).cpu()  # at once: CUDA would be waited for at every level
     for n in range(len(levels) - 1):
         here, there = levels[n], levels[n + 1]
-        rows = (here != there).nonzero().flatten()
+        rows = moving[n].nonzero().flatten().to(levels.device, non_blocking=True)
         if not len(rows):
             continue
         if first is not None and n == 0:

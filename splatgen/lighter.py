@@ -21,7 +21,8 @@ def lighter(models: Models) -> Models | None:
     Everything that learns is shared with the models that are given.
     """
     denoiser, panel, views = models.denoiser, models.panel, models.prior.views
-    denoise, decode = denoiser.options.batch or denoiser.largest, panel.options.batch or denoiser.largest
+    most = denoiser.largest or 2 * views  # nothing went through yet: two prompts of one item
+    denoise, decode = denoiser.options.batch or most, panel.options.batch or most
     if denoise <= views and decode <= 1:
         return None
     guidance = dataclasses.replace(denoiser.options, batch=max(denoise // 2, 1))

@@ -6,7 +6,15 @@ import ctypes
 import sys
 
 # How torch words it, on CUDA and in the CPU's allocator (c10/core/impl/alloc_cpu.cpp, Windows included).
-_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")
+# cuDNN and cuBLAS say it in words of their own (pytorch issues 108645 and 128601).
+_WORDS = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute this computation",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -63,7 +63,7 @@ def config(**change):
 
 def models(prior, given):
     given = dataclasses.replace(given, reward=("given",))
-    return assemble(given, prior, panel(Linear()), ())
+    return assemble(given, prior, panel(Linear(), batch=given.reward_options.batch), ())
 
 
 def generate(folder, prior, **change):
