@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint bench reward-parity interop fuzz clean
+.PHONY: setup demo test lint bench browser reward-parity interop fuzz clean
 
 setup: .venv/.done
 
@@ -28,6 +28,12 @@ bench: setup
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/reward_step.py
 	$(BIN)/python benchmarks/toybox_quality.py --ceiling
+
+# what the browser tests need (Debian, as root); without it they are skipped
+browser: setup
+	$(BIN)/pip install --disable-pip-version-check -q playwright==1.65.2
+	command -v chromium-headless-shell >/dev/null || \
+		(apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium-headless-shell)
 
 # ours against hpsv2 and image-reward themselves, in an environment of their own (minutes, a package index)
 reward-parity: setup

@@ -182,12 +182,11 @@ def clouds(count: int) -> list[Cloud]:
     ]
 
 
-def feed(channel: Channel, made: list[Cloud], seconds: float, most: int = 10**9) -> int:
-    """Snapshots as often as the channel wants them; returns how many."""
-    end, number = time.monotonic() + seconds, 0
-    while time.monotonic() < end and number < most:
+def feed(channel: Channel, made: list[Cloud], seconds: float, first: int = 1, most: int = 10**9) -> None:
+    """Snapshots as often as the channel wants them."""
+    end, number = time.monotonic() + seconds, first
+    while time.monotonic() < end and number < first + most:
         if channel.wants():
-            number += 1
             row = {"step": number, "loss": 1.0 / number, "reward/a": 0.5, "splats/count": 1}
             channel.put(
                 Snapshot(
@@ -200,8 +199,8 @@ def feed(channel: Channel, made: list[Cloud], seconds: float, most: int = 10**9)
                     cameras=np.tile(np.eye(4, dtype=np.float32), (4, 1, 1)),
                 )
             )
+            number += 1
         time.sleep(0.002)
-    return number
 
 
 def traffic(count: int, seconds: float) -> dict[str, float]:
@@ -231,12 +230,12 @@ def memory(updates: int, count: int) -> dict[str, float]:
         pages.tell("on")
         time.sleep(1.0)
         for number in range(1, updates + 1):
-            feed(channel, made[number % 2 :] + made[: number % 2], 10.0, most=1)
+            feed(channel, made, 10.0, first=number, most=1)
             viewer.pump._turn(last=True)
             if number in (100, updates // 2, updates):
                 found[f"mb_after_{number}"] = round(resident(), 1)
-        pages.tell("off")
-    return {"splats": count, **found}
+        told = pages.tell("off")
+    return {"splats": count, **found, "mb_read": round(told[0]["bytes"] / 1e6, 1)}
 
 
 def resident() -> float:
@@ -278,9 +277,7 @@ def first_splat() -> dict[str, float] | None:
             run.terminate()
             run.communicate()
             browser.close()
-    return {
-        name: round(at, 2) for name, at in (("address_s", listens), ("numbers_s", told), ("splats_s", seen))
-    }
+    return {"address_s": round(listens, 2), "numbers_s": round(told, 2), "splats_s": round(seen, 2)}
 
 
 def drawn(content: bytes) -> bool:

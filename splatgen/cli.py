@@ -17,6 +17,8 @@ VERBS = {  # name: (module, summary)
     "image": ("splatgen.commands.image", "the same guidance on one image instead of an object"),
     "compare": ("splatgen.commands.compare", "several methods on one prompt, paired"),
     "resume": ("splatgen.commands.resume", "continue a run that was stopped"),
+    "studio": ("splatgen.commands.studio", "make one object after the other from a page in the browser"),
+    "view": ("splatgen.commands.view", "a finished run or a splat file in the browser"),
     "render": ("splatgen.commands.render", "a turntable and a preview of a run or a .ply"),
     "export": ("splatgen.commands.export", "write splats for other programs"),
     "fetch": ("splatgen.commands.fetch", "get the weights of a prior or reward, or list them"),

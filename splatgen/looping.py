@@ -91,6 +91,9 @@ class Subject(Protocol):
     def steer(self, setting: str, value: float) -> None:
         """Change a setting; raises ValueError for one that cannot be."""
 
+    def file(self) -> bytes:
+        """The present state as a file for the user."""
+
     def snapshot(self, row: Row | None, look: Look | None) -> dict[str, Any]:
         """What `splatgen.snapshot.Snapshot` wants of it, after a step."""
 

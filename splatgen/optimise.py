@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from splatgen import atomic, editing, runs, steering
+from splatgen import __version__, atomic, editing, runs, steering
 from splatgen.budget import keep
 from splatgen.cameras import turntable
 from splatgen.config import Config, ConfigError, ImageConfig, from_dict, read_file, to_dict
@@ -28,7 +28,7 @@ from splatgen.render import render
 from splatgen.results import write_results
 from splatgen.runs import Run
 from splatgen.scene import Scene, initial_splats, load_scene, new_scene, save_scene
-from splatgen.showing import shown, steered, unsteered
+from splatgen.showing import ply, shown, steered, unsteered
 from splatgen.snapshot import Channel, Look
 from splatgen.splats import Splats
 from splatgen.step import Models, advance, load_models, reward_prompts, score_rewards
@@ -86,6 +86,9 @@ class Sculpture:
 
     def steer(self, setting: str, value: float) -> None:
         self.config, self.models = steered(self.base, self.config, self.models, setting, value)
+
+    def file(self) -> bytes:
+        return ply(self.scene.splats.detach(), [f"splatgen {__version__} {self.run.id} step {self.step}"])
 
     def snapshot(self, row: Row | None, look: Look | None) -> dict[str, Any]:
         return shown(self.scene, self.models, None if row is None else row.seen, look)

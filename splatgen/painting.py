@@ -235,6 +235,9 @@ class Painting:
     def steer(self, setting: str, value: float) -> None:
         raise ConfigError(f"{setting}: a 2D run has no settings that change while it goes on")
 
+    def file(self) -> bytes:
+        raise NotImplementedError("a 2D run has no splats to save")
+
     def snapshot(self, row: Row | None, look: Look | None) -> dict[str, Any]:
         raise NotImplementedError("a 2D run has no splats to show")
 

@@ -6,6 +6,9 @@ Shapes: N splats, B views, K candidates, C x h x w the prior's space.
 from __future__ import annotations
 
 import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from splatgen import formats
 from splatgen.cameras import Cameras
 from splatgen.config import Config, ConfigError
 from splatgen.denoiser import Denoiser
@@ -90,6 +94,14 @@ def cloud(splats: Splats) -> Cloud:
     )
     means, covariances, rgbs, opacities = (a.float().cpu().numpy() for a in arrays)
     return Cloud(means=means, covariances=covariances, rgbs=rgbs, opacities=opacities)
+
+
+def ply(splats: Splats, comments: Sequence[str] = ()) -> bytes:
+    """Splats as the content of a .ply. Raises ValueError and OSError as `formats.save` does."""
+    with tempfile.TemporaryDirectory(prefix="splatgen-") as folder:
+        path = Path(folder) / "splats.ply"
+        formats.save(splats, path, comments=comments)
+        return path.read_bytes()
 
 
 def matrices(quats: Tensor) -> Tensor:

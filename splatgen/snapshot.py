@@ -11,7 +11,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -76,10 +76,18 @@ class Look:
 class Command:
     """What a user asks of a running loop."""
 
-    kind: Literal["pause", "continue", "stop", "checkpoint", "set", "look"]
+    kind: Literal["pause", "continue", "stop", "checkpoint", "save", "set", "look"]
     setting: str = ""  # set: guidance.scale, lr.factor or reward.NAME
     value: float = 0.0
     look: Look | None = None  # look: from where; None to stop looking
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """What `save` asked for, for the user to keep."""
+
+    name: str
+    content: bytes
 
 
 @dataclass(kw_only=True)
@@ -89,6 +97,7 @@ class Channel:
     interval: float = 0.1  # seconds between snapshots, at least
     commands: queue.SimpleQueue[Command] = field(default_factory=queue.SimpleQueue)
     messages: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)  # for the user, in words
+    files: queue.SimpleQueue[File] = field(default_factory=queue.SimpleQueue)  # that `save` asked for
     _slot: tuple[int, Snapshot | None] = (0, None)
     _taken: int = 0
     _shown: float = 0.0
@@ -98,8 +107,11 @@ class Channel:
         return self._taken == self._slot[0] and time.monotonic() - self._shown >= self.interval
 
     def put(self, snapshot: Snapshot) -> None:
-        """Leave a snapshot for whoever looks next; one that nobody took is dropped. For the loop."""
-        self._slot = (self._slot[0] + 1, snapshot)
+        """Leave a snapshot for whoever looks next; of one that nobody took the rows stay. For the loop."""
+        number, before = self._slot
+        if before is not None and number != self._taken:  # one taken just now gives its rows twice
+            snapshot = replace(snapshot, rows=(*before.rows, *snapshot.rows))
+        self._slot = (number + 1, snapshot)
         self._shown = time.monotonic()
 
     def take(self) -> Snapshot | None:

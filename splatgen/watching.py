@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from splatgen import runs, steering
 from splatgen.runs import Run
-from splatgen.snapshot import Channel, Command, Look, Snapshot
+from splatgen.snapshot import Channel, Command, File, Look, Snapshot
 from splatgen.steering import Change
 
 LOOKS_SHARE = 0.02  # of the loop's time, at most, for pictures from the browser's camera
@@ -32,6 +32,9 @@ class Steered(Protocol):
 
     def save(self) -> None:
         """Write a checkpoint."""
+
+    def file(self) -> bytes:
+        """The present state as a file for the user."""
 
     def snapshot(self, row: Any, look: Look | None) -> dict[str, Any]:
         """The fields of a Snapshot that only the subject knows."""
@@ -70,22 +73,21 @@ class Watch:
             return
         if values is not None:
             self.rows.append(values)
-        if not self.channel.wants():
-            return
-        try:
+        if self.channel.wants():
             self._show(self.channel, row, "running")
-        except Exception:  # noqa: BLE001 - whatever it is, the run goes on
-            _log.warning("a snapshot for the viewer failed", exc_info=True)
 
     def end(self, status: str) -> None:
         """The last snapshot, whether or not the one before was taken."""
         if self.channel is not None:
-            try:
-                self._show(self.channel, None, status)
-            except Exception:  # noqa: BLE001 - as above
-                _log.warning("the last snapshot for the viewer failed", exc_info=True)
+            self._show(self.channel, None, status)
 
     def _show(self, channel: Channel, row: Any, status: str) -> None:
+        try:
+            self._put(channel, row, status)
+        except Exception:  # noqa: BLE001 - whatever it is, the run goes on
+            _log.warning("a snapshot for the viewer failed", exc_info=True)
+
+    def _put(self, channel: Channel, row: Any, status: str) -> None:
         began = time.monotonic()
         spent = began - self.begin
         look = self.look if self.looked <= LOOKS_SHARE * spent or self.paused or row is None else None
@@ -128,12 +130,22 @@ class Watch:
             case "checkpoint":
                 self.subject.save()
                 channel.messages.put(f"checkpoint of step {self.subject.step} written")
+            case "save":
+                self._hand_over(channel)
             case "look":
                 self.look = command.look
                 if self.paused:
                     self._show(channel, None, "paused")
             case "set":
                 self._set(command, channel)
+
+    def _hand_over(self, channel: Channel) -> None:
+        try:
+            content = self.subject.file()
+        except Exception as error:  # noqa: BLE001 - the run goes on without this file
+            channel.messages.put(f"no file: {error}")
+            return
+        channel.files.put(File(name=f"step-{self.subject.step:06d}.ply", content=content))
 
     def _set(self, command: Command, channel: Channel) -> None:
         change = Change(step=self.subject.step, setting=command.setting, value=command.value)

@@ -16,6 +16,7 @@ from splatgen.commands import checks, parsing
 from splatgen.commands.failures import USAGE, Failure
 from splatgen.commands.inputs import splat_file
 from splatgen.commands.parsing import Switch
+from splatgen.commands.viewing import Viewing, watched
 from splatgen.commands.working import work
 from splatgen.config import (
     Config,
@@ -61,7 +62,7 @@ class Edit:
     """Change splats by words and keep what the words do not name; prints the run folder."""
 
     input: Annotated[Path, Positional, arg(metavar="INPUT", help_behavior_hint="")] = Path()
-    """A run folder or a .ply file."""
+    """A run folder or a splat file: .ply, .splat, .spz or .glb."""
     preset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
     """Settings to start from; they change the defaults."""
     config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
@@ -74,6 +75,7 @@ class Edit:
     """No progress, only errors."""
     force: Switch = False
     """Take the nearest possible prompts where the prior can't read those given."""
+    viewing: Annotated[Viewing, arg(name="", prefix_name=False)] = field(default_factory=Viewing)
     settings: Annotated[EditConfig, arg(name="", prefix_name=False)] = field(default_factory=EditConfig)
 
 
@@ -145,16 +147,18 @@ def main(argv: Sequence[str]) -> int:
     editing.check_settings(config)
     splats = formats.load(path)
     editing.check_source(splats, str(path), config.edit.fit)
-    return work(
-        lambda report, should_stop: optimise.edit(
+    with watched(options.viewing, config) as channel:
+        return work(
+            lambda report, should_stop: optimise.edit(
+                config,
+                splats,
+                out=options.out,
+                command=["splatgen", "edit", *argv],
+                report=report,
+                should_stop=should_stop,
+                channel=channel,
+            ),
             config,
-            splats,
-            out=options.out,
-            command=["splatgen", "edit", *argv],
-            report=report,
-            should_stop=should_stop,
-        ),
-        config,
-        as_json=options.json,
-        quiet=options.quiet,
-    )
+            as_json=options.json,
+            quiet=options.quiet,
+        )

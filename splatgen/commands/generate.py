@@ -14,6 +14,7 @@ from splatgen import steering, weights
 from splatgen.commands import checks, parsing
 from splatgen.commands.failures import USAGE, Failure
 from splatgen.commands.parsing import Switch
+from splatgen.commands.viewing import Viewing, watched
 from splatgen.commands.working import work
 from splatgen.config import Config, presets, read_preset
 from splatgen.validation import validate
@@ -38,6 +39,7 @@ class Generate:
     """No progress, only errors."""
     force: Switch = False
     """Make the nearest possible prompt where the prior can't make the one given."""
+    viewing: Annotated[Viewing, arg(name="", prefix_name=False)] = field(default_factory=Viewing)
     settings: Annotated[Config, arg(name="", prefix_name=False)] = field(default_factory=Config)
 
 
@@ -97,18 +99,20 @@ def check(options: Generate, config: Config) -> Config:
 def main(argv: Sequence[str]) -> int:
     options, config = read(argv)
     config = check(options, config)
-    from splatgen import optimise
+    with watched(options.viewing, config) as channel:
+        from splatgen import optimise
 
-    return work(
-        lambda report, should_stop: optimise.generate(
+        return work(
+            lambda report, should_stop: optimise.generate(
+                config,
+                out=options.out,
+                command=["splatgen", "generate", *argv],
+                changes=options.steering,
+                report=report,
+                should_stop=should_stop,
+                channel=channel,
+            ),
             config,
-            out=options.out,
-            command=["splatgen", "generate", *argv],
-            changes=options.steering,
-            report=report,
-            should_stop=should_stop,
-        ),
-        config,
-        as_json=options.json,
-        quiet=options.quiet,
-    )
+            as_json=options.json,
+            quiet=options.quiet,
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated
@@ -15,6 +15,7 @@ from splatgen import runs
 from splatgen.commands import checks
 from splatgen.commands.failures import USAGE, Failure
 from splatgen.commands.parsing import Switch, parse
+from splatgen.commands.viewing import Viewing, watched
 from splatgen.commands.working import work
 from splatgen.config import ImageConfig, Method
 from splatgen.validation import validate, validate_image
@@ -32,6 +33,7 @@ class Resume:
     """Print a JSON object instead of the run folder's path."""
     quiet: Switch = False
     """No progress, only errors."""
+    viewing: Annotated[Viewing, arg(name="", prefix_name=False)] = field(default_factory=Viewing)
 
 
 def read(run: runs.Run, steps: int | None) -> Method:
@@ -66,16 +68,19 @@ def loop(config: Method) -> ModuleType:
 def main(argv: Sequence[str]) -> int:
     options = parse(Resume, "resume", argv)
     config = check(options)
-    continued = loop(config)
-    return work(
-        lambda report, should_stop: continued.resume(
-            options.run,
-            steps=options.steps,
-            command=["splatgen", "resume", *argv],
-            report=report,
-            should_stop=should_stop,
-        ),
-        config,
-        as_json=options.json,
-        quiet=options.quiet,
-    )
+    with watched(options.viewing, config, options.run) as channel:
+        continued = loop(config)
+        shown = {} if channel is None else {"channel": channel}  # the run of an image has none
+        return work(
+            lambda report, should_stop: continued.resume(
+                options.run,
+                steps=options.steps,
+                command=["splatgen", "resume", *argv],
+                report=report,
+                should_stop=should_stop,
+                **shown,
+            ),
+            config,
+            as_json=options.json,
+            quiet=options.quiet,
+        )

@@ -1,0 +1,141 @@
+"""`splatgen studio`: a page that stays up, and models that stay loaded, for one prompt after the other."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import arg
+
+from splatgen.commands import checks, generate, parsing
+from splatgen.commands.failures import USAGE, Failure
+from splatgen.commands.stopping import on_signals
+from splatgen.commands.viewing import Place, told
+from splatgen.commands.workshop import EXAMPLES, Workshop, in_words
+from splatgen.config import Config
+from splatgen.memory import keep_freed
+from splatgen.validation import validate
+
+if TYPE_CHECKING:
+    from splatgen.residence import Session
+
+
+@dataclass(frozen=True, kw_only=True)
+class Studio:
+    """Make objects from a page in the browser, one after the other; the models stay loaded."""
+
+    preset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    """Settings to start from; they change the defaults."""
+    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """A .toml or .json file of settings, such as a run's config.json; they change the preset's."""
+    out: Annotated[Path, arg(metavar="DIR")] = Path("outputs")
+    """The folder in which run folders are made, and in which past runs are."""
+    place: Annotated[Place, arg(name="", prefix_name=False)] = field(default_factory=Place)
+    settings: Annotated[Config, arg(name="", prefix_name=False)] = field(default_factory=Config)
+
+
+NOTE = (
+    "What is given here is what the page's fields hold at first, and what its presets change. Ctrl-C ends "
+    "the studio; a run that is at work leaves a checkpoint."
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    options = read(argv)
+    check(options)
+    if checks.resolve_device(options.settings.device) == "cpu":  # imports torch
+        keep_freed()
+    from splatgen.residence import Residence, Session
+
+    session = Session(Residence(), check=functools.partial(checked, options.out), describe=in_words)
+    session.prepare(first(options.settings))
+    with on_signals() as stop:
+        try:
+            with opened(workshop(session, options, argv), options.place):
+                while not stop.requested():
+                    time.sleep(0.1)
+                at_work = session.status.busy
+                last = session.close()  # the page sees it
+        finally:
+            session.close(timeout=0.0)
+    if not at_work or last.state != "stopped" or last.folder is None:
+        return 0
+    command = shlex.join(["splatgen", "resume", str(last.folder)])
+    print(f"splatgen: the run was stopped; continue it with: {command}", file=sys.stderr)
+    return stop.exit_code
+
+
+def read(argv: Sequence[str]) -> Studio:
+    """The options; SystemExit or ConfigError when they are wrong. Free prompts where they can be made."""
+    options = parsing.read(Studio, "studio", argv, note=NOTE)
+    named = any(word.partition("=")[0] == "--prior" for word in argv)
+    chosen = named or options.preset is not None or options.config is not None
+    if not chosen and options.settings.device != "cpu" and generate.can_run(generate.USUAL, options.settings):
+        return parsing.read(Studio, "studio", ["--preset", generate.USUAL, *argv], note=NOTE)
+    return options
+
+
+def check(options: Studio) -> None:
+    """What is wrong with any prompt, before there is a page."""
+    config = validate(options.settings)
+    checks.check_names(config)
+    checks.check_device(config)
+    checks.check_out(options.out)
+
+
+def workshop(session: Session, options: Studio, argv: Sequence[str]) -> Workshop:
+    """The program as the page sees it."""
+
+    def with_preset(name: str | None) -> Config:
+        if name is None:
+            return options.settings
+        return parsing.read(Studio, "studio", ["--preset", name, *without_preset(argv)]).settings
+
+    return Workshop(session, options.out, ["splatgen", "studio", *argv], with_preset)
+
+
+def first(config: Config) -> Config:
+    """What is loaded before anything is asked for; every prior can read this prompt."""
+    return replace(config, prompt=EXAMPLES[0])
+
+
+def checked(out: Path, config: Config) -> Config:
+    """A config that can be run, as `splatgen generate` would check it."""
+    return generate.check(generate.Generate(out=out), validate(config))
+
+
+@contextlib.contextmanager
+def opened(program: Workshop, place: Place) -> Iterator[None]:
+    """The studio's page at a place, which the terminal is told; raises Failure when it can't listen there."""
+    from splatgen_viewer.studio import Studio as Page  # type: ignore[import-not-found]
+
+    if not 1 <= place.port <= 65535:
+        raise Failure(USAGE, f"--port {place.port}: give 1 to 65535")
+    try:
+        viewer = Page(program, host=place.host, port=place.port)
+    except OSError as error:
+        reason = error.strerror or error
+        raise Failure(USAGE, f"no page at {place.host}, port {place.port}: {reason}") from error
+    with viewer:
+        for line in told(viewer, place, os.environ):
+            print(f"splatgen: {line}", file=sys.stderr, flush=True)
+        yield
+
+
+def without_preset(argv: Sequence[str]) -> list[str]:
+    """Words of a command line but for its preset."""
+    words = list(argv)
+    for n, word in enumerate(words):
+        if word == "--preset":
+            return words[:n] + words[n + 2 :]
+        if word.startswith("--preset="):
+            return words[:n] + words[n + 1 :]
+    return words

@@ -1,0 +1,106 @@
+"""`splatgen view`: a finished run or a splat file in the browser."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import queue
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from splatgen import runs
+from splatgen.commands.checks import resolve_device
+from splatgen.commands.inputs import splat_file
+from splatgen.commands.parsing import parse
+from splatgen.commands.viewing import Place, opened
+from splatgen.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from splatgen.snapshot import Channel, Command, Snapshot
+    from splatgen.splats import Splats
+
+NAP = 0.5  # seconds; where a blocked thread hears no Ctrl-C, it does after these
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """Show a finished run, or a splat file, in a browser until Ctrl-C."""
+
+    input: Annotated[Path, Positional, arg(metavar="RUN_OR_FILE")]
+    """A run folder or a splat file."""
+    place: Annotated[Place, arg(name="", prefix_name=False)] = field(default_factory=Place)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What is known of splats beside themselves."""
+
+    title: str
+    status: str = ""
+    step: int = 0
+    rows: tuple[dict[str, Any], ...] = ()
+
+
+def record(given: Path) -> Record:
+    """Of a run: its prompt, how it ended, its numbers; of a file: its name. Raises ValueError and OSError."""
+    if not given.is_dir():
+        return Record(title=given.name)
+    run = runs.open_run(given)
+    about = runs.read(run)
+    rows = tuple(read_metrics(run.metrics)) if run.metrics.is_file() else ()
+    return Record(
+        title=str(about.get("prompt", given.name)),
+        status=str(about.get("status", "")),
+        step=int(about.get("steps") or 0),
+        rows=rows,
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    options = parse(View, "view", argv)
+    source, known = splat_file(options.input), record(options.input)
+    from splatgen import formats
+    from splatgen.showing import cloud
+    from splatgen.snapshot import Channel, Snapshot
+
+    splats = formats.load(source).to(resolve_device("auto"))
+    snapshot = Snapshot(
+        step=known.step,
+        steps=known.step,
+        seconds=0.0,
+        status=known.status,
+        cloud=cloud(splats),
+        rows=known.rows,
+    )
+    channel = Channel()
+    channel.put(snapshot)
+    show(channel, splats, snapshot, known.title, options.place)
+    return 0
+
+
+def show(channel: Channel, splats: Splats, snapshot: Snapshot, title: str, place: Place) -> None:
+    """A viewer of splats that stay as they are, until Ctrl-C."""
+    from splatgen_viewer.page import Subject  # type: ignore[import-not-found]
+    from splatgen_viewer.poses import reach_of  # type: ignore[import-not-found]
+
+    subject = Subject(title=title, runs=False, reach=reach_of(snapshot.cloud.means))
+    bare = dataclasses.replace(snapshot, rows=())  # the page has them, once it has taken the first
+    with opened(channel, subject, place), contextlib.suppress(KeyboardInterrupt):
+        while True:
+            with contextlib.suppress(queue.Empty):
+                answer(channel.commands.get(timeout=NAP), channel, splats, bare)
+
+
+def answer(command: Command, channel: Channel, splats: Splats, snapshot: Snapshot) -> None:
+    """Do what a page asks for."""
+    from splatgen.showing import picture, ply
+    from splatgen.snapshot import File
+
+    if command.kind == "look" and command.look is not None:
+        channel.put(dataclasses.replace(snapshot, view=picture(splats, command.look)))
+    elif command.kind == "save":
+        channel.files.put(File(name="splats.ply", content=ply(splats)))

@@ -1,0 +1,76 @@
+"""The panel of the 3D scene: splats, the cameras they were seen from, and what is behind them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import viser
+
+from splatgen.snapshot import Cloud, Snapshot
+
+from .poses import FOV, first_position, pose
+
+BACKGROUNDS = {"white": 255, "grey": 128, "black": 0}
+MOST_CAMERAS = 16
+FRUSTUM, THICKNESS = 0.15, 0.006  # of a camera and its lines, world units
+
+
+class Scene:
+    """Splats upright, seen from the front at first; the camera belongs to each page."""
+
+    def __init__(self, server: viser.ViserServer, reach: float) -> None:
+        self.scene = server.scene
+        self.splats: viser.GaussianSplatHandle | None = None
+        self.frustums: list[viser.CameraFrustumHandle] = []
+        self.scene.set_up_direction("+y")
+        start = server.initial_camera
+        start.position, start.look_at = first_position(reach), (0.0, 0.0, 0.0)
+        start.up, start.fov = (0.0, 1.0, 0.0), math.radians(FOV)
+        self._controls(server.gui)
+
+    def _controls(self, gui: viser.GuiApi) -> None:
+        self.with_cameras = gui.add_checkbox("Cameras", False, hint="Where the last step looked from")
+        self.background = gui.add_dropdown("Background", tuple(BACKGROUNDS), initial_value="white")
+        self._paint("white")
+
+        @self.background.on_update
+        def _(_: object) -> None:
+            self._paint(self.background.value)
+
+        @self.with_cameras.on_update
+        def _(_: object) -> None:
+            for frustum in list(self.frustums):
+                frustum.visible = self.with_cameras.value
+
+    def _paint(self, name: str) -> None:
+        self.scene.set_background_image(np.full((1, 1, 3), BACKGROUNDS[name], np.uint8), format="png")
+
+    def update(self, snapshot: Snapshot) -> None:
+        self._draw(snapshot.cloud)
+        if len(snapshot.cameras):
+            self._place(snapshot)
+
+    def _draw(self, cloud: Cloud) -> None:
+        arrays = (cloud.means, cloud.covariances, cloud.rgbs, cloud.opacities[:, None])
+        if self.splats is None:
+            self.splats = self.scene.add_gaussian_splats("/splats", *arrays)
+        else:
+            self.splats.set_gaussians(*arrays)
+
+    def _place(self, snapshot: Snapshot) -> None:
+        cameras = snapshot.cameras[:MOST_CAMERAS]
+        while len(self.frustums) > len(cameras):
+            self.frustums.pop().remove()
+        for number, c2w in enumerate(cameras):
+            if number == len(self.frustums):
+                self.frustums.append(self._frustum(f"/cameras/{number}", snapshot.fov))
+            frustum = self.frustums[number]
+            frustum.wxyz, frustum.position = pose(c2w)
+            frustum.fov = math.radians(snapshot.fov)
+
+    def _frustum(self, name: str, fov: float) -> viser.CameraFrustumHandle:
+        shown = self.with_cameras.value
+        return self.scene.add_camera_frustum(
+            name, math.radians(fov), 1.0, scale=FRUSTUM, thickness=THICKNESS, visible=shown
+        )
