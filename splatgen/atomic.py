@@ -11,12 +11,14 @@ import errno
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp(\.[A-Za-z0-9]+)?")  # as `replacing` makes them
 
 
 @contextlib.contextmanager
@@ -66,6 +68,17 @@ def write_json(path: str | os.PathLike[str], data: Any) -> None:
     text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     # a lone surrogate (undecodable byte in an argument) becomes \udcXX, which is its JSON escape too
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def sweep(folder: str | os.PathLike[str]) -> None:
+    """Delete the temporary files that a killed process left in a folder that nobody else writes to.
+
+    What can't be deleted stays: it takes room and does no other harm.
+    """
+    for path in Path(folder).glob(".*.tmp*"):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def sync_file(path: str | os.PathLike[str]) -> None:

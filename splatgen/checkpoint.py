@@ -92,16 +92,16 @@ def _check_space(folder: Path, parts: Mapping[str, Mapping[str, Tensor]]) -> Non
     size = sum(z.numel() * z.element_size() for tensors in parts.values() for z in tensors.values())
     free = shutil.disk_usage(folder).free
     if free < size + SPARE:
-        text = (
-            f"{free / 2**20:.0f} MB free, a checkpoint takes {(size + SPARE) / 2**20:.0f} MB; free some space"
-        )
+        room, wanted = free / 2**20, (size + SPARE) / 2**20
+        text = f"{room:.1f} MB free, a checkpoint takes {wanted:.1f} MB; free some space"
         raise OSError(errno.ENOSPC, text, str(folder))
 
 
 def load_latest(folder: str | os.PathLike[str]) -> Checkpoint:
     """The newest checkpoint that is whole, on the CPU; damaged ones are skipped with a warning.
 
-    Raises FileNotFoundError when there is none, ValueError when all are damaged.
+    Raises FileNotFoundError when there is none, ValueError when all are damaged, other OSErrors where the
+    folder can't be read or is none.
     """
     folder = Path(folder)
     candidates = _candidates(folder)
@@ -198,7 +198,7 @@ def _scan(folder: Path) -> list[Path]:
 
 def _candidates(folder: Path) -> list[Path]:
     """Checkpoint folders in the order in which to try them: the one named by `latest` first."""
-    if not folder.is_dir():
+    if not folder.exists():
         return []
     found = _scan(folder)
     try:

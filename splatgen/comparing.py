@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import secrets
 import shutil
 import statistics
 from collections.abc import Callable, Sequence
@@ -101,6 +100,8 @@ def compare(
     if folder is None:
         networks()  # what can't be loaded leaves no folder
         folder = make_folder(out, plan.first.prompt)
+    else:
+        atomic.sweep(folder)
     numbers = measuring(plan.first.prompt if truth else None)
     # all methods of a seed, then the next seed: what is there after a Ctrl-C can be compared
     tasks = [(method, seed) for seed in plan.seeds for method in plan.methods]
@@ -125,10 +126,8 @@ def compare(
 
 def make_folder(out: Path, prompt: str) -> Path:
     """A new folder for a comparison."""
-    now = f"{datetime.now():%Y%m%d-%H%M%S}"
-    folder = out / f"{now}-compare-{runs.slug(prompt)}-{secrets.token_hex(3)}"
-    folder.mkdir(parents=True)
-    return folder
+    out.mkdir(parents=True, exist_ok=True)
+    return runs.new_folder(out, f"compare-{runs.slug(prompt)}")
 
 
 def run_name(method: str, seed: int) -> str:
@@ -202,20 +201,28 @@ def read_outcome(folder: Path, method: str, seed: int, numbers: Numbers) -> Outc
     if not run.run_json.is_file():
         return Outcome(method=method, seed=seed, folder=name, status="waiting")
     data = runs.read(run)
-    return Outcome(
-        method=method,
-        seed=seed,
-        folder=name,
-        status=data["status"],
-        error=data.get("error"),
-        numbers=numbers(run) if data["status"] == "done" else {},
-    )
+    try:
+        return Outcome(
+            method=method,
+            seed=seed,
+            folder=name,
+            status=data["status"],
+            error=data.get("error"),
+            numbers=numbers(run) if data["status"] == "done" else {},
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{run.folder} is no run of this comparison ({error}): delete it") from error
 
 
 def earlier(folder: Path) -> list[Outcome]:
     """What comparison.json holds, if there is one yet."""
     path = folder / FILE
-    return [Outcome(**values) for values in read_file(path)["runs"]] if path.is_file() else []
+    if not path.is_file():
+        return []
+    try:
+        return [Outcome(**values) for values in read_file(path)["runs"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no list of runs ({error}): start a new comparison") from error
 
 
 def values(comparison: Comparison) -> dict[str, dict[str, dict[int, float]]]:

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -149,15 +150,14 @@ def open_run(folder: str | os.PathLike[str]) -> Run:
     run = Run(folder=Path(folder))
     if not run.run_json.is_file():
         raise ValueError(f"{os.fspath(folder)!r} has no run.json: give a folder made by `splatgen generate`")
-    wall = read(run).get("wall_time_s", 0.0)
-    return Run(folder=run.folder, wall_before=float(wall) if isinstance(wall, int | float) else 0.0)
+    return Run(folder=run.folder, wall_before=_number(read(run).get("wall_time_s")))
 
 
 def read(run: Run) -> dict[str, Any]:
     """The content of run.json. Raises ValueError when it is no JSON object."""
     try:
         data = json.loads(run.run_json.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(run.run_json)!r} is not JSON ({error}): start a new run") from error
     if not isinstance(data, dict):
         raise ValueError(f"{str(run.run_json)!r} holds a {type(data).__name__}, expected an object")
@@ -167,7 +167,8 @@ def read(run: Run) -> dict[str, Any]:
 def update(run: Run, **fields: Any) -> None:
     """Set fields of run.json, atomically, with the wall time and the peak memory of this moment.
 
-    A status other than running also sets `ended`. Raises ValueError for an unknown status.
+    A status other than running also sets `ended`; running, which a resume sets, deletes the half-written
+    files that a kill left. Raises ValueError for an unknown status.
     """
     status = fields.get("status")
     if status is not None and status not in STATUSES:
@@ -175,9 +176,11 @@ def update(run: Run, **fields: Any) -> None:
     data = read(run)
     data["wall_time_s"] = round(run.wall_before + time.monotonic() - run.clock, 3)
     for key, peak in (("peak_memory_mb", peak_memory_mb()), ("peak_gpu_memory_mb", peak_gpu_memory_mb())):
-        data[key] = max(peak or 0.0, data.get(key) or 0.0) or None
+        data[key] = max(peak or 0.0, _number(data.get(key))) or None
     if status is not None:
         data["ended"] = None if status == "running" else _now()
+    if status == "running":
+        atomic.sweep(run.folder)
     atomic.write_json(run.run_json, atomic.jsonable({**data, **fields}))
 
 
@@ -200,13 +203,23 @@ def peak_gpu_memory_mb() -> float | None:
     return round(int(torch.cuda.max_memory_allocated()) / 2**20, 1)
 
 
+def _number(value: Any) -> float:
+    """A number that was read from run.json, 0 for what is none or not finite."""
+    known = isinstance(value, int | float) and abs(value) < 1e18
+    return float(value) if known and math.isfinite(value) else 0.0
+
+
 def _make_folder(out: Path, prompt: str, name: str | None) -> Path:
-    """Make a folder that no other process has, even one that starts in the same second."""
-    if name is not None:
-        (out / name).mkdir()
-        return out / name
+    if name is None:
+        return new_folder(out, slug(prompt))
+    (out / name).mkdir()
+    return out / name
+
+
+def new_folder(out: Path, name: str) -> Path:
+    """Make <out>/<yyyymmdd-hhmmss>-<name>-<id>, which no other process has, even one of the same second."""
     while True:
-        folder = out / f"{datetime.now():%Y%m%d-%H%M%S}-{slug(prompt)}-{secrets.token_hex(3)}"
+        folder = out / f"{datetime.now():%Y%m%d-%H%M%S}-{name}-{secrets.token_hex(3)}"
         try:
             folder.mkdir()
         except FileExistsError:

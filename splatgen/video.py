@@ -152,10 +152,10 @@ def _encode(ffmpeg: str, images: Iterator[Image], path: Path, fps: int) -> None:
                 process.kill()
                 process.wait()
         if code != 0:
-            words = _last_line(errors)
-            if os.strerror(errno.ENOSPC) in words:
+            lines = _lines(errors)
+            if any(os.strerror(errno.ENOSPC) in line for line in lines):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            raise RuntimeError(f"ffmpeg failed with status {code}: {words}")
+            raise RuntimeError(f"ffmpeg failed with status {code}: {lines[-1]}")
 
 
 def _feed(process: subprocess.Popen[bytes], images: Iterator[Image]) -> None:
@@ -168,10 +168,10 @@ def _feed(process: subprocess.Popen[bytes], images: Iterator[Image]) -> None:
             pipe.write(np.pad(image, pad, mode="edge").tobytes())
 
 
-def _last_line(errors: IO[bytes]) -> str:
+def _lines(errors: IO[bytes]) -> list[str]:
+    """What ffmpeg said, at least a line."""
     errors.seek(0)
-    lines = errors.read().decode("utf-8", "replace").strip().splitlines()
-    return lines[-1].strip() if lines else "it said nothing"
+    return errors.read().decode("utf-8", "replace").strip().splitlines() or ["it said nothing"]
 
 
 def _gif(images: Sequence[Image], fps: int) -> bytes:
