@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate
 
 from splatgen import weights
 from splatgen.budget import Keep
@@ -21,6 +20,7 @@ from splatgen.priors import Conditioning
 from splatgen.priors.latent import TableSchedule
 from splatgen.priors.lora import LoraAdapter
 from splatgen.priors.parts import Checkpoint
+from splatgen.priors.pixels import from_pixels, to_side
 from splatgen.priors.t5 import T5Text, t5_text
 from splatgen.weights import WeightsError
 
@@ -60,16 +60,10 @@ class DeepFloydPrior:
 
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in 0..1, averaged down to the model's side, to -1..1: x [B, 3, s, s]."""
-        s, (height, width) = self.resolution, images.shape[-2:]
-        if height % s == 0 and width % s == 0:
-            images = avg_pool2d(images, (height // s, width // s))
-        else:
-            images = interpolate(images, size=(s, s), mode="bilinear", antialias=True)
-        x: Tensor = 2.0 * images - 1.0
-        return x
+        return to_side(images, self.resolution)
 
     def decode(self, x: Tensor) -> Tensor:
-        return (0.5 * (x + 1.0)).clamp(0.0, 1.0)
+        return from_pixels(x)
 
     def preview(self, x: Tensor) -> Tensor:
         return self.decode(x)

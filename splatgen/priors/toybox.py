@@ -9,7 +9,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, interpolate
 
 from splatgen import __version__
 from splatgen.budget import Keep
@@ -17,6 +16,7 @@ from splatgen.cameras import Cameras
 from splatgen.config import PriorOptions
 from splatgen.priors import Conditioning
 from splatgen.priors.lora import LoraAdapter
+from splatgen.priors.pixels import from_pixels, to_side
 from splatgen.prompts import split_view
 from splatgen.toybox import weights_folder
 from splatgen.toybox.grammar import parse
@@ -40,16 +40,10 @@ class ToyboxPrior:
 
     def encode(self, images: Tensor) -> Tensor:
         """Area average down to the prior's side, then -1..1: the world's own pixel is such an average."""
-        s, (height, width) = self.resolution, images.shape[-2:]
-        if height % s == 0 and width % s == 0:
-            images = avg_pool2d(images, (height // s, width // s))
-        else:
-            images = interpolate(images, size=(s, s), mode="bilinear", antialias=True)
-        x: Tensor = 2.0 * images - 1.0
-        return x
+        return to_side(images, self.resolution)
 
     def decode(self, x: Tensor) -> Tensor:
-        return (0.5 * (x + 1.0)).clamp(0.0, 1.0)
+        return from_pixels(x)
 
     def preview(self, x: Tensor) -> Tensor:
         return self.decode(x)
