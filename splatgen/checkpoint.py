@@ -19,7 +19,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +117,16 @@ def load_latest(folder: str | os.PathLike[str]) -> Checkpoint:
         else:
             return checkpoint
     raise ValueError(f"no checkpoint in {str(folder)!r} is usable ({'; '.join(reasons)}): start the run anew")
+
+
+def expect(found: Checkpoint, folder: str | os.PathLike[str], parts: Sequence[str]) -> None:
+    """Raise ValueError unless a checkpoint has these parts: it may be of another kind of run."""
+    for part in parts:
+        if part not in found.parts:
+            raise ValueError(
+                f"the checkpoint in {os.fspath(folder)!r} has no {part!r}: it is of another kind of run; put "
+                "the run's own back, or start it anew"
+            )
 
 
 def _name(step: int) -> str:

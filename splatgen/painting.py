@@ -178,6 +178,7 @@ def save_canvas(folder: Path, canvas: Canvas, learned: dict[str, Any]) -> None:
 def load_canvas(config: ImageConfig, folder: Path, device: str) -> tuple[Canvas, dict[str, Any]]:
     """The canvas of the latest whole checkpoint in a folder, and what `save_canvas` got as learned."""
     found = checkpoint.load_latest(folder)
+    checkpoint.expect(found, folder, ("image", "optimizer", "source"))
     source = found.parts["source"].get("picture")
     values = found.parts["image"]["values"].to(device)
     canvas = new_canvas(config, values, None if source is None else source.to(device))

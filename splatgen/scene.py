@@ -21,6 +21,7 @@ from splatgen.shapes import starting_splats
 from splatgen.splats import Splats
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's
+PARTS = ("splats", "optimizers", "densify")  # of a checkpoint
 HERE = Keep()
 
 
@@ -128,6 +129,7 @@ def save_scene(folder: Path, scene: Scene, methods: Mapping[str, Any]) -> None:
 def load_scene(config: Config, folder: Path, device: str) -> tuple[Scene, dict[str, Any]]:
     """The scene of the latest whole checkpoint in a folder, and what `save_scene` got as methods."""
     found = checkpoint.load_latest(folder)
+    checkpoint.expect(found, folder, PARTS)
     tensors = found.parts["splats"]
     sh = torch.cat([tensors["sh0"], *([tensors["shN"]] if "shN" in tensors else [])], 1)
     names = ("means", "quats", "scales", "opacities")

@@ -290,8 +290,10 @@ def test_a_comparison_on_a_full_disk_is_completed_by_its_resume(
     known = [run["status"] for run in json.loads((folder / "comparison.json").read_text())["runs"]]
     assert known == ["done", "waiting"]
     disk.clear()
+    (folder / ".sheet.0123abcd.tmp.png").touch()  # as a kill would leave it
     assert cli("compare", "--resume", folder, "--quiet").code == 0
     assert fingerprint(folder) == whole(words)
+    assert not list(folder.rglob(".*"))
 
 
 def test_what_is_rendered_or_exported_onto_a_full_disk_replaces_nothing(

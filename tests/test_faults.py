@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import os
 import random
 import re
@@ -18,7 +19,7 @@ import pytest
 import torch
 from conftest import Cli
 from faults import fingerprint, only, refused
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from splatgen import atomic, checkpoint, comparing, metrics, optimise, runs, steering
@@ -207,6 +208,8 @@ READ = ("status", "wall_time_s", "peak_memory_mb", "peak_gpu_memory_mb", "kind",
 
 
 @settings(max_examples=80, deadline=None)
+@example({"wall_time_s": 10**400, "peak_memory_mb": -(10**400)})
+@example({"wall_time_s": math.nan, "peak_memory_mb": math.inf})
 @given(st.one_of(JSON, st.dictionaries(st.sampled_from(READ), JSON)))
 def test_any_json_as_run_json_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     folder = tmp_path_factory.mktemp("run")
@@ -264,6 +267,23 @@ def test_a_run_of_a_comparison_that_is_none_of_its_runs_is_named(tmp_path: Path,
     text = said(lambda: comparing.read_outcome(tmp_path, "sds", 0, comparing.measuring(None)), 2)
     assert text is not None
     assert "sds-0 is no run of this comparison" in text
+
+
+@needs_weights
+@pytest.mark.parametrize("mixed", ["an image's", "an object's"])
+def test_checkpoints_of_another_kind_of_run_are_refused(
+    cli: Cli, run: Path, tmp_path: Path, mixed: str
+) -> None:
+    words = ["image", "a red cube", *MINI, "--steps", "2", "--image.checkpoint-seconds", "0"]
+    assert cli(*words, "--out", tmp_path / "image").code == 0
+    image = only(tmp_path / "image")
+    giver, taker = (image, run) if mixed == "an image's" else (run, image)
+    shutil.rmtree(taker / "checkpoints")
+    shutil.copytree(giver / "checkpoints", taker / "checkpoints")
+    kept = checkpoints(taker)
+    done = cli("resume", taker, "--quiet", "--steps", "4")
+    assert "checkpoint" in refused(done.code, done.out, done.err, expected=2)
+    assert checkpoints(taker) == kept
 
 
 # Things of the wrong kind
