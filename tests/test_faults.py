@@ -34,6 +34,7 @@ from splatgen.toybox import weights_folder
 from splatgen.validation import validate
 
 SOURCE = Path(runs.__file__).parent
+TESTS = Path(__file__).parent
 needs_weights = pytest.mark.skipif(
     any(checks.missing_weights(name, weights_folder()) for name in ("mini-prior", "mini-reward")),
     reason="the miniature toybox weights are not there",
@@ -568,3 +569,10 @@ def test_every_file_is_written_atomically_or_is_known_to_survive() -> None:
         unknown = {call for call in calls if not call.startswith(SAFE)} - known.get(name, set())
         assert not unknown, f"{name}: write through atomic, or say in WRITERS why not"
     assert all(calls <= found.get(name, set()) for name, calls in known.items())
+
+
+def test_the_page_about_faults_names_tests_that_exist() -> None:
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (TESTS.parent / "docs/reliability.md").read_text())
+    assert len(named) > 30
+    for file, test in named:
+        assert f"def {test}(" in (TESTS / file).read_text(encoding="utf-8"), f"{file}::{test}"
