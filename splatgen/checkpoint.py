@@ -11,6 +11,7 @@ Nothing is ever unpickled, and a name found in a file becomes a path only when i
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -19,7 +20,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,18 @@ def expect(found: Checkpoint, folder: str | os.PathLike[str], parts: Sequence[st
                 f"the checkpoint in {os.fspath(folder)!r} has no {part!r}: it is of another kind of run; put "
                 "the run's own back, or start it anew"
             )
+
+
+@contextlib.contextmanager
+def explained(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """What goes wrong with a state that is sound but not this run's, as a ValueError of one line."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(
+            f"the checkpoint in {os.fspath(folder)!r} is of an earlier version, or of another run "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:120]}): start the run anew"
+        ) from error
 
 
 def _name(step: int) -> str:

@@ -521,7 +521,7 @@ def read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
     try:
         table = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (json.JSONDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also for numbers of thousands of digits
         raise ConfigError(f"{path} is not valid {path.suffix[1:] or 'TOML'}: {error}") from error
     if not isinstance(table, dict):
         raise ConfigError(f"{path} holds a {type(table).__name__}: write a table of settings")

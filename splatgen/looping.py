@@ -5,6 +5,7 @@ step -> record -> checkpoint
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -135,7 +136,8 @@ def run_loop(
             lost_at, gone_back = subject.step, "went_back_at_step" in runs.read(run)
             if not gone_back and _go_back(subject, run):
                 continue
-            subject.save()  # skipped steps changed nothing: these are the last good ones
+            with contextlib.suppress(OSError):  # skipped steps changed nothing: these are the last good ones
+                subject.save()
             raise Diverged(
                 f"no finite gradient in {pace.patience} steps up to step {lost_at}: {subject.advice}; the "
                 f"last good state is in {run.checkpoints}"
@@ -211,7 +213,8 @@ def _advance(subject: Subject, run: Run, *, scored: bool) -> Row:
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             subject.clear()
-            subject.save()
+            with contextlib.suppress(OSError):  # a full disk must not hide what ended the run
+                subject.save()
         raise
     if subject.models.halved and not halved:
         runs.update(run, halved_at_step=subject.step)

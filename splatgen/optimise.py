@@ -7,6 +7,7 @@ Shapes: B views, N splats.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -132,9 +133,12 @@ def generate(
     splats = initial_splats(config, keep(config, device))  # before the models: Shap-E needs the room
     models = models or load_models(config, device)
     steered = [] if changes is None else steering.read(changes)
-    run = create_run(config, models, out, command, device, name)
-    if steered:
-        steering.write(run.folder / steering.FILE, steered)
+
+    def fill(run: Run) -> None:
+        if steered:
+            steering.write(run.folder / steering.FILE, steered)
+
+    run = create_run(config, models, out, command, device, name, fill=fill)
     scene = new_scene(config, splats, device)
     return _finish(config, models, scene, run, report, should_stop, channel)
 
@@ -158,9 +162,8 @@ def edit(
     editing.check_settings(config)
     device = pick_device(config.device)
     models = load_models(config, device)
-    run = create_run(config, models, out, command, device)
+    run = create_run(config, models, out, command, device, fill=lambda run: editing.save_source(run, splats))
     try:
-        editing.save_source(run, splats)
         source = _source(config, run, device)
     except BaseException as error:
         record_failure(run, error, 0)
@@ -177,8 +180,11 @@ def create_run(
     command: Sequence[str],
     device: str,
     name: str | None = None,
+    *,
+    kind: str | None = None,
+    fill: Callable[[Run], object] | None = None,
 ) -> Run:
-    """The folder of a new run in `out`, with its settings and what it is made with."""
+    """The folder of a new run in `out`, with its settings, what it is made with, and what `fill` writes."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()  # another run may have been in this process
     return runs.create(
@@ -190,6 +196,8 @@ def create_run(
         device=device_name(device),
         models=models.sources(),
         name=name,
+        kind=kind,
+        fill=fill,
     )
 
 
@@ -299,8 +307,9 @@ def score_final(config: Config, models: Models, scene: Scene) -> dict[str, float
 
 def record_failure(run: Run, error: BaseException, step: int) -> None:
     """Say in run.json how a run ended, and in the error where it is."""
-    runs.update(run, status=_status(error), error=f"{type(error).__name__}: {error}"[:500], steps=step)
     error.add_note(f"the run is in {run.folder}")
+    with contextlib.suppress(OSError, ValueError):  # a full disk, say: it must not hide the error itself
+        runs.update(run, status=_status(error), error=f"{type(error).__name__}: {error}"[:500], steps=step)
 
 
 def _status(error: BaseException) -> str:

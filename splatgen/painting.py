@@ -179,6 +179,13 @@ def load_canvas(config: ImageConfig, folder: Path, device: str) -> tuple[Canvas,
     """The canvas of the latest whole checkpoint in a folder, and what `save_canvas` got as learned."""
     found = checkpoint.load_latest(folder)
     checkpoint.expect(found, folder, ("image", "optimizer", "source"))
+    with checkpoint.explained(folder):
+        return _unpacked(config, found, device)
+
+
+def _unpacked(
+    config: ImageConfig, found: checkpoint.Checkpoint, device: str
+) -> tuple[Canvas, dict[str, Any]]:
     source = found.parts["source"].get("picture")
     values = found.parts["image"]["values"].to(device)
     canvas = new_canvas(config, values, None if source is None else source.to(device))
@@ -280,10 +287,12 @@ def paint(
     if picture is not None:
         source = fit(picture, models.prior.resolution).to(device).repeat(config.image.count, 1, 1, 1)
     canvas = new_canvas(config, start_values(config, models.prior, source, device), source)
-    run = create_run(config, models, out, command, device)
-    runs.update(run, kind=KIND)
-    if source is not None:
-        write_images(source[:1], run.folder / "source.png")
+
+    def fill(run: Run) -> None:
+        if source is not None:
+            write_images(source[:1], run.folder / "source.png")
+
+    run = create_run(config, models, out, command, device, kind=KIND, fill=fill)
     return _finish(config, models, canvas, run, report, should_stop)
 
 

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -98,13 +98,16 @@ def create(
     device: str | None = None,
     models: Mapping[str, str] | None = None,
     name: str | None = None,
+    kind: str | None = None,
+    fill: Callable[[Run], object] | None = None,
     min_free_mb: float = 50.0,
 ) -> Run:
     """Make a new run folder in `out` with its config.json and run.json.
 
-    models maps model ids to revisions; name is the folder's, by default made of date and prompt;
-    min_free_mb is in 2^20 bytes. Raises OSError when `out` can't be written to or its disk is too full,
-    before anything is made, or when it has that name already; after any error nothing is left.
+    models maps model ids to revisions; name is the folder's, by default made of date and prompt; fill writes
+    what else the run cannot go on without, before run.json makes the folder a run; min_free_mb is in 2^20
+    bytes. Raises OSError when `out` can't be written to or its disk is too full, before anything is made, or
+    when it has that name already; after any error nothing is left.
     """
     out = Path(out)
     check_space(out, min_free_mb)
@@ -119,7 +122,10 @@ def create(
         run = Run(folder=folder)
         run.checkpoints.mkdir()
         atomic.write_json(run.config_json, atomic.jsonable(config))
-        given = {"prompt": prompt, "seed": seed, "models": dict(models or {}), "device": device}
+        if fill is not None:
+            fill(run)
+        given: dict[str, Any] = {"kind": kind} if kind else {}
+        given |= {"prompt": prompt, "seed": seed, "models": dict(models or {}), "device": device}
         atomic.write_json(run.run_json, _metadata(run, command, **given))
         atomic.sync_folder(out)
     except BaseException:

@@ -130,6 +130,11 @@ def load_scene(config: Config, folder: Path, device: str) -> tuple[Scene, dict[s
     """The scene of the latest whole checkpoint in a folder, and what `save_scene` got as methods."""
     found = checkpoint.load_latest(folder)
     checkpoint.expect(found, folder, PARTS)
+    with checkpoint.explained(folder):
+        return _unpacked(config, found, device)
+
+
+def _unpacked(config: Config, found: checkpoint.Checkpoint, device: str) -> tuple[Scene, dict[str, Any]]:
     tensors = found.parts["splats"]
     sh = torch.cat([tensors["sh0"], *([tensors["shN"]] if "shN" in tensors else [])], 1)
     names = ("means", "quats", "scales", "opacities")
@@ -139,7 +144,5 @@ def load_scene(config: Config, folder: Path, device: str) -> tuple[Scene, dict[s
     for name, optimizer in scene.optimizers.items():
         optimizer.load_state_dict(states[name])
     scene.densifier.load_state_dict({k: v.to(device) for k, v in found.parts["densify"].items()})
-    if "methods" not in found.state:
-        raise ValueError(f"the checkpoint in {folder} is of an earlier version: start the run anew")
     methods = packing.unpack_each(found.parts, found.state["methods"])
     return scene, methods

@@ -210,6 +210,12 @@ def _check_splats(s: SplatOptions, d: DensifyOptions) -> None:
     _check(0 <= d.prune_opacity < 0.5, "densify.prune_opacity", d.prune_opacity, "give 0 to less than 0.5")
     _check(d.split_scale > 0, "densify.split_scale", d.split_scale, "give more than 0")
     _check(d.prune_scale > 0, "densify.prune_scale", d.prune_scale, "give more than 0")
+    _check(
+        not d.reset or d.prune_opacity > 0,
+        "densify.reset",
+        d.reset,
+        "opacities are reset to twice densify.prune_opacity: give that more than 0",
+    )
     resets = all(0 <= fraction <= 1 for fraction in d.reset)
     _check(resets, "densify.reset", d.reset, "give fractions of the run, 0 to 1")
 

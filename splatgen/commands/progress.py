@@ -40,10 +40,13 @@ class Reporter:
             return
         self._due = now + (LIVE_SECONDS if self._live else PLAIN_SECONDS)
         text = line(progress, self._first)
-        if self._live:
-            self._redraw(text, progress.step / max(progress.steps, 1))
-        else:
-            print(text, file=self._stream, flush=True)
+        try:
+            if self._live:
+                self._redraw(text, progress.step / max(progress.steps, 1))
+            else:
+                print(text, file=self._stream, flush=True)
+        except OSError:  # nobody reads it, or its disk is full: no reason to end the run
+            self._quiet, self._width = True, 0
 
     def close(self) -> None:
         """Leave the live line on the screen and go below it."""
