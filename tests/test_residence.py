@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,28 +204,43 @@ def test_runs_one_after_the_other_are_what_each_would_be_alone(tmp_path):
         assert runs.read(alone.run)["rewards"] == runs.read(chained.run)["rewards"]
 
 
-SCRIPT = """
+FRESH = """
 import json, sys
 from pathlib import Path
 from splatgen import optimise
 from splatgen.config import from_dict
-optimise.generate(from_dict(json.loads(sys.argv[1])), out=Path(sys.argv[2]), command=["test"])
+*_, last = map(from_dict, map(json.loads, sys.argv[2:]))
+print(optimise.generate(last, out=Path(sys.argv[1]), command=["test"]).run.folder)
+"""
+RESIDENT = """
+import json, sys
+from pathlib import Path
+from splatgen.config import from_dict
+from splatgen.residence import Job, Residence, Session
+session = Session(Residence(), check=lambda config: config, describe=str)
+for words in sys.argv[2:]:
+    session.start(Job(config=from_dict(json.loads(words)), out=Path(sys.argv[1]), command=["test"]))
+    status = session.wait(120)
+    assert status.state == "done", status
+session.close(60)
+print(status.folder)
 """
 
 
 def test_a_fresh_process_gives_the_same_bits_as_the_second_run_of_a_session(tmp_path):
-    given = config(preference="psd", score="vsd")
-    words = [sys.executable, "-c", SCRIPT, json.dumps(to_dict(given)), str(tmp_path / "fresh")]
-    fresh = subprocess.Popen(words)
-    session = started()
-    session.start(Job(config=config(score="vsd", seed=1), out=tmp_path, command=["test"]))
-    session.wait(60)
-    session.start(Job(config=given, out=tmp_path, command=["test"]))
-    second = session.wait(60)
-    session.close(60)
-    assert fresh.wait(120) == 0
-    (folder,) = (tmp_path / "fresh").iterdir()
-    assert_same(tensors(Run(folder=folder)), tensors(Run(folder=second.folder)))
+    """In processes of their own, both: another test may have left this one in another state."""
+    changes = ({"seed": 1}, {"preference": "psd"})
+    jobs = [json.dumps(to_dict(config(score="vsd", **change))) for change in changes]
+    done = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, tmp_path / str(n), *jobs], stdout=subprocess.PIPE, text=True
+        )
+        for n, script in enumerate((FRESH, RESIDENT))
+    ]
+    folders = [process.communicate(timeout=240)[0].strip() for process in done]
+    assert [process.returncode for process in done] == [0, 0]
+    fresh, second = (Run(folder=Path(folder)) for folder in folders)
+    assert_same(tensors(fresh), tensors(second))
 
 
 def test_a_latent_prior_whose_text_encoder_a_budget_freed_reads_the_next_prompt(tmp_path):
