@@ -69,13 +69,22 @@ class Row:
     seen: Any = None  # of the step, for snapshots
 
 
-class Subject(Protocol):
-    """What a run changes step by step."""
+class State(Protocol):
+    """Where a subject is."""
 
     step: int  # done so far
     failures: Tensor | int  # steps in a row without a finite gradient
+
+
+class Subject(Protocol):
+    """What a run changes step by step."""
+
     models: Models
     advice: str  # what to do about a run that is lost
+
+    @property
+    def state(self) -> State:
+        """Of this moment: `restore` may make another."""
 
     def advance(self, models: Models, *, scored: bool) -> Row:
         """One step, which does not count itself; rewards are scored when asked for."""
@@ -133,7 +142,7 @@ def run_loop(
         try:
             return _steps(subject, pace, run, report, should_stop, channel)
         except _Lost:
-            lost_at, gone_back = subject.step, "went_back_at_step" in runs.read(run)
+            lost_at, gone_back = subject.state.step, "went_back_at_step" in runs.read(run)
             if not gone_back and _go_back(subject, run):
                 continue
             with contextlib.suppress(OSError):  # skipped steps changed nothing: these are the last good ones
@@ -145,13 +154,13 @@ def run_loop(
 
 
 def _go_back(subject: Subject, run: Run) -> bool:
-    lost_at = subject.step
+    lost_at = subject.state.step
     try:
         subject.restore()
     except (FileNotFoundError, ValueError):
         return False
-    subject.failures = 0
-    rewind_metrics(run.metrics, subject.step - 1)
+    subject.state.failures = 0
+    rewind_metrics(run.metrics, subject.state.step - 1)
     runs.update(run, went_back_at_step=lost_at)
     return True
 
@@ -169,27 +178,27 @@ def _steps(
     interval = min(FIRST_CHECKPOINT_SECONDS, pace.checkpoint_seconds)
     rewards: dict[str, float] = {}
     with Metrics(run.metrics) as metrics:
-        while subject.step < pace.steps and not should_stop() and not watch.before(should_stop):
+        while subject.state.step < pace.steps and not should_stop() and not watch.before(should_stop):
             started, values = time.perf_counter(), None
-            scored = subject.step % pace.reward_every == 0 or subject.step + 1 == pace.steps
+            scored = subject.state.step % pace.reward_every == 0 or subject.state.step + 1 == pace.steps
             row = _advance(subject, run, scored=scored)
             rewards = row.rewards or rewards
-            subject.failures = (subject.failures + row.failed) * row.failed
-            if scored or subject.step % pace.log_every == 0:
-                values = _values(subject.step, row, started)
+            subject.state.failures = (subject.state.failures + row.failed) * row.failed
+            if scored or subject.state.step % pace.log_every == 0:
+                values = _values(subject.state.step, row, started)
                 metrics.write(values)
-                if int(subject.failures) >= pace.patience:
+                if int(subject.state.failures) >= pace.patience:
                     raise _Lost
-            subject.step += 1
+            subject.state.step += 1
             watch.after(row, values)
             now = time.monotonic()
-            due = interval > 0 and now - saved > interval and subject.step < pace.steps
-            if due and int(subject.failures) == 0:  # a run that is lost goes back to before it was
+            due = interval > 0 and now - saved > interval and subject.state.step < pace.steps
+            if due and int(subject.state.failures) == 0:  # a run that is lost goes back to before it was
                 subject.save()
                 saved, interval = time.monotonic(), pace.checkpoint_seconds
             report(
                 Progress(
-                    step=subject.step,
+                    step=subject.state.step,
                     steps=pace.steps,
                     loss=float(row.loss) if scored else float("nan"),
                     splats=row.splats,
@@ -198,7 +207,7 @@ def _steps(
                 )
             )
     subject.save()
-    status = "done" if subject.step >= pace.steps else "stopped"
+    status = "done" if subject.state.step >= pace.steps else "stopped"
     watch.end(status)
     return status
 
@@ -217,7 +226,7 @@ def _advance(subject: Subject, run: Run, *, scored: bool) -> Row:
                 subject.save()
         raise
     if subject.models.halved and not halved:
-        runs.update(run, halved_at_step=subject.step)
+        runs.update(run, halved_at_step=subject.state.step)
     return row
 
 

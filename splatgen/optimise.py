@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from splatgen import __version__, atomic, editing, runs, steering
 from splatgen.budget import keep
@@ -58,20 +57,8 @@ class Sculpture:
         self.base = self.config
 
     @property
-    def step(self) -> int:
-        return self.scene.step
-
-    @step.setter
-    def step(self, value: int) -> None:
-        self.scene.step = value
-
-    @property
-    def failures(self) -> Tensor | int:
-        return self.scene.failures
-
-    @failures.setter
-    def failures(self, value: Tensor | int) -> None:
-        self.scene.failures = value
+    def state(self) -> Scene:
+        return self.scene
 
     def advance(self, models: Models, *, scored: bool) -> Row:
         seen = advance(self.config, models, self.scene)
@@ -89,7 +76,9 @@ class Sculpture:
         self.config, self.models = steered(self.base, self.config, self.models, setting, value)
 
     def file(self) -> bytes:
-        return ply(self.scene.splats.detach(), [f"splatgen {__version__} {self.run.id} step {self.step}"])
+        return ply(
+            self.scene.splats.detach(), [f"splatgen {__version__} {self.run.id} step {self.scene.step}"]
+        )
 
     def snapshot(self, row: Row | None, look: Look | None) -> dict[str, Any]:
         return shown(self.scene, self.models, None if row is None else row.seen, look)
@@ -278,7 +267,7 @@ def _finish(
             _write(config, run, subject.scene)
             rewards = score_final(config, subject.models, subject.scene)
     except BaseException as error:
-        record_failure(run, error, subject.step)
+        record_failure(run, error, subject.state.step)
         raise
     scene = subject.scene
     runs.update(run, status=status, steps=scene.step, splats=len(scene.params["means"]), rewards=rewards)

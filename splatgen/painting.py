@@ -214,20 +214,8 @@ class Painting:
     advice: str = "lower --image.lr or --guidance.scale"
 
     @property
-    def step(self) -> int:
-        return self.canvas.step
-
-    @step.setter
-    def step(self, value: int) -> None:
-        self.canvas.step = value
-
-    @property
-    def failures(self) -> Tensor | int:
-        return self.canvas.failures
-
-    @failures.setter
-    def failures(self, value: Tensor | int) -> None:
-        self.canvas.failures = value
+    def state(self) -> Canvas:
+        return self.canvas
 
     def advance(self, models: Models, *, scored: bool) -> Row:
         rewards = look(self.config, models, self.canvas) if scored else None
@@ -371,7 +359,7 @@ def _finish(
                 write_images(pictures(config, models.prior, canvas.values), run.folder / "image.png")
             rewards = look(config, subject.models, canvas)
     except BaseException as error:
-        record_failure(run, error, subject.step)
+        record_failure(run, error, subject.state.step)
         raise
     runs.update(run, status=status, steps=canvas.step, rewards=rewards)
     return Result(run=run, status=status, step=canvas.step)

@@ -22,10 +22,18 @@ NAP = 0.02  # seconds, while a run is paused
 _log = logging.getLogger(__name__)
 
 
+class Place(Protocol):
+    """Where a subject is."""
+
+    step: int
+
+
 class Steered(Protocol):
     """What can be watched and steered."""
 
-    step: int
+    @property
+    def state(self) -> Place:
+        """Of this moment."""
 
     def steer(self, setting: str, value: float) -> None:
         """Change a setting; raises ValueError for one that cannot be."""
@@ -53,13 +61,13 @@ class Watch:
         self.looked = 0.0  # seconds spent on it
         self.paused = self.stopped = False
         for change in self.changes:  # of before a resume
-            if change.step < subject.step:
+            if change.step < subject.state.step:
                 subject.steer(change.setting, change.value)
 
     def before(self, should_stop: Callable[[], bool]) -> bool:
         """Changes and commands before a step, waiting while paused; returns whether to stop."""
         for change in self.changes:
-            if change.step == self.subject.step:
+            if change.step == self.subject.state.step:
                 self.subject.steer(change.setting, change.value)
         self._obey()
         while self.paused and not self.stopped and not should_stop():
@@ -96,7 +104,7 @@ class Watch:
             self.looked += time.monotonic() - began
         channel.put(
             Snapshot(
-                step=self.subject.step,
+                step=self.subject.state.step,
                 steps=self.steps,
                 seconds=spent,
                 status=status,
@@ -129,7 +137,7 @@ class Watch:
                 self.stopped = True
             case "checkpoint":
                 self.subject.save()
-                channel.messages.put(f"checkpoint of step {self.subject.step} written")
+                channel.messages.put(f"checkpoint of step {self.subject.state.step} written")
             case "save":
                 self._hand_over(channel)
             case "look":
@@ -145,10 +153,10 @@ class Watch:
         except Exception as error:  # noqa: BLE001 - the run goes on without this file
             channel.messages.put(f"no file: {error}")
             return
-        channel.files.put(File(name=f"step-{self.subject.step:06d}.ply", content=content))
+        channel.files.put(File(name=f"step-{self.subject.state.step:06d}.ply", content=content))
 
     def _set(self, command: Command, channel: Channel) -> None:
-        change = Change(step=self.subject.step, setting=command.setting, value=command.value)
+        change = Change(step=self.subject.state.step, setting=command.setting, value=command.value)
         try:
             self.subject.steer(change.setting, change.value)
         except ValueError as error:
