@@ -38,7 +38,6 @@ class Keep:
     device: str = "cpu"
     precision: Precision = "float32"  # of denoisers, autoencoders and rewards
     weights: str | None = None  # a folder of published models, one folder each by name
-    free_text: bool = False
     text_device: str = "cpu"  # for text encoders of gigabytes; small ones are with the rest
     decode: int = 0
     checkpointing: bool = False
@@ -59,7 +58,6 @@ def keep(config: Method, device: str, half: Precision = "float16") -> Keep:
         device=device,
         precision=precision,
         weights=config.weights,
-        free_text=budget.free_text,
         text_device="cpu" if budget.text_on_cpu else device,
         decode=config.reward_options.batch or budget.decode,
         checkpointing=budget.checkpointing,

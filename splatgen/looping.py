@@ -14,13 +14,14 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from splatgen import runs
+from splatgen.config import ImageOptions, Method, OutputOptions
 from splatgen.lighter import within_memory
 from splatgen.memory import is_out_of_memory
 from splatgen.metrics import Metrics, rewind_metrics
 from splatgen.runs import Run
-from splatgen.snapshot import Channel, Look
+from splatgen.snapshot import Channel
 from splatgen.step import Models
-from splatgen.watching import Watch
+from splatgen.watching import Steered, Watch
 
 FIRST_CHECKPOINT_SECONDS = 3.0  # a run that dies early can still be resumed
 
@@ -57,6 +58,17 @@ class Pace:
     patience: int
 
 
+def pace(config: Method, options: OutputOptions | ImageOptions) -> Pace:
+    """How long a run is, and how often it writes by its options."""
+    return Pace(
+        steps=config.steps,
+        log_every=options.log_every,
+        reward_every=options.reward_every,
+        checkpoint_seconds=options.checkpoint_seconds,
+        patience=config.patience,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """What a step leaves; tensors, so that CUDA is waited for only when they are read."""
@@ -69,22 +81,11 @@ class Row:
     seen: Any = None  # of the step, for snapshots
 
 
-class State(Protocol):
-    """Where a subject is."""
-
-    step: int  # done so far
-    failures: Tensor | int  # steps in a row without a finite gradient
-
-
-class Subject(Protocol):
+class Subject(Steered, Protocol):
     """What a run changes step by step."""
 
     models: Models
     advice: str  # what to do about a run that is lost
-
-    @property
-    def state(self) -> State:
-        """Of this moment: `restore` may make another."""
 
     def advance(self, models: Models, *, scored: bool) -> Row:
         """One step, which does not count itself; rewards are scored when asked for."""
@@ -92,20 +93,8 @@ class Subject(Protocol):
     def clear(self) -> None:
         """Drop what a step that ran out of memory left behind."""
 
-    def save(self) -> None:
-        """Write a checkpoint."""
-
     def restore(self) -> None:
         """Go back to the last checkpoint; raises FileNotFoundError or ValueError when there is none."""
-
-    def steer(self, setting: str, value: float) -> None:
-        """Change a setting; raises ValueError for one that cannot be."""
-
-    def file(self) -> bytes:
-        """The present state as a file for the user."""
-
-    def snapshot(self, row: Row | None, look: Look | None) -> dict[str, Any]:
-        """What `splatgen.snapshot.Snapshot` wants of it, after a step."""
 
 
 class Diverged(RuntimeError):

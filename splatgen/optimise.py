@@ -17,13 +17,13 @@ from typing import Any
 import torch
 
 from splatgen import __version__, atomic, editing, runs, steering
-from splatgen.budget import keep
 from splatgen.cameras import turntable
 from splatgen.config import Config, ConfigError, ImageConfig, from_dict, read_file, to_dict
-from splatgen.looping import Diverged, Pace, Progress, Result, Row, ignore, never, run_loop
+from splatgen.looping import Diverged, Progress, Result, Row, ignore, never, pace, run_loop
 from splatgen.memory import is_out_of_memory
 from splatgen.metrics import rewind_metrics
 from splatgen.placing import placement
+from splatgen.priors import kept
 from splatgen.render import render
 from splatgen.results import write_results
 from splatgen.runs import Run
@@ -119,7 +119,7 @@ def generate(
     if config.source:
         raise ConfigError(f"source is {config.source!r}: a run from nothing has none, `splatgen edit` does")
     device = pick_device(config.device)
-    splats = initial_splats(config, keep(config, device))  # before the models: Shap-E needs the room
+    splats = initial_splats(config, kept(config, device))  # before the models: Shap-E needs the room
     models = models or load_models(config, device)
     steered = [] if changes is None else steering.read(changes)
 
@@ -236,7 +236,7 @@ def _last_scene(config: Config, run: Run, device: str) -> tuple[Scene, dict[str,
     try:
         scene, learned = load_scene(config, run.checkpoints, device)
     except FileNotFoundError:
-        start = source or initial_splats(config, keep(config, device))
+        start = source or initial_splats(config, kept(config, device))
         scene, learned = new_scene(config, start, device), None
     scene.source = source
     return scene, learned
@@ -251,17 +251,9 @@ def _finish(
     should_stop: Callable[[], bool],
     channel: Channel | None,
 ) -> Result:
-    o = config.output
-    pace = Pace(
-        steps=config.steps,
-        log_every=o.log_every,
-        reward_every=o.reward_every,
-        checkpoint_seconds=o.checkpoint_seconds,
-        patience=config.patience,
-    )
     subject = Sculpture(config=config, models=models, scene=scene, run=run)
     try:
-        status = run_loop(subject, pace, run, report, should_stop, channel)
+        status = run_loop(subject, pace(config, config.output), run, report, should_stop, channel)
         rewards = {}
         if status == "done":
             _write(config, run, subject.scene)

@@ -22,7 +22,7 @@ from splatgen import atomic, checkpoint, packing, runs, video
 from splatgen.cameras import Cameras, orbit
 from splatgen.config import ConfigError, ImageConfig, merge, read_file, to_dict
 from splatgen.guidance import gradient, inject
-from splatgen.looping import Pace, Progress, Result, Row, ignore, never, run_loop
+from splatgen.looping import Progress, Result, Row, ignore, never, pace, run_loop
 from splatgen.metrics import rewind_metrics
 from splatgen.optimise import create_run, pick_device, record_failure
 from splatgen.priors import Prior
@@ -342,17 +342,9 @@ def _finish(
     report: Callable[[Progress], None],
     should_stop: Callable[[], bool],
 ) -> Result:
-    o = config.image
-    pace = Pace(
-        steps=config.steps,
-        log_every=o.log_every,
-        reward_every=o.reward_every,
-        checkpoint_seconds=o.checkpoint_seconds,
-        patience=config.patience,
-    )
     subject = Painting(config=config, models=models, canvas=canvas, run=run)
     try:
-        status = run_loop(subject, pace, run, report, should_stop)
+        status = run_loop(subject, pace(config, config.image), run, report, should_stop)
         rewards, canvas = {}, subject.canvas
         if status == "done":
             with torch.no_grad():

@@ -16,18 +16,19 @@ from typing import Any, Literal
 import torch
 
 from splatgen import optimise
-from splatgen.budget import Keep, keep
+from splatgen.budget import Keep
 from splatgen.config import Config, PriorOptions
-from splatgen.hints import did_you_mean
 from splatgen.looping import Progress, Result
-from splatgen.panel import Panel
-from splatgen.priors import PRIORS, Prior, load_prior
+from splatgen.priors import Prior, kept, load_prior
 from splatgen.rewards import Reward, load_reward
 from splatgen.snapshot import Channel, Command
-from splatgen.step import Models, assemble
+from splatgen.step import Models, load_models
 
 State = Literal["idle", "loading", "running", "paused", "writing", "done", "stopped", "failed"]
 BUSY = ("loading", "running", "paused", "writing")
+
+PriorKey = tuple[str, PriorOptions, Keep]  # what its loader is told
+RewardKey = tuple[str, Keep]
 
 _log = logging.getLogger(__name__)
 
@@ -39,39 +40,35 @@ class Residence:
     """
 
     def __init__(self) -> None:
-        self._priors: dict[tuple[str, PriorOptions, Keep], Prior] = {}  # one, or none
-        self._rewards: dict[tuple[str, Keep], Reward] = {}
+        self._priors: dict[PriorKey, Prior] = {}  # one, or none
+        self._rewards: dict[RewardKey, Reward] = {}
 
     def models(self, config: Config) -> Models:
         """The models of a run, with a score and a preference of its own; raises what loaders and `embed` do.
 
         What this run has no use for is let go before anything is loaded.
         """
-        if config.prior not in PRIORS:
-            raise ValueError(f"no prior {config.prior[:60]!r}; {did_you_mean(config.prior, PRIORS)}")
-        how = keep(config, optimise.pick_device(config.device), PRIORS[config.prior].half)
-        weights = config.rewards()
-        prior = (config.prior, config.prior_options, how)
-        rewards = [(name, how) for name in (*weights, *config.holdout_reward)]
-        self._let_go({prior}, set(rewards))
-        if prior not in self._priors:
-            self._priors[prior] = load_prior(*prior)
-        for reward in rewards:
-            if reward not in self._rewards:
-                self._rewards[reward] = load_reward(*reward)
-        panel = Panel(
-            rewards=tuple(self._rewards[name, how] for name in weights),
-            weights=tuple(weights.values()),
-            options=config.reward_options,
-        )
-        holdouts = tuple(self._rewards[name, how] for name in config.holdout_reward)
-        return assemble(config, self._priors[prior], panel, holdouts)
+        device = optimise.pick_device(config.device)
+        how = kept(config, device)
+        names = (*config.rewards(), *config.holdout_reward)
+        self._let_go({(config.prior, config.prior_options, how)}, {(name, how) for name in names})
+        return load_models(config, device, self._prior, self._reward)
+
+    def _prior(self, *key: *PriorKey) -> Prior:
+        if key not in self._priors:
+            self._priors[key] = load_prior(*key)
+        return self._priors[key]
+
+    def _reward(self, *key: *RewardKey) -> Reward:
+        if key not in self._rewards:
+            self._rewards[key] = load_reward(*key)
+        return self._rewards[key]
 
     def clear(self) -> None:
         """Let everything go."""
         self._let_go(set(), set())
 
-    def _let_go(self, prior: set[tuple[str, PriorOptions, Keep]], rewards: set[tuple[str, Keep]]) -> None:
+    def _let_go(self, prior: set[PriorKey], rewards: set[RewardKey]) -> None:
         """All but these."""
         before = len(self._priors) + len(self._rewards)
         self._priors = {key: self._priors[key] for key in self._priors if key in prior}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +18,16 @@ from torch import Tensor
 
 from splatgen import editing
 from splatgen.backgrounds import backgrounds
-from splatgen.budget import BUDGETS, keep
+from splatgen.budget import BUDGETS, Keep
 from splatgen.cameras import Cameras, sample_orbit
 from splatgen.conditions import Told, conditions, tell
-from splatgen.config import Config, ImageConfig, Method
+from splatgen.config import Config, ImageConfig, Method, PriorOptions
 from splatgen.denoiser import Denoiser
 from splatgen.guidance import Gradient, chosen_weighting, draw_times, gradient, inject
 from splatgen.moment import Moment, Source
 from splatgen.panel import Panel
 from splatgen.preferences import Preference, make_preference
-from splatgen.priors import PRIORS, Conditioning, Prior, load_prior
+from splatgen.priors import PRIORS, Conditioning, Prior, kept, load_prior
 from splatgen.prompts import view_prompt, view_prompts, view_word
 from splatgen.regularise import penalty
 from splatgen.render import Render, render
@@ -105,19 +105,23 @@ class Seen:
         }
 
 
-def load_models(config: Config | ImageConfig, device: str) -> Models:
-    """Load the networks and embed the prompts."""
-    how = keep(config, device, PRIORS[config.prior].half if config.prior in PRIORS else "float16")
-    weights = config.rewards()
+def load_models(
+    config: Config | ImageConfig,
+    device: str,
+    prior: Callable[[str, PriorOptions, Keep], Prior] = load_prior,
+    reward: Callable[[str, Keep], Reward] = load_reward,
+) -> Models:
+    """Load the networks, by other loaders where they may be there already, and embed the prompts."""
+    how, weights = kept(config, device), config.rewards()
     return assemble(
         config,
-        load_prior(config.prior, config.prior_options, how),
+        prior(config.prior, config.prior_options, how),
         Panel(
-            rewards=tuple(load_reward(name, how) for name in weights),
+            rewards=tuple(reward(name, how) for name in weights),
             weights=tuple(weights.values()),
             options=config.reward_options,
         ),
-        tuple(load_reward(name, how) for name in config.holdout_reward),
+        tuple(reward(name, how) for name in config.holdout_reward),
     )
 
 

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from splatgen import runs, steering
 from splatgen.runs import Run
 from splatgen.snapshot import Channel, Command, File, Look, Snapshot
@@ -22,18 +24,19 @@ NAP = 0.02  # seconds, while a run is paused
 _log = logging.getLogger(__name__)
 
 
-class Place(Protocol):
+class State(Protocol):
     """Where a subject is."""
 
-    step: int
+    step: int  # done so far
+    failures: Tensor | int  # steps in a row without a finite gradient
 
 
 class Steered(Protocol):
     """What can be watched and steered."""
 
     @property
-    def state(self) -> Place:
-        """Of this moment."""
+    def state(self) -> State:
+        """Of this moment: going back may make another."""
 
     def steer(self, setting: str, value: float) -> None:
         """Change a setting; raises ValueError for one that cannot be."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import shlex
 import sys
 import time
@@ -16,9 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import arg
 
 from splatgen.commands import checks, generate, parsing
-from splatgen.commands.failures import USAGE, Failure
 from splatgen.commands.stopping import on_signals
-from splatgen.commands.viewing import Place, told
+from splatgen.commands.viewing import Place, served
 from splatgen.commands.workshop import EXAMPLES, Workshop, in_words
 from splatgen.config import Config
 from splatgen.memory import keep_freed
@@ -117,16 +115,7 @@ def opened(program: Workshop, place: Place) -> Iterator[None]:
     """The studio's page at a place, which the terminal is told; raises Failure when it can't listen there."""
     from splatgen_viewer.studio import Studio as Page  # type: ignore[import-not-found]
 
-    if not 1 <= place.port <= 65535:
-        raise Failure(USAGE, f"--port {place.port}: give 1 to 65535")
-    try:
-        viewer = Page(program, host=place.host, port=place.port)
-    except OSError as error:
-        reason = error.strerror or error
-        raise Failure(USAGE, f"no page at {place.host}, port {place.port}: {reason}") from error
-    with viewer:
-        for line in told(viewer, place, os.environ):
-            print(f"splatgen: {line}", file=sys.stderr, flush=True)
+    with served(lambda: Page(program, host=place.host, port=place.port), place, "page"):
         yield
 
 

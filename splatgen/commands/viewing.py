@@ -8,7 +8,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -73,13 +73,20 @@ def opened(channel: Channel, subject: Subject, place: Place) -> Iterator[Viewer]
     """A viewer at a place, which the terminal is told; raises Failure when it can't listen there."""
     from splatgen_viewer.live import Viewer
 
+    with served(lambda: Viewer(channel, subject, host=place.host, port=place.port), place) as viewer:
+        yield viewer
+
+
+@contextlib.contextmanager
+def served(make: Callable[[], Viewer], place: Place, what: str = "viewer") -> Iterator[Viewer]:
+    """What make starts at a place, which the terminal is told; raises Failure when it can't listen there."""
     if not 1 <= place.port <= 65535:
         raise Failure(USAGE, f"--port {place.port}: give 1 to 65535")
     try:
-        viewer = Viewer(channel, subject, host=place.host, port=place.port)
+        viewer = make()
     except OSError as error:
         reason = error.strerror or error
-        raise Failure(USAGE, f"no viewer at {place.host}, port {place.port}: {reason}") from error
+        raise Failure(USAGE, f"no {what} at {place.host}, port {place.port}: {reason}") from error
     with viewer:
         for line in told(viewer, place, os.environ):
             print(f"splatgen: {line}", file=sys.stderr, flush=True)

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
-from splatgen.budget import Keep, Precision
+from splatgen.budget import Keep, Precision, keep
 from splatgen.hints import did_you_mean
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from splatgen.cameras import Cameras
-    from splatgen.config import PriorOptions
+    from splatgen.config import Method, PriorOptions
 
 Conditioning = dict[str, "Tensor"]  # every tensor has the batch first: concatenate and index freely
 
@@ -116,8 +116,20 @@ def attribute(path: str) -> object:
     return getattr(importlib.import_module(module), name)
 
 
-def load_prior(name: str, options: PriorOptions, keep: Keep) -> Prior:
-    """Load a prior by name; ValueError for a name that is not there, WeightsError for what is not whole."""
+def kept(config: Method, device: str) -> Keep:
+    """How a run's models are kept on a device, in the half precision that suits its prior.
+
+    Raises ValueError for a prior that is not there.
+    """
+    return keep(config, device, _entry(config.prior).half)
+
+
+def _entry(name: str) -> PriorEntry:
     if name not in PRIORS:
         raise ValueError(f"no prior {name[:60]!r}; {did_you_mean(name, PRIORS)}")
-    return cast("Prior", attribute(PRIORS[name].loader)(options, keep))  # type: ignore[operator]
+    return PRIORS[name]
+
+
+def load_prior(name: str, options: PriorOptions, keep: Keep) -> Prior:
+    """Load a prior by name; ValueError for a name that is not there, WeightsError for what is not whole."""
+    return cast("Prior", attribute(_entry(name).loader)(options, keep))  # type: ignore[operator]

@@ -25,6 +25,7 @@ from splatgen_viewer.studio_shelf import APART, PER_PAGE, labels
 from splatgen import formats, optimise, residence, runs
 from splatgen.commands import studio as verb
 from splatgen.commands import workshop
+from splatgen.commands.failures import Failure
 from splatgen.config import ConfigError, from_dict, read_file
 from splatgen.residence import Residence, Session
 from splatgen.runs import Run
@@ -603,7 +604,7 @@ def test_idle_it_ends_with_success(tmp_path):
     ],
 )
 def test_settings_that_suit_no_prompt_are_refused_at_the_start(words, message):
-    with pytest.raises((verb.Failure, ConfigError), match=message):
+    with pytest.raises((Failure, ConfigError), match=message):
         verb.check(verb.read(["--device", "cpu", *words]))
 
 
