@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from splatgen.config import from_dict
-from splatgen.machine import machine_name
-from splatgen.paired import paired_difference
-from splatgen.toybox.grammar import Caption, kind, parse
-from splatgen.toybox.sampling import captions_by_kind
+from splatgen.runs.machine import machine_name
+from splatgen.runs.statistics import paired_difference
+from splatgen.worlds.toybox.grammar import Caption, kind, parse
+from splatgen.worlds.toybox.sampling import captions_by_kind
 
 KINDS = (
     "beside",
@@ -104,25 +104,28 @@ def measure(task: Task) -> dict[str, Any]:
     """One arm, caption and seed in this process."""
     import torch
 
-    from splatgen import evaluate, formats, optimise, runs
-    from splatgen.budget import Keep
-    from splatgen.metrics import read_metrics
+    from splatgen import formats
+    from splatgen.loop import object_run
+    from splatgen.models.budget import Keep
     from splatgen.rewards import load_reward
+    from splatgen.runs import run_folder
+    from splatgen.runs.metrics import read_metrics
+    from splatgen.worlds.toybox import evaluation
 
     torch.set_num_threads(1)
     arm, settings, text, seed, folder = task
     config = from_dict({**BASE, **settings, "prompt": text, "seed": seed})
     cpu = time.process_time()
     with tempfile.TemporaryDirectory() as out:
-        made = optimise.generate(config, out=Path(out), command=["benchmarks/alignment.py"])
+        made = object_run.generate(config, out=Path(out), command=["benchmarks/alignment.py"])
         cpu = time.process_time() - cpu
         splats = formats.load(made.run.splats_ply)
-        rewards = runs.read(made.run)["rewards"]
+        rewards = run_folder.read(made.run)["rewards"]
         rows = read_metrics(made.run.metrics)
     if folder:
         name = f"{text}-{seed}-{arm}".replace(" ", "-").replace(",", "").replace("=", "")
         formats.save(splats, folder / f"{name}.ply")
-    quality = evaluate.evaluate(splats, parse(text), load_reward("toybox-judge", Keep()))
+    quality = evaluation.evaluate(splats, parse(text), load_reward("toybox-judge", Keep()))
     calls = [row["guidance/model_calls"] / config.views.count for row in rows]
     return {
         "arm": arm,

@@ -19,14 +19,15 @@ from naive_step import NaiveStep, written_naively
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from splatgen.budget import Keep, keep
 from splatgen.config import Config, RewardOptions, from_dict
-from splatgen.lighter import lighter, within_memory
-from splatgen.memory import is_out_of_memory
-from splatgen.panel import Panel
+from splatgen.loop.initial_splats import starting_splats
+from splatgen.loop.out_of_memory import lighter, within_memory
+from splatgen.loop.step import Models, Seen, advance, assemble
+from splatgen.models.budget import Keep, keep
+from splatgen.models.memory import is_out_of_memory
 from splatgen.priors import PRIORS
-from splatgen.scene import Scene, initial_splats, new_scene
-from splatgen.step import Models, Seen, advance, assemble
+from splatgen.rewards.ensemble import Panel
+from splatgen.scene.parameters import Scene, new_scene
 
 PROMPT = "a corgi wearing a top hat"
 TIME = 0.5  # of every view: half of a look-ahead, and low enough for psd to learn
@@ -118,7 +119,7 @@ class Bench:
         reward = random_models.reward(self._tower, sizes, how)
         panel = Panel(rewards=(reward,), weights=(1.0,), options=RewardOptions())
         models = assemble(config, random_models.prior(parts, how), panel, ())
-        scene = new_scene(config, initial_splats(config), self.device.name)
+        scene = new_scene(config, starting_splats(config), self.device.name)
         return Run(config=config, models=models, scene=scene, device=self.device)
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import torch
 
-from splatgen import formats, optimise, video
-from splatgen.cameras import orbit
+from splatgen import formats
 from splatgen.config import from_dict
-from splatgen.results import pictures
+from splatgen.loop import object_run
+from splatgen.loop.results import pictures
+from splatgen.runs import video
+from splatgen.scene.cameras import orbit
 
 PROMPTS = (
     "a blue sphere on top of a green cylinder",
@@ -40,7 +42,7 @@ def main() -> None:
     for prompt in PROMPTS:
         with tempfile.TemporaryDirectory() as folder:
             config = from_dict({"prompt": prompt, "output": {"frames": 0}})
-            made = optimise.generate(config, out=Path(folder), command=["benchmarks/gallery.py"])
+            made = object_run.generate(config, out=Path(folder), command=["benchmarks/gallery.py"])
             images += list(pictures(formats.load(made.run.splats_ply), cameras))
         print(prompt, flush=True)
     video.write_preview(images, args.path, columns=4)

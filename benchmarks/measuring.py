@@ -19,8 +19,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from splatgen import step as stepping
-from splatgen.machine import machine_name
+from splatgen.loop import step as stepping
+from splatgen.runs.machine import machine_name
 
 ROOT = Path(__file__).parents[1]
 Work = Callable[[], object]

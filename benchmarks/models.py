@@ -29,9 +29,9 @@ import torch
 from costs import MEASURES, METHODS, SETTINGS, TIME, Bench, Job, Row
 from measuring import Card, Device, NotMeasured, Processor, environment
 
-from splatgen import atomic
-from splatgen.budget import BUDGETS
-from splatgen.memory import is_out_of_memory
+from splatgen.models.budget import BUDGETS
+from splatgen.models.memory import is_out_of_memory
+from splatgen.runs import atomic
 
 RATIO = 1.10  # aim: a step over its network calls
 COMPILED = ("sds", "weighted-4", "psd")

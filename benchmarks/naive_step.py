@@ -1,4 +1,4 @@
-"""The step that `splatgen.step.advance` makes, as one writes it down first.
+"""The step that `splatgen.loop.step.advance` makes, as one writes it down first.
 
 One candidate after the other, each guided as a batch of two prompts and scored by itself; the predictions of
 the kept ones over again, as RewardSDS's code does; attention as matrices; weights in torch's usual layout.
@@ -16,13 +16,13 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor
 
-from splatgen.conditions import repeat
 from splatgen.config import Config
-from splatgen.guidance import inject, weight
-from splatgen.moment import Moment
+from splatgen.guidance.conditioning import repeat
+from splatgen.guidance.distillation import inject, weight
+from splatgen.guidance.moment import Moment
+from splatgen.loop.step import Models, descend, look, observe
 from splatgen.priors import Prior
-from splatgen.scene import Scene
-from splatgen.step import Models, descend, look, observe
+from splatgen.scene.parameters import Scene
 
 
 class NaiveStep:

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import torch
 
-from splatgen.conditions import conditions
 from splatgen.config import Config, from_dict
-from splatgen.guidance import inject
-from splatgen.machine import machine_name
-from splatgen.scene import Scene, initial_splats, new_scene
-from splatgen.step import Models, advance, load_models, look
+from splatgen.guidance.conditioning import conditions
+from splatgen.guidance.distillation import inject
+from splatgen.loop.initial_splats import starting_splats
+from splatgen.loop.step import Models, advance, load_models, look
+from splatgen.runs.machine import machine_name
+from splatgen.scene.parameters import Scene, new_scene
 
 
 def bare(config: Config, models: Models, scene: Scene) -> None:
@@ -41,7 +42,7 @@ def bare(config: Config, models: Models, scene: Scene) -> None:
 
 def measure(config: Config, steps: int) -> dict[str, float]:
     models = load_models(config, "cpu")
-    scene = new_scene(config, initial_splats(config), "cpu")
+    scene = new_scene(config, starting_splats(config), "cpu")
     times: dict[str, list[float]] = {"step": [], "bare": []}
     for n in range(steps):
         for name, work in (("bare", bare), ("step", advance)):

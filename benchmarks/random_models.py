@@ -20,8 +20,8 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from splatgen.budget import Keep
-from splatgen.loading import Lazy, compiled, frozen, placed, quiet, torch_dtype
+from splatgen.models.budget import Keep
+from splatgen.models.loading import Lazy, compiled, frozen, placed, quiet, torch_dtype
 from splatgen.priors.mvdream import MVDreamPrior, alphas_cumprod
 from splatgen.priors.stable_diffusion import StableDiffusionPrior
 from splatgen.rewards.clip import ClipReward, open_clip_text

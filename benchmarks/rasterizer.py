@@ -36,9 +36,9 @@ import torch
 from torch import Tensor
 
 import splatgen
-from splatgen import cameras as cams
-from splatgen.machine import machine_name
 from splatgen.render import _composite, _functions, _torch, cpu
+from splatgen.runs.machine import machine_name
+from splatgen.scene import cameras as cams
 
 FLOP_PER_PAIR = 128
 SCENES = ((10_000, 128, 1), (10_000, 128, 4), (10_000, 256, 1), (50_000, 256, 1), (50_000, 256, 4))

@@ -135,7 +135,7 @@ WORDS = {"hpsv2": write_clip_words, "image-reward": write_bert_words}
 
 def compare(name: str, python: Path, weights: str | None, published: bool) -> dict[str, Any]:
     """One row: the largest differences, and what was compared."""
-    from splatgen.weights import find
+    from splatgen.models.weights import find
 
     with tempfile.TemporaryDirectory() as place:
         work = Path(place)
@@ -160,7 +160,7 @@ def compare(name: str, python: Path, weights: str | None, published: bool) -> di
 def differences(
     name: str, weights: str | None, seen: dict[str, Tensor], theirs: dict[str, Tensor]
 ) -> dict[str, Any]:
-    from splatgen.budget import Keep
+    from splatgen.models.budget import Keep
     from splatgen.rewards import load_reward
 
     reward = load_reward(name, Keep(weights=weights))
@@ -323,7 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for row in rows:
         print("  ".join(f"{key} {value}" for key, value in row.items()))
     if args.out:
-        from splatgen.machine import machine_name
+        from splatgen.runs.machine import machine_name
 
         report = {"date": datetime.now(UTC).strftime("%Y%m%d"), "machine": machine_name(), "rows": rows}
         report["packages"] = [*PACKAGES, *REQUIREMENTS]

@@ -31,21 +31,21 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from splatgen.cameras import turntable
-from splatgen.conditions import conditions, tell
 from splatgen.config import GuidanceOptions, RewardOptions, WeightedOptions
-from splatgen.denoiser import Denoiser
-from splatgen.guidance import gradient
-from splatgen.machine import machine_name
-from splatgen.memory import keep_freed
-from splatgen.moment import Moment
-from splatgen.optimise import device_name
-from splatgen.panel import Panel
-from splatgen.preferences.weighted import Weighted
+from splatgen.guidance.conditioning import conditions, tell
+from splatgen.guidance.denoiser import Denoiser
+from splatgen.guidance.distillation import gradient
+from splatgen.guidance.moment import Moment
+from splatgen.guidance.preferences.weighted import Weighted
+from splatgen.guidance.scores import SDS
+from splatgen.loop.object_run import device_name
+from splatgen.models.memory import keep_freed
 from splatgen.priors import Prior
 from splatgen.priors.stable_diffusion import StableDiffusionPrior
-from splatgen.rng import rng
-from splatgen.scores import SDS
+from splatgen.rewards.ensemble import Panel
+from splatgen.runs.machine import machine_name
+from splatgen.runs.rng import rng
+from splatgen.scene.cameras import turntable
 
 PROMPT = "a small blue boat, a photo"
 OPTIONS = WeightedOptions(candidates=8, lookahead=15, strategy="min-max")

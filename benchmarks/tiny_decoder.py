@@ -27,19 +27,19 @@ import torch
 from measuring import Card, Processor, environment
 from torch import Tensor
 
-from splatgen import atomic
-from splatgen.budget import Keep
-from splatgen.cameras import turntable
-from splatgen.conditions import conditions, tell
 from splatgen.config import GuidanceOptions, PriorOptions
-from splatgen.denoiser import Denoiser
-from splatgen.inversion import ddim_step, falling
-from splatgen.moment import Moment
+from splatgen.guidance.conditioning import conditions, tell
+from splatgen.guidance.denoiser import Denoiser
+from splatgen.guidance.inversion import ddim_step, falling
+from splatgen.guidance.moment import Moment
+from splatgen.models.budget import Keep
+from splatgen.models.catalogue import PUBLISHED
+from splatgen.models.weights import WeightsError, find
 from splatgen.priors import PRIORS, Prior, load_prior
-from splatgen.published import PUBLISHED
 from splatgen.rewards import Reward, load_reward
-from splatgen.rng import rng
-from splatgen.weights import WeightsError, find
+from splatgen.runs import atomic
+from splatgen.runs.rng import rng
+from splatgen.scene.cameras import turntable
 
 DECODERS = {"sd15": "taesd", "sd21": "taesd", "mvdream": "taesd", "sdxl": "taesdxl"}
 PROMPTS = (

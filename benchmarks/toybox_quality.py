@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from splatgen.config import Config, from_dict, to_dict
-from splatgen.machine import machine_name
-from splatgen.toybox.grammar import Caption, kind, parse
-from splatgen.toybox.sampling import captions_by_kind
+from splatgen.runs.machine import machine_name
+from splatgen.worlds.toybox.grammar import Caption, kind, parse
+from splatgen.worlds.toybox.sampling import captions_by_kind
 
 SHARES = {"single": 4, "front": 4, "pattern": 4, "stacked": 7, "beside": 5}  # of 24
 MEASURES = ("iou", "psnr", "color_error", "nearest_right", "judged_right", "judged_right_truth")
@@ -47,14 +47,15 @@ def held_out_captions(count: int) -> list[Caption]:
 
 def fit_truth(config: Config, caption: Caption) -> Any:
     """Splats optimised on exact pictures with the run's own cameras, rates and densification: the ceiling."""
-    from splatgen.backgrounds import backgrounds
-    from splatgen.guidance import inject
-    from splatgen.rng import rng
-    from splatgen.scene import initial_splats, new_scene
-    from splatgen.step import descend, look
-    from splatgen.toybox.world import ground_truth
+    from splatgen.guidance.distillation import inject
+    from splatgen.loop.initial_splats import starting_splats
+    from splatgen.loop.step import descend, look
+    from splatgen.runs.rng import rng
+    from splatgen.scene.backgrounds import backgrounds
+    from splatgen.scene.parameters import new_scene
+    from splatgen.worlds.toybox.world import ground_truth
 
-    scene = new_scene(config, initial_splats(config), "cpu")
+    scene = new_scene(config, starting_splats(config), "cpu")
     while scene.step < config.steps:
         out, cameras = look(config, scene, scene.step / config.steps)
         back = backgrounds(config.views.background, rng(config.seed, scene.step, "background"), len(cameras))
@@ -72,9 +73,10 @@ def measure(task: Task) -> dict[str, Any]:
     """One caption and seed in this process: generate (or fit), evaluate."""
     import torch
 
-    from splatgen import formats, optimise
-    from splatgen.evaluate import evaluate
+    from splatgen import formats
+    from splatgen.loop import object_run
     from splatgen.rewards.toybox import load_judge
+    from splatgen.worlds.toybox.evaluation import evaluate
 
     torch.set_num_threads(1)
     text, settings, ceiling, folder = task
@@ -90,7 +92,7 @@ def measure(task: Task) -> dict[str, Any]:
         splats = fit_truth(config, caption)
     else:
         with tempfile.TemporaryDirectory() as out:
-            made = optimise.generate(config, out=Path(out), command=["benchmarks/toybox_quality.py"])
+            made = object_run.generate(config, out=Path(out), command=["benchmarks/toybox_quality.py"])
             splats = formats.load(made.run.splats_ply)
     if kept and not kept.is_file():
         formats.save(splats, kept)

@@ -29,9 +29,9 @@ import viser
 from splatgen_viewer.live import Viewer
 from splatgen_viewer.page import Subject
 
-from splatgen.commands.viewing import INTERVAL
-from splatgen.machine import machine_name
-from splatgen.snapshot import Channel, Cloud, Snapshot
+from splatgen.commands.common.viewer import INTERVAL
+from splatgen.loop.snapshot import Channel, Cloud, Snapshot
+from splatgen.runs.machine import machine_name
 
 CHANGE, SETTLE = 60, 15  # steps between changes of the pages, and of these, those not counted
 STALLED = "stalled"
@@ -117,8 +117,8 @@ def watched(channel: Channel, kinds: list[str]) -> Iterator[tuple[Viewer, Pages]
 
 def steps(count: int, size: int) -> dict[str, Any]:
     """Wall and CPU time of a run's steps with no page, one, and four of which one reads nothing."""
-    from splatgen import optimise
     from splatgen.config import Config, OutputOptions, SplatOptions
+    from splatgen.loop import object_run
 
     phases = {"no page": 0, "one page": 1, "four pages, one stalled": 4}
     config = Config(
@@ -149,7 +149,9 @@ def steps(count: int, size: int) -> dict[str, Any]:
             state["last"] = (time.perf_counter(), time.thread_time())
 
         with tempfile.TemporaryDirectory() as folder:
-            optimise.generate(config, out=Path(folder), command=["benchmark"], report=report, channel=channel)
+            object_run.generate(
+                config, out=Path(folder), command=["benchmark"], report=report, channel=channel
+            )
         if phases[state["phase"]]:
             pages.tell("off", phases[state["phase"]])
     base = [statistics.median(t[kind] for t in times["no page"]) for kind in (0, 1)]

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from splatgen import __version__
-from splatgen.commands.failures import USAGE, describe, one_line
+from splatgen.commands.common.errors import USAGE, describe, one_line
 
 VERBS = {  # name: (module, summary)
     "generate": ("splatgen.commands.generate", "make a 3D object out of a prompt"),
@@ -88,7 +88,7 @@ def help_text() -> str:
 
 
 def unknown_verb(word: str) -> str:
-    from splatgen.hints import did_you_mean
+    from splatgen.config.hints import did_you_mean
 
     if word.startswith("-"):
         return f"no option {word[:60]!r} here: a verb comes first, one of {', '.join(VERBS)}"

@@ -9,16 +9,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from splatgen.cameras import Cameras, turntable
-from splatgen.conditions import conditions, tell
 from splatgen.config import GuidanceOptions
-from splatgen.denoiser import Denoiser
-from splatgen.guidance import draw_times, gradient, inject
-from splatgen.moment import Moment, Source
-from splatgen.preferences import NoPreference
+from splatgen.guidance.conditioning import conditions, tell
+from splatgen.guidance.denoiser import Denoiser
+from splatgen.guidance.distillation import draw_times, gradient, inject
+from splatgen.guidance.moment import Moment, Source
+from splatgen.guidance.preferences import NoPreference
+from splatgen.guidance.scores import Score
 from splatgen.priors import Conditioning, Prior
-from splatgen.rng import rng
-from splatgen.scores import Score
+from splatgen.runs.rng import rng
+from splatgen.scene.cameras import Cameras, turntable
 
 PLAIN = GuidanceOptions(scale=1.0, clamp=False)
 

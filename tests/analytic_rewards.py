@@ -11,10 +11,10 @@ from analytic import GroupPrior
 from torch import Tensor
 
 from splatgen.config import RewardOptions
-from splatgen.panel import Panel
+from splatgen.guidance.scores import SDS, Noised
 from splatgen.rewards import Reward
-from splatgen.rng import rng
-from splatgen.scores import SDS, Noised
+from splatgen.rewards.ensemble import Panel
+from splatgen.runs.rng import rng
 
 
 class Formula:

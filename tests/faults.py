@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from splatgen import checkpoint
-from splatgen.runs import Run
+from splatgen.runs import checkpoint
+from splatgen.runs.run_folder import Run
 
 
 def only(folder: Path) -> Path:

@@ -31,13 +31,16 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 from faults import fingerprint, only
 
-from splatgen import checkpoint, cli, comparing, optimise, painting, runs, steering
+from splatgen import cli
 from splatgen.config import Config, ImageConfig, from_dict, merge
-from splatgen.methods import line_up, slots
-from splatgen.rng import rng
-from splatgen.snapshot import Channel, Command, Snapshot
-from splatgen.splats import random_ball
-from splatgen.step import Models, load_models
+from splatgen.config.methods import line_up, slots
+from splatgen.loop import comparison as comparing
+from splatgen.loop import image_run, object_run
+from splatgen.loop.snapshot import Channel, Command, Snapshot
+from splatgen.loop.step import Models, load_models
+from splatgen.runs import checkpoint, run_folder, steering
+from splatgen.runs.rng import rng
+from splatgen.scene.splats import random_ball
 
 SEED = 7  # of the moments
 LOADING = 0  # the moment at which the networks are loaded, before all system calls
@@ -76,8 +79,8 @@ def config(**change: Any) -> Config:
 
 def generation(given: Config) -> Scenario:
     return Scenario(
-        begin=lambda out: optimise.generate(given, out=out, command=["test"]),
-        go_on=lambda folder: optimise.resume(folder, command=["test"]),
+        begin=lambda out: object_run.generate(given, out=out, command=["test"]),
+        go_on=lambda folder: object_run.resume(folder, command=["test"]),
         begun=lambda folder: (folder / "run.json").is_file(),
     )
 
@@ -86,8 +89,8 @@ def edition() -> Scenario:
     ball = random_ball(rng(1, 0, "test"), count=40, radius=0.5, scale=0.1, opacity=0.5)
     given = config(source="a red cube", prompt="a blue cube")
     return Scenario(
-        begin=lambda out: optimise.edit(given, ball, out=out, command=["test"]),
-        go_on=lambda folder: optimise.resume(folder, command=["test"]),
+        begin=lambda out: object_run.edit(given, ball, out=out, command=["test"]),
+        go_on=lambda folder: object_run.resume(folder, command=["test"]),
         begun=lambda folder: (folder / "run.json").is_file(),
     )
 
@@ -107,8 +110,8 @@ def picture() -> Scenario:
         },
     )
     return Scenario(
-        begin=lambda out: painting.paint(given, out=out, command=["test"]),
-        go_on=lambda folder: painting.resume(folder, command=["test"]),
+        begin=lambda out: image_run.paint(given, out=out, command=["test"]),
+        go_on=lambda folder: image_run.resume(folder, command=["test"]),
         begun=lambda folder: (folder / "run.json").is_file(),
     )
 
@@ -153,10 +156,10 @@ def steered() -> Scenario:
         names = sorted(path.name for path in folder.glob("checkpoints/step-*"))
         step = checkpoint.load_latest(folder / "checkpoints").step if names else 0
         hand = Hand(plan, step, steering.read(folder / steering.FILE))
-        optimise.resume(folder, command=["test"], channel=hand)
+        object_run.resume(folder, command=["test"], channel=hand)
 
     return Scenario(
-        begin=lambda out: optimise.generate(given, out=out, command=["test"], channel=Hand(plan, 0, [])),
+        begin=lambda out: object_run.generate(given, out=out, command=["test"], channel=Hand(plan, 0, [])),
         go_on=go_on,
         begun=lambda folder: (folder / "run.json").is_file(),
     )
@@ -244,7 +247,7 @@ class Fuse:
     def arm(self) -> None:
         os_open = os.open
         if self.at == LOADING:
-            optimise.load_models = self.while_loading(optimise.load_models)
+            object_run.load_models = self.while_loading(object_run.load_models)
         for name in CALLS:
             setattr(os, name, self.counted(getattr(os, name)))
         os.open = lambda *a, **k: (self.counted(os_open) if changes_files(a, k) else os_open)(*a, **k)
@@ -371,7 +374,7 @@ def share_networks() -> None:
     def load(given: Config, _device: str) -> Models:
         return comparing.fresh(given, networks)
 
-    for module in (optimise, painting, comparing):
+    for module in (object_run, image_run, comparing):
         module.load_models = load
 
 
@@ -379,7 +382,7 @@ def main() -> None:
     sys.stdout = sys.stderr  # of command lines
     torch.set_num_threads(1)
     os.fsync = lambda _: None  # the kernel outlives a kill; test_atomic.py sees that it is called
-    runs._git_hash = lambda: None  # a process of its own
+    run_folder._git_hash = lambda: None  # a process of its own
     share_networks()
     for name, _, most in (word.partition(":") for word in sys.argv[2:]):
         try_moments(name, Path(sys.argv[1]) / name, int(most))

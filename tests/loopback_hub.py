@@ -16,8 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from splatgen.published import PUBLISHED
-from splatgen.weights import SINGLE_FILES
+from splatgen.models.catalogue import PUBLISHED
+from splatgen.models.weights import SINGLE_FILES
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -22,18 +22,21 @@ from faults import fingerprint, only, refused
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from splatgen import atomic, checkpoint, comparing, metrics, optimise, runs, steering
-from splatgen.cameras import turntable
 from splatgen.cli import main
-from splatgen.commands import checks, compare, failures, resume
+from splatgen.commands import compare, resume
+from splatgen.commands.common import checks, errors
 from splatgen.config import Config, DensifyOptions, SplatOptions
+from splatgen.config.validation import validate
+from splatgen.loop import comparison, object_run
+from splatgen.loop.initial_splats import starting_splats
 from splatgen.render import render
-from splatgen.rng import rng
-from splatgen.scene import Scene, initial_splats, load_scene, new_scene, save_scene, update
-from splatgen.toybox import weights_folder
-from splatgen.validation import validate
+from splatgen.runs import atomic, checkpoint, metrics, run_folder, steering
+from splatgen.runs.rng import rng
+from splatgen.scene.cameras import turntable
+from splatgen.scene.parameters import Scene, load_scene, new_scene, save_scene, update
+from splatgen.worlds.toybox import weights_folder
 
-SOURCE = Path(runs.__file__).parent
+SOURCE = Path(run_folder.__file__).parent
 TESTS = Path(__file__).parent
 needs_weights = pytest.mark.skipif(
     any(checks.missing_weights(name, weights_folder()) for name in ("mini-prior", "mini-reward")),
@@ -67,7 +70,7 @@ def halfway(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("halfway")
     with pytest.MonkeyPatch.context() as patch:
         before(patch, "advance", interrupt, call=3)
-        assert main([*RUN, "--out", str(out)]) == failures.INTERRUPTED
+        assert main([*RUN, "--out", str(out)]) == errors.INTERRUPTED
     return only(out)
 
 
@@ -83,14 +86,14 @@ def interrupt() -> None:
 
 def before(patch: pytest.MonkeyPatch, name: str, event: Callable[[], object], call: int = 1) -> None:
     """Something happens once, before the n-th call of a function of the loop."""
-    inside, count = getattr(optimise, name), iter(range(1, 10**6))
+    inside, count = getattr(object_run, name), iter(range(1, 10**6))
 
     def eventful(*args: Any, **options: Any) -> Any:
         if next(count) == call:
             event()
         return inside(*args, **options)
 
-    patch.setattr(optimise, name, eventful)
+    patch.setattr(object_run, name, eventful)
 
 
 def checkpoints(run: Path) -> dict[str, bytes]:
@@ -103,11 +106,11 @@ def said(work: Callable[[], object], *codes: int) -> str | None:
     try:
         work()
     except Exception as error:  # noqa: BLE001 - any that is not expected fails the test
-        expected = failures.describe(error)
+        expected = errors.describe(error)
         assert expected is not None, f"{type(error).__name__}: {error}"
         code, text = expected
         assert code in (codes or (2, 3, 6)), text
-        assert failures.one_line(text)
+        assert errors.one_line(text)
         return text
     return None
 
@@ -215,7 +218,7 @@ READ = ("status", "wall_time_s", "peak_memory_mb", "peak_gpu_memory_mb", "kind",
 def test_any_json_as_run_json_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     folder = tmp_path_factory.mktemp("run")
     (folder / "run.json").write_text(json.dumps(data))
-    said(lambda: runs.update(runs.open_run(folder), status="running"), 2)
+    said(lambda: run_folder.update(run_folder.open_run(folder), status="running"), 2)
 
 
 @settings(max_examples=80, deadline=None)
@@ -242,7 +245,7 @@ def test_any_json_as_a_comparison_is_read_or_refused(
     folder = tmp_path_factory.mktemp("comparison")
     (folder / "comparison.json").write_text(json.dumps(data))
     said(lambda: compare.reopen(compare.Compare(resume=folder), folder), 2)
-    said(lambda: comparing.earlier(folder), 2)
+    said(lambda: comparison.earlier(folder), 2)
 
 
 @pytest.mark.parametrize("name", ["run.json", "config.json", "metrics.jsonl", "steering.jsonl"])
@@ -265,7 +268,7 @@ def test_a_run_of_a_comparison_that_is_none_of_its_runs_is_named(tmp_path: Path,
     (tmp_path / "sds-0").mkdir()
     (tmp_path / "sds-0" / "run.json").write_text(json.dumps(data))
     (tmp_path / "sds-0" / "metrics.jsonl").write_text('{"step": 0}\n')
-    text = said(lambda: comparing.read_outcome(tmp_path, "sds", 0, comparing.measuring(None)), 2)
+    text = said(lambda: comparison.read_outcome(tmp_path, "sds", 0, comparison.measuring(None)), 2)
     assert text is not None
     assert "sds-0 is no run of this comparison" in text
 
@@ -433,13 +436,13 @@ def test_two_of_the_same_second_and_the_same_id_are_two_folders(
         return drawn[-1]
 
     clock = namedtuple("Clock", "now")(lambda *_: datetime(2026, 1, 2, 3, 4, 5))
-    monkeypatch.setattr(runs.secrets, "token_hex", draw)
-    monkeypatch.setattr(runs, "datetime", clock)
+    monkeypatch.setattr(run_folder.secrets, "token_hex", draw)
+    monkeypatch.setattr(run_folder, "datetime", clock)
     for _ in range(2):
         if kind == "run":
-            runs.create(tmp_path, "a red cube", command=["test"], config={})
+            run_folder.create(tmp_path, "a red cube", command=["test"], config={})
         else:
-            comparing.make_folder(tmp_path, "a red cube")
+            comparison.make_folder(tmp_path, "a red cube")
     middle = "" if kind == "run" else "compare-"
     names = [f"20260102-030405-{middle}a-red-cube-{token * 6}" for token in "ab"]
     assert sorted(os.listdir(tmp_path)) == names
@@ -489,7 +492,7 @@ def test_splats_never_pass_the_cap_also_after_a_resume(
     tmp_path_factory: pytest.TempPathFactory, config: Config, stop: int
 ) -> None:
     folder = tmp_path_factory.mktemp("run")
-    straight = new_scene(config, initial_splats(config), "cpu")
+    straight = new_scene(config, starting_splats(config), "cpu")
     for step in range(config.steps):
         if step == stop:
             save_scene(folder, straight, {})

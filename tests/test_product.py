@@ -8,7 +8,6 @@ import typing
 import pytest
 import torch
 
-from splatgen import checkpoint, optimise
 from splatgen.config import (
     AscentOptions,
     Config,
@@ -24,10 +23,13 @@ from splatgen.config import (
     VSDOptions,
     WeightedOptions,
 )
-from splatgen.methods import METHODS
-from splatgen.metrics import read_metrics
-from splatgen.scene import initial_splats, new_scene
-from splatgen.step import advance, load_models
+from splatgen.config.methods import METHODS
+from splatgen.loop import object_run
+from splatgen.loop.initial_splats import starting_splats
+from splatgen.loop.step import advance, load_models
+from splatgen.runs import checkpoint
+from splatgen.runs.metrics import read_metrics
+from splatgen.scene.parameters import new_scene
 
 SCORES = ("sds", "sdi", "vsd", "csd", "ism")
 PREFERENCES = ("none", "weighted", "dpo", "psd", "ascent")
@@ -75,7 +77,7 @@ def config(score, preference, **change):
 
 def generate(folder, given, stop_after=STEPS):
     steps = iter(range(STEPS + 1))
-    return optimise.generate(
+    return object_run.generate(
         given, out=folder, command=["test"], should_stop=lambda: next(steps) >= stop_after
     ).run
 
@@ -108,7 +110,7 @@ def test_a_run_is_finite_and_the_same_whether_it_is_stopped_or_not(tmp_path, sco
     straight = generate(tmp_path / "straight", given)
     halved = generate(tmp_path / "halved", given, stop_after=STEPS // 2)
     assert checkpoint.load_latest(halved.checkpoints).step == STEPS // 2
-    optimise.resume(halved.folder, command=["test"])
+    object_run.resume(halved.folder, command=["test"])
     whole = saved(straight)
     assert_same(whole, saved(halved))
     assert all(torch.isfinite(value).all() for value in whole[0].values())
@@ -157,7 +159,7 @@ def test_model_calls_are_those_of_the_formulas_and_no_parameter_keeps_a_gradient
     models.prior.net.unet.register_forward_pre_hook(
         lambda _, args, kwargs: sizes.append(len((args or tuple(kwargs.values()))[0])), with_kwargs=True
     )
-    scene = new_scene(given, initial_splats(given), "cpu")
+    scene = new_scene(given, starting_splats(given), "cpu")
     seen = advance(given, models, scene)
     assert seen.model_calls == sum(sizes) == VIEWS * cost(score, preference, 0.7)
     assert all(p.grad is None for network in networks for p in network.parameters())
@@ -172,7 +174,7 @@ def test_the_number_of_batches_does_not_depend_on_the_number_of_candidates(score
         models = load_models(given, "cpu")
         calls = []
         models.prior.net.unet.register_forward_hook(lambda *_, calls=calls: calls.append(1))
-        advance(given, models, new_scene(given, initial_splats(given), "cpu"))
+        advance(given, models, new_scene(given, starting_splats(given), "cpu"))
         found.append(len(calls))
     assert found[0] == found[1] <= 14
 

@@ -1,4 +1,7 @@
-"""The layers of the program, what a wheel holds, and what no module may use. Read from the source."""
+"""The rooms of the program and what passes between them, read from the source.
+
+A room is a folder of splatgen/. Rooms stand in one order, and a room imports itself and those before it.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# A module may import its own layer and those below; a package lends its layer to its modules.
-LAYERS = (
-    "__init__ atomic rng cameras splats prompts backgrounds memory machine hints snapshot config validation "
-    "methods paired weights published budget steering",
-    "render priors rewards formats toybox loading shapes meshes placing shap_e open_clip",
-    "scores preferences guidance denoiser conditions moment inversion panel densify regularise",
-    "optimise step scene checkpoint packing runs metrics evaluate video results painting editing comparing "
-    "lighter looping watching showing residence",
-    "cli commands doctor doctor_models fetching",
-)
-LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
+# Bottom up.
+ROOMS = (
+    "config", "runs", "models", "scene", "render", "formats",
+    "worlds", "priors", "rewards", "guidance", "loop", "commands",
+)  # fmt: skip
+FLOOR = {room: floor for floor, room in enumerate(ROOMS)}
+MOST_ROOMS, MOST_FILES = 12, 3
 SOURCES = sorted((ROOT / "splatgen").rglob("*.py"))
 VIEWER = sorted((ROOT / "viewer").rglob("*.py"))
 BANNED_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "yaml"}
@@ -46,13 +45,13 @@ def without_typing(node: ast.AST) -> Iterator[ast.AST]:
         yield from without_typing(child)
 
 
-def imports(path: Path) -> set[str]:
+def imports(path: Path, *, typing: bool = False) -> set[str]:
     """Full names of what a file imports, inside functions too; `from a import b` gives a.b."""
     package = module_name(path).split(".")
     if path.name != "__init__.py":
         package = package[:-1]
     found = set()
-    for node in without_typing(tree(path)):
+    for node in ast.walk(tree(path)) if typing else without_typing(tree(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -62,54 +61,75 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-def inner(names: set[str]) -> set[str]:
-    """The parts of splatgen among full names: cameras, formats, ..."""
-    parts = {name.split(".")[1] for name in names if name.startswith("splatgen.")}
-    return {part if part in LAYER else "__init__" for part in parts if part in LAYER or part.startswith("__")}
+def rooms(names: set[str]) -> set[str]:
+    """The rooms among full names; a name that splatgen itself gives, such as __version__, is of none."""
+    return {name.split(".")[1] for name in names if name.startswith("splatgen.")} & {*ROOMS}
 
 
-def part(path: Path) -> str:
-    names = module_name(path).split(".")
-    return names[1] if len(names) > 1 else "__init__"
+def room(path: Path) -> str | None:
+    """The room of a file; None for the files at the door, splatgen/__init__.py and cli.py."""
+    parts = path.relative_to(ROOT / "splatgen").parts
+    return parts[0] if len(parts) > 1 else None
+
+
+def test_the_rooms_are_few_and_nothing_lies_about() -> None:
+    entries = [p for p in (ROOT / "splatgen").iterdir() if p.name != "__pycache__"]
+    folders = {p.name for p in entries if any(p.rglob("*.py"))}
+    files = {p.name for p in entries if p.is_file()}
+    assert folders == {*ROOMS}, "give a new room its floor in ROOMS"
+    assert len(folders) <= MOST_ROOMS
+    assert len(files) <= MOST_FILES, files
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.name == "__init__.py"], ids=module_name)
+def test_every_room_says_what_belongs_there_and_what_does_not(path: Path) -> None:
+    plate = ast.get_docstring(tree(path)) or ""
+    assert plate.splitlines()[:1] > [""], f"{path}: say in its first line what belongs here"
+    assert "\nNot here: " in plate, f"{path}: say in a line `Not here: ...` what does not"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_imports_point_downward(path: Path) -> None:
-    assert part(path) in LAYER, f"give {part(path)} a layer"
-    above = {name for name in inner(imports(path)) if LAYER[name] > LAYER[part(path)]}
-    assert not above, f"{module_name(path)} is in layer {LAYER[part(path)]} and imports {above}"
+    here = room(path)
+    if here is None:
+        return  # the door may know every room
+    above = {name for name in rooms(imports(path, typing=True)) if FLOOR[name] > FLOOR[here]}
+    assert not above, f"{module_name(path)} is below {above} and imports it"
 
 
 def test_the_imports_of_a_known_file_are_seen() -> None:
     """Guards the tests above: a reader that sees nothing would let everything pass."""
-    assert {"scores", "render", "priors", "config"} <= inner(imports(ROOT / "splatgen" / "step.py"))
-    assert "toybox" in inner(imports(ROOT / "splatgen" / "priors" / "toybox.py"))
+    source = ROOT / "splatgen"
+    assert {"guidance", "render", "priors", "config"} <= rooms(imports(source / "loop" / "step.py"))
+    assert "worlds" in rooms(imports(source / "priors" / "toybox.py"))
 
 
 def test_priors_and_rewards_do_not_know_each_other() -> None:
     for path in (ROOT / "splatgen" / "priors").rglob("*.py"):
-        assert "rewards" not in inner(imports(path)), path
+        assert "rewards" not in rooms(imports(path)), path
     for path in (ROOT / "splatgen" / "rewards").rglob("*.py"):
         models = {name for name in imports(path) if name.startswith("splatgen.priors.")}
         assert models <= {"splatgen.priors.attribute"}, path
 
 
-def test_the_methods_know_no_concrete_prior_or_reward() -> None:
+def test_only_their_tables_know_concrete_priors_and_rewards() -> None:
+    """By name, in strings that are looked up when asked for; whoever wants a model asks the table."""
     kinds = ("priors", "rewards")
     files = [p for kind in kinds for p in (ROOT / "splatgen" / kind).rglob("*.py") if p.stem != "__init__"]
-    models = {module_name(path) for path in files}
+    models = {module_name(path) for path in files} - {"splatgen.rewards.ensemble"}
     for path in SOURCES:
-        if LAYER[part(path)] in (2, 3) and part(path) != "evaluate":
+        if room(path) not in kinds:
             concrete = {name for name in imports(path) if any(f"{name}.".startswith(f"{m}.") for m in models)}
             assert not concrete, f"{module_name(path)} imports {concrete}"
 
 
 def test_the_viewer_and_the_program_meet_in_snapshots_and_formats() -> None:
     for path in VIEWER:
-        assert inner(imports(path)) <= {"__init__", "snapshot", "formats"}, path
+        met = {name for name in imports(path) if name.startswith("splatgen.")}
+        assert all(name.startswith(("splatgen.loop.snapshot.", "splatgen.formats")) for name in met), path
     for path in SOURCES:
         roots = {name.split(".")[0] for name in imports(path)}
-        assert part(path) in ("cli", "commands") or not roots & {"viewer", "splatgen_viewer"}, path
+        assert room(path) == "commands" or not roots & {"viewer", "splatgen_viewer"}, path
 
 
 @pytest.mark.parametrize("path", [*SOURCES, *VIEWER], ids=module_name)
@@ -136,7 +156,7 @@ def test_a_wheel_holds_every_package_its_data_and_no_tests() -> None:
     assert tool["package-dir"]["splatgen_viewer"] == "viewer"
     assert tool["package-dir"]["splatgen_configs"] == "configs"
     assert "*.toml" in tool["package-data"]["splatgen_configs"]
-    assert {"weights/*.safetensors", "weights/*.json"} <= set(tool["package-data"]["splatgen.toybox"])
+    assert {"weights/*.safetensors", "weights/*.json"} <= set(tool["package-data"]["splatgen.worlds.toybox"])
 
 
 def test_installed_packages_are_importable() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import viser
 
-from splatgen.snapshot import Candidate, Picture, Snapshot
+from splatgen.loop.snapshot import Candidate, Picture, Snapshot
 
 from .history import History
 

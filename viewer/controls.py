@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import viser
 
-from splatgen.snapshot import Channel, Command, Snapshot
+from splatgen.loop.snapshot import Channel, Command, Snapshot
 
 MOST = {"guidance.scale": 1000.0, "lr.factor": 100.0}
 

@@ -7,7 +7,7 @@ import time
 import viser
 from viser import uplot
 
-from splatgen.snapshot import Snapshot
+from splatgen.loop.snapshot import Snapshot
 
 from .history import History
 

@@ -7,7 +7,7 @@ import socket
 import time
 from types import TracebackType
 
-from splatgen.snapshot import Channel
+from splatgen.loop.snapshot import Channel
 
 from .access import Access
 from .page import Page, Subject

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import viser
 
-from splatgen.snapshot import Channel, Snapshot
+from splatgen.loop.snapshot import Channel, Snapshot
 
 from .candidates import Candidates
 from .controls import Controls, Save, Settings

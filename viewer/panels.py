@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from splatgen.snapshot import Snapshot
+from splatgen.loop.snapshot import Snapshot
 
 
 class Panel(Protocol):

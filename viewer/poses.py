@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from splatgen.snapshot import Floats, Look
+from splatgen.loop.snapshot import Floats, Look
 
 FLIP = np.diag([1.0, -1.0, -1.0])  # y and z, between OpenGL and OpenCV
 FOV, ELEVATION, REACH = 50.0, 15.0, 1.2  # of the first view: degrees, and world units up from the origin

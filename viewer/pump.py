@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 
-from splatgen.snapshot import Channel
+from splatgen.loop.snapshot import Channel
 
 from .page import Page
 from .serving import Server

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import viser
 
-from splatgen.snapshot import Channel, Command, Snapshot
+from splatgen.loop.snapshot import Channel, Command, Snapshot
 
 from .poses import look
 

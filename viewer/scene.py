@@ -7,7 +7,7 @@ import math
 import numpy as np
 import viser
 
-from splatgen.snapshot import Cloud, Snapshot
+from splatgen.loop.snapshot import Cloud, Snapshot
 
 from .poses import FOV, first_position, pose
 

@@ -7,7 +7,7 @@ import html
 
 import viser
 
-from splatgen.snapshot import Snapshot
+from splatgen.loop.snapshot import Snapshot
 
 PACE = 20  # snapshots that the pace is measured over
 MESSAGES = 4  # shown, the newest last

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 
 import viser
 
-from splatgen.snapshot import Channel, Command, Snapshot
+from splatgen.loop.snapshot import Channel, Command, Snapshot
 
 from .access import Access
 from .candidates import Candidates

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from splatgen.snapshot import Channel, Cloud, Command
+from splatgen.loop.snapshot import Channel, Cloud, Command
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import viser
 
-from splatgen.snapshot import Cloud
+from splatgen.loop.snapshot import Cloud
 
 from .poses import first_position
 from .studio_program import Past, Program

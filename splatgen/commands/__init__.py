@@ -1,1 +1,4 @@
-"""One module a verb of the command line, each with `main(argv) -> exit code`, and what they share."""
+"""The verbs of the command line, one module each with `main(argv) -> exit code`.
+
+Not here: what a run computes or writes; a verb reads words, checks them and calls a room below.
+"""

@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import arg
 
 from splatgen import config as settings
-from splatgen.commands import checks, parsing
-from splatgen.commands.failures import DIVERGED, MEMORY, USAGE, Failure
-from splatgen.commands.parsing import Switch
-from splatgen.commands.progress import Reporter
-from splatgen.commands.stopping import on_signals
-from splatgen.commands.working import headline
+from splatgen.commands.common import arguments, checks
+from splatgen.commands.common.arguments import Switch
+from splatgen.commands.common.errors import DIVERGED, MEMORY, USAGE, Failure
+from splatgen.commands.common.execution import headline
+from splatgen.commands.common.progress import Reporter
+from splatgen.commands.common.signals import on_signals
 from splatgen.config import Config, ConfigError, OutputOptions
-from splatgen.methods import METHODS, Plan, line_up, slots
-from splatgen.paired import Measure, summarise
+from splatgen.config.methods import METHODS, Plan, line_up, slots
+from splatgen.runs.statistics import Measure, summarise
 
 if TYPE_CHECKING:
-    from splatgen.comparing import Comparison, Outcome
-    from splatgen.looping import Progress
+    from splatgen.loop.comparison import Comparison, Outcome
+    from splatgen.loop.loop import Progress
 
 START = Config(output=OutputOptions(frames=0))  # a turntable a run would take longer than some runs
 PRESET = "preset:"
@@ -73,7 +73,7 @@ NOTE = (
 def read(argv: Sequence[str]) -> tuple[Compare, Plan]:
     """The options and each method's settings; SystemExit, Failure or ConfigError when they are wrong."""
     note = NOTE.format(methods=", ".join(METHODS), presets=", ".join(settings.presets()))
-    options = parsing.read(Compare, "compare", argv, note=note)
+    options = arguments.read(Compare, "compare", argv, note=note)
     if options.resume is not None:
         return options, reopen(options, options.resume)
     check_words(options, argv)
@@ -82,7 +82,7 @@ def read(argv: Sequence[str]) -> tuple[Compare, Plan]:
         if name.startswith(PRESET):
             preset = name.removeprefix(PRESET)
             table = {"score": START.score, "preference": START.preference, **settings.read_preset(preset)}
-            base = parsing.read(Compare, "compare", [*argv, "--preset", preset], note=note).settings
+            base = arguments.read(Compare, "compare", [*argv, "--preset", preset], note=note).settings
             bases[name] = settings.merge(base, {key: table[key] for key in ("score", "preference")})
         else:
             bases[name] = settings.merge(options.settings, slots(name))
@@ -174,7 +174,7 @@ def main(argv: Sequence[str]) -> int:
     options, plan = read(argv)
     plan = check(options, plan)
     device = checks.resolve_device(plan.first.device)
-    from splatgen import comparing
+    from splatgen.loop import comparison as comparing
 
     if not options.quiet:
         size = f"{len(plan.methods)} methods, {len(plan.seeds)} seeds"
@@ -203,7 +203,7 @@ def main(argv: Sequence[str]) -> int:
 
 def show(comparison: Comparison, *, as_json: bool) -> None:
     """The table and the folder, or what comparison.json holds with the paths."""
-    from splatgen.comparing import FILE, SHEET
+    from splatgen.loop.comparison import FILE, SHEET
 
     folder = comparison.folder
     if as_json:
@@ -233,7 +233,7 @@ def columns(plan: Plan) -> dict[str, tuple[str, int]]:
 
 def table(comparison: Comparison) -> str:
     """A row a method, as Markdown that also reads well as it is."""
-    from splatgen.comparing import values
+    from splatgen.loop.comparison import values
 
     plan = comparison.plan
     measured = summarise(values(comparison))

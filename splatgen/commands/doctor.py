@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
-from splatgen.commands.failures import MISSING
-from splatgen.commands.parsing import Switch, parse
+from splatgen.commands.common.arguments import Switch, parse
+from splatgen.commands.common.errors import MISSING
 
 if TYPE_CHECKING:
-    from splatgen.doctor import Examination
+    from splatgen.commands.common.doctor_report import Examination
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +32,10 @@ class Doctor:
 
 def main(argv: Sequence[str]) -> int:
     options = parse(Doctor, "doctor", argv)
-    from splatgen import doctor
+    from splatgen.commands.common import doctor_report
 
-    found = doctor.examine(None if options.weights is None else str(options.weights))
-    print(json.dumps(as_data(found)) if options.json else doctor.report(found))
+    found = doctor_report.examine(None if options.weights is None else str(options.weights))
+    print(json.dumps(as_data(found)) if options.json else doctor_report.report(found))
     return 0 if found.able else MISSING
 
 

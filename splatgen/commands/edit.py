@@ -12,21 +12,14 @@ from typing import Annotated
 from tyro.conf import Positional, Suppress, arg
 
 from splatgen import config as configs
-from splatgen.commands import checks, parsing
-from splatgen.commands.failures import USAGE, Failure
-from splatgen.commands.inputs import splat_file
-from splatgen.commands.parsing import Switch
-from splatgen.commands.viewing import Viewing, watched
-from splatgen.commands.working import work
-from splatgen.config import (
-    Config,
-    DensifyOptions,
-    EditOptions,
-    RegulariseOptions,
-    SplatOptions,
-    presets,
-)
-from splatgen.validation import validate
+from splatgen.commands.common import arguments, checks
+from splatgen.commands.common.arguments import Switch
+from splatgen.commands.common.errors import USAGE, Failure
+from splatgen.commands.common.execution import work
+from splatgen.commands.common.inputs import splat_file
+from splatgen.commands.common.viewer import Viewing, watched
+from splatgen.config import Config, DensifyOptions, EditOptions, RegulariseOptions, SplatOptions, presets
+from splatgen.config.validation import validate
 
 ARROW = re.compile(r"->|→")
 USAGE_HINT = 'as in splatgen edit object.ply "a red cube -> a blue cube"'
@@ -140,16 +133,17 @@ def check_prompts(config: Config, *, force: bool) -> Config:
 
 
 def main(argv: Sequence[str]) -> int:
-    options = parsing.read(Edit, "edit", argv, note=NOTE.format(presets=", ".join(presets())))
+    options = arguments.read(Edit, "edit", argv, note=NOTE.format(presets=", ".join(presets())))
     path, config = check(options)
-    from splatgen import editing, formats, optimise
+    from splatgen import formats
+    from splatgen.loop import object_edit, object_run
 
-    editing.check_settings(config)
+    object_edit.check_settings(config)
     splats = formats.load(path)
-    editing.check_source(splats, str(path), config.edit.fit)
+    object_edit.check_source(splats, str(path), config.edit.fit)
     with watched(options.viewing, config) as channel:
         return work(
-            lambda report, should_stop: optimise.edit(
+            lambda report, should_stop: object_run.edit(
                 config,
                 splats,
                 out=options.out,

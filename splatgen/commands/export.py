@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from splatgen import __version__
-from splatgen.commands.failures import USAGE, Failure
-from splatgen.commands.inputs import check_suffix, splat_file
-from splatgen.commands.parsing import Switch, parse
+from splatgen.commands.common.arguments import Switch, parse
+from splatgen.commands.common.errors import USAGE, Failure
+from splatgen.commands.common.inputs import check_suffix, splat_file
 
 if TYPE_CHECKING:
-    from splatgen.splats import Splats
+    from splatgen.scene.splats import Splats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def cleaned(splats: Splats, options: Export, source: Path) -> tuple[Splats, str]
 
 def recentred(splats: Splats) -> Splats:
     """Splats whose middle is the origin: that of the box that holds 95 % of the opacity along each axis."""
-    from splatgen.placing import placement
+    from splatgen.scene.placement import placement
 
     if not len(splats):
         return splats

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from splatgen import weights
-from splatgen.commands.failures import USAGE, Failure
-from splatgen.commands.parsing import Switch, parse
-from splatgen.published import PUBLISHED, published
+from splatgen.commands.common.arguments import Switch, parse
+from splatgen.commands.common.errors import USAGE, Failure
+from splatgen.models import weights
+from splatgen.models.catalogue import PUBLISHED, published
 
 if TYPE_CHECKING:
-    from splatgen.fetching import Plan
+    from splatgen.models.download import Plan
 
 NOTE = (
     "Files go into the Hugging Face cache, or below --weights. A model whose licence has to be accepted is "
@@ -100,7 +100,7 @@ def _row(name: str, folder: str | None) -> dict[str, Any]:
 
 
 def _fetch(options: Fetch, folder: str | None) -> None:
-    from splatgen import fetching
+    from splatgen.models import download
 
     quiet = options.quiet or options.json
     tell: Callable[[str], None] = _nothing if quiet else _say
@@ -110,7 +110,7 @@ def _fetch(options: Fetch, folder: str | None) -> None:
             if not _is_here(name, folder, options):
                 tell(_headline(name))
                 plans.append(
-                    fetching.plan(
+                    download.plan(
                         name,
                         folder,
                         small=options.small,
@@ -118,12 +118,12 @@ def _fetch(options: Fetch, folder: str | None) -> None:
                         without=options.without,
                     )
                 )
-        fetching.check_room(plans, folder)
+        download.check_room(plans, folder)
         for each in plans:
             size = f"{len(each.items)} files, {each.bytes / 1e9:.2f} GB"
-            tell(f"{each.name}: {size}, to {fetching.target(folder)}")
+            tell(f"{each.name}: {size}, to {download.target(folder)}")
             try:
-                fetching.fetch(each, tell)
+                download.fetch(each, tell)
             except KeyboardInterrupt as stop:
                 stop.add_note(f"what was fetched whole stays: `splatgen fetch {each.name}` goes on")
                 raise

@@ -10,14 +10,15 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from splatgen import steering, weights
-from splatgen.commands import checks, parsing
-from splatgen.commands.failures import USAGE, Failure
-from splatgen.commands.parsing import Switch
-from splatgen.commands.viewing import Viewing, watched
-from splatgen.commands.working import work
+from splatgen.commands.common import arguments, checks
+from splatgen.commands.common.arguments import Switch
+from splatgen.commands.common.errors import USAGE, Failure
+from splatgen.commands.common.execution import work
+from splatgen.commands.common.viewer import Viewing, watched
 from splatgen.config import Config, presets, read_preset
-from splatgen.validation import validate
+from splatgen.config.validation import validate
+from splatgen.models import weights
+from splatgen.runs import steering
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +56,9 @@ USUAL = "sd15-fast"  # where nothing is chosen, and CUDA and its weights are the
 def read(argv: Sequence[str]) -> tuple[Generate, Config]:
     """The options and the settings with their precedence; SystemExit or ConfigError when they are wrong."""
     note = NOTE.format(presets=", ".join(presets()))
-    options = parsing.read(Generate, "generate", argv, note=note)
+    options = arguments.read(Generate, "generate", argv, note=note)
     if is_open(options, argv) and can_run(USUAL, options.settings):
-        options = parsing.read(Generate, "generate", ["--preset", USUAL, *argv], note=note)
+        options = arguments.read(Generate, "generate", ["--preset", USUAL, *argv], note=note)
         print(f"splatgen: CUDA and its weights are here: --preset {USUAL} (or toybox)", file=sys.stderr)
     return options, validate(options.settings)
 
@@ -100,10 +101,10 @@ def main(argv: Sequence[str]) -> int:
     options, config = read(argv)
     config = check(options, config)
     with watched(options.viewing, config) as channel:
-        from splatgen import optimise
+        from splatgen.loop import object_run
 
         return work(
-            lambda report, should_stop: optimise.generate(
+            lambda report, should_stop: object_run.generate(
                 config,
                 out=options.out,
                 command=["splatgen", "generate", *argv],

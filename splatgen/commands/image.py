@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from splatgen.commands import checks, parsing
-from splatgen.commands.failures import USAGE, Failure
-from splatgen.commands.parsing import Switch
-from splatgen.commands.working import work
+from splatgen.commands.common import arguments, checks
+from splatgen.commands.common.arguments import Switch
+from splatgen.commands.common.errors import USAGE, Failure
+from splatgen.commands.common.execution import work
 from splatgen.config import ImageConfig, presets
+from splatgen.config.validation import validate_image
 from splatgen.priors import PRIORS
-from splatgen.validation import validate_image
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,13 +126,13 @@ def check_source(config: ImageConfig, *, force: bool) -> ImageConfig:
 
 
 def main(argv: Sequence[str]) -> int:
-    options = parsing.read(Image, "image", argv, note=NOTE.format(presets=", ".join(presets())))
+    options = arguments.read(Image, "image", argv, note=NOTE.format(presets=", ".join(presets())))
     config = check(options)
     picture = None if options.edit is None else read_picture(options.edit)
-    from splatgen import painting
+    from splatgen.loop import image_run
 
     return work(
-        lambda report, should_stop: painting.paint(
+        lambda report, should_stop: image_run.paint(
             config,
             out=options.out,
             command=["splatgen", "image", *argv],

@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from splatgen.commands import checks
-from splatgen.commands.failures import USAGE, Failure
-from splatgen.commands.inputs import splat_file
-from splatgen.commands.parsing import parse
+from splatgen.commands.common import checks
+from splatgen.commands.common.arguments import parse
+from splatgen.commands.common.errors import USAGE, Failure
+from splatgen.commands.common.inputs import splat_file
 
 FILMS = (".mp4", ".gif")
 
@@ -76,7 +76,8 @@ def main(argv: Sequence[str]) -> int:
     check(options)
     source = splat_file(options.input)
     wanted = targets(options, source)
-    from splatgen import formats, results
+    from splatgen import formats
+    from splatgen.loop import results
 
     splats = formats.load(source).to(checks.resolve_device(options.device))
     for path in (wanted.turntable, wanted.preview):

@@ -11,14 +11,14 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from splatgen import config as settings
-from splatgen import runs
-from splatgen.commands import checks
-from splatgen.commands.failures import USAGE, Failure
-from splatgen.commands.parsing import Switch, parse
-from splatgen.commands.viewing import Viewing, watched
-from splatgen.commands.working import work
+from splatgen.commands.common import checks
+from splatgen.commands.common.arguments import Switch, parse
+from splatgen.commands.common.errors import USAGE, Failure
+from splatgen.commands.common.execution import work
+from splatgen.commands.common.viewer import Viewing, watched
 from splatgen.config import ImageConfig, Method
-from splatgen.validation import validate, validate_image
+from splatgen.config.validation import validate, validate_image
+from splatgen.runs import run_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,18 +36,18 @@ class Resume:
     viewing: Annotated[Viewing, arg(name="", prefix_name=False)] = field(default_factory=Viewing)
 
 
-def read(run: runs.Run, steps: int | None) -> Method:
+def read(run: run_folder.Run, steps: int | None) -> Method:
     """The settings of a run, 2D or 3D, with another number of steps if there is one."""
     table = settings.read_file(run.config_json)
     more = {} if steps is None else {"steps": steps}
-    if runs.read(run).get("kind") == "image":
+    if run_folder.read(run).get("kind") == "image":
         return validate_image(settings.merge(ImageConfig(), {**table, **more}))
     return validate(settings.from_dict({**table, **more}))
 
 
 def check(options: Resume) -> Method:
     """The run's settings, after everything that can fail early."""
-    run = runs.open_run(options.run)
+    run = run_folder.open_run(options.run)
     config = read(run, options.steps)
     edit = isinstance(config, ImageConfig) and config.source
     if edit and not any(run.checkpoints.glob("step-*")):  # which holds its picture
@@ -60,9 +60,9 @@ def check(options: Resume) -> Method:
 
 def loop(config: Method) -> ModuleType:
     """The module whose `resume` continues such a run. Imports torch."""
-    from splatgen import optimise, painting
+    from splatgen.loop import image_run, object_run
 
-    return painting if isinstance(config, ImageConfig) else optimise
+    return image_run if isinstance(config, ImageConfig) else object_run
 
 
 def main(argv: Sequence[str]) -> int:

@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from splatgen.commands import checks, generate, parsing
-from splatgen.commands.stopping import on_signals
-from splatgen.commands.viewing import Place, served
-from splatgen.commands.workshop import EXAMPLES, Workshop, in_words
+from splatgen.commands import generate
+from splatgen.commands.common import arguments, checks
+from splatgen.commands.common.signals import on_signals
+from splatgen.commands.common.studio_backend import EXAMPLES, Workshop, in_words
+from splatgen.commands.common.viewer import Place, served
 from splatgen.config import Config
-from splatgen.memory import keep_freed
-from splatgen.validation import validate
+from splatgen.config.validation import validate
+from splatgen.models.memory import keep_freed
 
 if TYPE_CHECKING:
-    from splatgen.residence import Session
+    from splatgen.loop.resident_models import Session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     check(options)
     if checks.resolve_device(options.settings.device) == "cpu":  # imports torch
         keep_freed()
-    from splatgen.residence import Residence, Session
+    from splatgen.loop.resident_models import Residence, Session
 
     session = Session(Residence(), check=functools.partial(checked, options.out), describe=in_words)
     session.prepare(first(options.settings))
@@ -73,11 +74,11 @@ def main(argv: Sequence[str]) -> int:
 
 def read(argv: Sequence[str]) -> Studio:
     """The options; SystemExit or ConfigError when they are wrong. Free prompts where they can be made."""
-    options = parsing.read(Studio, "studio", argv, note=NOTE)
+    options = arguments.read(Studio, "studio", argv, note=NOTE)
     named = any(word.partition("=")[0] == "--prior" for word in argv)
     chosen = named or options.preset is not None or options.config is not None
     if not chosen and options.settings.device != "cpu" and generate.can_run(generate.USUAL, options.settings):
-        return parsing.read(Studio, "studio", ["--preset", generate.USUAL, *argv], note=NOTE)
+        return arguments.read(Studio, "studio", ["--preset", generate.USUAL, *argv], note=NOTE)
     return options
 
 
@@ -95,7 +96,7 @@ def workshop(session: Session, options: Studio, argv: Sequence[str]) -> Workshop
     def with_preset(name: str | None) -> Config:
         if name is None:
             return options.settings
-        return parsing.read(Studio, "studio", ["--preset", name, *without_preset(argv)]).settings
+        return arguments.read(Studio, "studio", ["--preset", name, *without_preset(argv)]).settings
 
     return Workshop(session, options.out, ["splatgen", "studio", *argv], with_preset)
 

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from splatgen import runs
-from splatgen.commands.checks import resolve_device
-from splatgen.commands.inputs import splat_file
-from splatgen.commands.parsing import parse
-from splatgen.commands.viewing import Place, opened
-from splatgen.metrics import read_metrics
+from splatgen.commands.common.arguments import parse
+from splatgen.commands.common.checks import resolve_device
+from splatgen.commands.common.inputs import splat_file
+from splatgen.commands.common.viewer import Place, opened
+from splatgen.runs import run_folder
+from splatgen.runs.metrics import read_metrics
 
 if TYPE_CHECKING:
-    from splatgen.snapshot import Channel, Command, Snapshot
-    from splatgen.splats import Splats
+    from splatgen.loop.snapshot import Channel, Command, Snapshot
+    from splatgen.scene.splats import Splats
 
 NAP = 0.5  # seconds; where a blocked thread hears no Ctrl-C, it does after these
 
@@ -49,8 +49,8 @@ def record(given: Path) -> Record:
     """Of a run: its prompt, how it ended, its numbers; of a file: its name. Raises ValueError and OSError."""
     if not given.is_dir():
         return Record(title=given.name)
-    run = runs.open_run(given)
-    about = runs.read(run)
+    run = run_folder.open_run(given)
+    about = run_folder.read(run)
     rows = tuple(read_metrics(run.metrics)) if run.metrics.is_file() else ()
     return Record(
         title=str(about.get("prompt", given.name)),
@@ -64,8 +64,8 @@ def main(argv: Sequence[str]) -> int:
     options = parse(View, "view", argv)
     source, known = splat_file(options.input), record(options.input)
     from splatgen import formats
-    from splatgen.showing import cloud
-    from splatgen.snapshot import Channel, Snapshot
+    from splatgen.loop.object_snapshots import cloud
+    from splatgen.loop.snapshot import Channel, Snapshot
 
     splats = formats.load(source).to(resolve_device("auto"))
     snapshot = Snapshot(
@@ -97,8 +97,8 @@ def show(channel: Channel, splats: Splats, snapshot: Snapshot, title: str, place
 
 def answer(command: Command, channel: Channel, splats: Splats, snapshot: Snapshot) -> None:
     """Do what a page asks for."""
-    from splatgen.showing import picture, ply
-    from splatgen.snapshot import File
+    from splatgen.loop.object_snapshots import picture, ply
+    from splatgen.loop.snapshot import File
 
     if command.kind == "look" and command.look is not None:
         channel.put(dataclasses.replace(snapshot, view=picture(splats, command.look)))

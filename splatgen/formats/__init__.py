@@ -1,4 +1,7 @@
-"""Splat files, chosen by suffix. Importing this package imports no torch; the formats do when used."""
+"""Splat and mesh files, chosen by suffix. Importing this package imports no torch; the formats do when used.
+
+Not here: what a run keeps for itself (runs), and what is done with splats once they are read (scene).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from splatgen.splats import Splats
+    from splatgen.scene.splats import Splats
 
 # suffix to the module that holds its load() and save()
 FORMATS = {

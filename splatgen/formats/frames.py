@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from splatgen.splats import Splats
+from splatgen.scene.splats import Splats
 
 # frame to the signs of (x, y, z) under the half turn
 FRAMES = {

@@ -21,10 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from splatgen import __version__, atomic
+from splatgen import __version__
 from splatgen.formats import glb_document, glb_primitives, reading, writing
 from splatgen.formats.glb_primitives import KNOWN, NAME
-from splatgen.splats import Splats, concatenate, sh_to_rgb
+from splatgen.runs import atomic
+from splatgen.scene.splats import Splats, concatenate, sh_to_rgb
 
 MOST_DEGREE = 3
 SORTING = {"sortingMethod": "cameraDistance"}

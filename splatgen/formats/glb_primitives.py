@@ -18,7 +18,7 @@ from torch import Tensor
 
 from splatgen.formats import glb_document, glb_scene, placing, reading
 from splatgen.formats.glb_document import FLOATS, SIGNED, UNSIGNED, WHOLE, Document, objects, short
-from splatgen.splats import Splats
+from splatgen.scene.splats import Splats
 
 NAME = "KHR_gaussian_splatting"
 KNOWN = {"kernel": "ellipse", "colorSpace": "srgb_rec709_display", "projection": "perspective"}

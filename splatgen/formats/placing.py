@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from splatgen.splats import Splats
+from splatgen.scene.splats import Splats
 
 CLOSE = 1e-3  # relative: rotations come as float32, and out of products of many
 Array = NDArray[np.float64]

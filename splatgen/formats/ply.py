@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from splatgen import atomic
 from splatgen.formats import frames, ply_header, reading, writing
-from splatgen.splats import Splats
+from splatgen.runs import atomic
+from splatgen.scene.splats import Splats
 
 MOST_DEGREE = 3
 MIN_OPACITY = writing.MIN_OPACITY

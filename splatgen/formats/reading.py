@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from splatgen.splats import Splats
+from splatgen.scene.splats import Splats
 
 STEP32 = 2.0**-24  # of float32 just below 1
 MOST_LOGIT = math.log((1 - STEP32 / 4) / (STEP32 / 4))  # of an opacity of 1 that was stored as float32

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from splatgen import atomic
 from splatgen.formats import frames, reading, writing
-from splatgen.splats import SH_C0, Splats, rgb_to_sh, sh_to_rgb
+from splatgen.runs import atomic
+from splatgen.scene.splats import SH_C0, Splats, rgb_to_sh, sh_to_rgb
 
 MOST_DEGREE = 0
 _LAYOUT = np.dtype([("mean", "<f4", 3), ("scale", "<f4", 3), ("color", "u1", 4), ("quat", "u1", 4)])

@@ -25,10 +25,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from splatgen import atomic
 from splatgen.formats import frames, reading, spz_stream, writing
 from splatgen.formats.spz_stream import Header
-from splatgen.splats import Splats
+from splatgen.runs import atomic
+from splatgen.scene.splats import Splats
 
 MOST_DEGREE = 3
 FRACTIONAL_BITS = 12  # positions in steps of 1/4096

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from splatgen.formats import frames
-from splatgen.splats import Splats, check
+from splatgen.scene.splats import Splats, check
 
 MIN_OPACITY = 1 / 255  # below, a splat can't change an 8-bit pixel
 

@@ -1,6 +1,8 @@
 """Diffusion priors: the protocol that every one meets, and the table of those there are.
 
 A prior speaks continuous time t in [0, 1] and predicts noise, whatever its network was trained on.
+Not here: what is done with a prediction (guidance), and rewards.
+
 Shapes: B images or latents, C x h x w the prior's own space.
 """
 
@@ -12,15 +14,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, cast
 
-from splatgen.budget import Keep, Precision, keep
-from splatgen.hints import did_you_mean
+from splatgen.config.hints import did_you_mean
+from splatgen.models.budget import Keep, Precision, keep
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from splatgen.cameras import Cameras
     from splatgen.config import Method, PriorOptions
+    from splatgen.scene.cameras import Cameras
 
 Conditioning = dict[str, "Tensor"]  # every tensor has the batch first: concatenate and index freely
 

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from splatgen import weights
-from splatgen.budget import Keep
-from splatgen.cameras import Cameras
 from splatgen.config import PriorOptions
-from splatgen.loading import compiled, placed, torch_dtype
+from splatgen.models import weights
+from splatgen.models.budget import Keep
+from splatgen.models.loading import compiled, placed, torch_dtype
+from splatgen.models.weights import WeightsError
 from splatgen.priors import Conditioning
 from splatgen.priors.latent import TableSchedule
 from splatgen.priors.lora import LoraAdapter
 from splatgen.priors.parts import Checkpoint
 from splatgen.priors.pixels import from_pixels, to_side
 from splatgen.priors.t5 import T5Text, t5_text
-from splatgen.weights import WeightsError
+from splatgen.scene.cameras import Cameras
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel

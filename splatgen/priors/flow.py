@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from splatgen import weights
-from splatgen.budget import Keep
-from splatgen.cameras import Cameras
 from splatgen.config import PriorOptions
-from splatgen.loading import Lazy, compiled, placed, read_json, torch_dtype
+from splatgen.models import weights
+from splatgen.models.budget import Keep
+from splatgen.models.loading import Lazy, compiled, placed, read_json, torch_dtype
+from splatgen.models.weights import WeightsError
 from splatgen.priors import Conditioning
 from splatgen.priors.latent import Latents, clip_tokens, full, tiny_autoencoder, trained_side
 from splatgen.priors.lora import LoraAdapter
 from splatgen.priors.lora_files import LoraFile, read_lora
 from splatgen.priors.parts import Checkpoint
 from splatgen.priors.t5 import T5Text, t5_text
-from splatgen.weights import WeightsError
+from splatgen.scene.cameras import Cameras
 
 if TYPE_CHECKING:
     from diffusers import SD3Transformer2DModel

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from splatgen.budget import Keep
 from splatgen.config import PriorOptions
-from splatgen.loading import component, placed, torch_dtype
-from splatgen.weights import find
+from splatgen.models.budget import Keep
+from splatgen.models.loading import component, placed, torch_dtype
+from splatgen.models.weights import find
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel

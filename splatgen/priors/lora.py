@@ -16,8 +16,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from splatgen.cameras import Cameras
 from splatgen.priors import Conditioning
+from splatgen.scene.cameras import Cameras
 
 NAME = "vsd"
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from splatgen.config import PriorOptions
-from splatgen.loading import explained, quiet, read_tensors
-from splatgen.weights import WeightsError
+from splatgen.models.loading import explained, quiet, read_tensors
+from splatgen.models.weights import WeightsError
 
 N = TypeVar("N", bound=nn.Module)
 Layer = tuple[Tensor, Tensor]  # A, and B with alpha / r in it

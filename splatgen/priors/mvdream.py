@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from splatgen import weights
-from splatgen.budget import Keep
-from splatgen.cameras import Cameras
 from splatgen.config import PriorOptions
-from splatgen.loading import (
+from splatgen.models import weights
+from splatgen.models.budget import Keep
+from splatgen.models.loading import (
     Lazy,
     compiled,
     component,
@@ -33,6 +32,7 @@ from splatgen.loading import (
     read_tensors,
     torch_dtype,
 )
+from splatgen.models.weights import Found, WeightsError
 from splatgen.priors import Conditioning, mvdream_weights
 from splatgen.priors.latent import (
     Latents,
@@ -44,7 +44,7 @@ from splatgen.priors.latent import (
     trained_side,
 )
 from splatgen.priors.lora import LoraAdapter
-from splatgen.weights import Found, WeightsError
+from splatgen.scene.cameras import Cameras
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel

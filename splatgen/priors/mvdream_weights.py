@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from splatgen import open_clip
-from splatgen.loading import explained, fill, quiet, read_tensors
-from splatgen.weights import WeightsError
+from splatgen.models import open_clip
+from splatgen.models.loading import explained, fill, quiet, read_tensors
+from splatgen.models.weights import WeightsError
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel

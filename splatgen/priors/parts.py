@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from splatgen import weights
-from splatgen.budget import Keep
 from splatgen.config import PriorOptions
-from splatgen.loading import component, explained, quiet, read_json, read_tensors
+from splatgen.models import weights
+from splatgen.models.budget import Keep
+from splatgen.models.loading import component, explained, quiet, read_json, read_tensors
+from splatgen.models.weights import WeightsError
 from splatgen.priors.single_file import from_single_file
-from splatgen.weights import WeightsError
 
 N = TypeVar("N", bound=nn.Module)
 

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from splatgen.budget import Keep
-from splatgen.cameras import Cameras
 from splatgen.config import PriorOptions
-from splatgen.loading import Lazy, compiled, explained, frozen, placed, torch_dtype
+from splatgen.models.budget import Keep
+from splatgen.models.loading import Lazy, compiled, explained, frozen, placed, torch_dtype
 from splatgen.priors import Conditioning
 from splatgen.priors.latent import (
     Latents,
@@ -31,6 +30,7 @@ from splatgen.priors.latent import (
 from splatgen.priors.lora import LoraAdapter
 from splatgen.priors.lora_files import read_lora
 from splatgen.priors.parts import SDXL, checkpoint
+from splatgen.scene.cameras import Cameras
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel

@@ -12,8 +12,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from splatgen.loading import explained, fill, quiet, read_json
-from splatgen.open_clip import text_tower
+from splatgen.models.loading import explained, fill, quiet, read_json
+from splatgen.models.open_clip import text_tower
 
 N = TypeVar("N", bound=nn.Module)
 Config = dict[str, Any]

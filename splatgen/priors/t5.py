@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from splatgen.budget import Keep
-from splatgen.loading import Lazy, component, explained, quiet
+from splatgen.models.budget import Keep
+from splatgen.models.loading import Lazy, component, explained, quiet
+from splatgen.models.weights import WeightsError
 from splatgen.priors.latent import full
-from splatgen.weights import WeightsError
 
 if TYPE_CHECKING:
     from transformers import T5EncoderModel, T5Tokenizer

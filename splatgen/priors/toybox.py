@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from splatgen import __version__
-from splatgen.budget import Keep
-from splatgen.cameras import Cameras
 from splatgen.config import PriorOptions
+from splatgen.models.budget import Keep
 from splatgen.priors import Conditioning
 from splatgen.priors.lora import LoraAdapter
 from splatgen.priors.pixels import from_pixels, to_side
-from splatgen.prompts import split_view
-from splatgen.toybox import weights_folder
-from splatgen.toybox.grammar import parse
-from splatgen.toybox.model import PriorNet, camera_features, load_net, tokenize
-from splatgen.toybox.sampling import with_view
+from splatgen.scene.cameras import Cameras
+from splatgen.scene.view_prompts import split_view
+from splatgen.worlds.toybox import weights_folder
+from splatgen.worlds.toybox.grammar import parse
+from splatgen.worlds.toybox.model import PriorNet, camera_features, load_net, tokenize
+from splatgen.worlds.toybox.sampling import with_view
 
 
 class ToyboxPrior:

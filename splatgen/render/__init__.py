@@ -3,6 +3,8 @@
 gsplat's kernels serve CUDA tensors, `splatgen.render.cpu` the others; which one is decided by the
 device alone.
 
+Not here: what is in the scene, and films or sheets made of pictures.
+
 Shapes: B cameras, N splats, H x W pixels.
 """
 
@@ -15,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from splatgen.cameras import Cameras, viewmats
-from splatgen.splats import Splats, check
+from splatgen.scene.cameras import Cameras, viewmats
+from splatgen.scene.splats import Splats, check
 
 BACKEND_VARIABLE = "SPLATGEN_CPU_BACKEND"  # numba (the default) or torch
 

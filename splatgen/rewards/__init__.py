@@ -1,4 +1,7 @@
-"""Rewards: the protocol that every one meets, and the tables of those there are."""
+"""Rewards: the protocol that every one meets, the table of those there are, and several as one.
+
+Not here: what is made of their scores, which preferences decide.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
-from splatgen.budget import Keep
-from splatgen.hints import did_you_mean
+from splatgen.config.hints import did_you_mean
+from splatgen.models.budget import Keep
 from splatgen.priors import attribute
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from splatgen.budget import Keep
-from splatgen.loading import fill, read_tensors
+from splatgen.models.budget import Keep
+from splatgen.models.loading import fill, read_tensors
+from splatgen.models.weights import find
 from splatgen.rewards.clip import clip_config, embedded, image_tower
 from splatgen.rewards.pictures import cropped, normalised
-from splatgen.weights import find
 
 if TYPE_CHECKING:
     from transformers import CLIPVisionModelWithProjection

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from splatgen.budget import Keep
-from splatgen.loading import explained, fill, quiet, read_tensors, torch_dtype
-from splatgen.weights import WeightsError
+from splatgen.models.budget import Keep
+from splatgen.models.loading import explained, fill, quiet, read_tensors, torch_dtype
+from splatgen.models.weights import WeightsError
 
 if TYPE_CHECKING:
     from transformers import BertTokenizer, BlipTextConfig, BlipVisionConfig

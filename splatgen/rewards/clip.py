@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
-from splatgen.budget import Keep
-from splatgen.loading import Lazy, check_report, explained, frozen, quiet, read_tensors, torch_dtype
+from splatgen.models.budget import Keep
+from splatgen.models.loading import Lazy, check_report, explained, frozen, quiet, read_tensors, torch_dtype
+from splatgen.models.weights import Found, WeightsError, find
 from splatgen.rewards.pictures import cropped, normalised
-from splatgen.weights import Found, WeightsError, find
 
 if TYPE_CHECKING:
     from transformers import CLIPConfig, CLIPTextModelWithProjection, CLIPVisionModelWithProjection

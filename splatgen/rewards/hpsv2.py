@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splatgen import open_clip
-from splatgen.budget import Keep
-from splatgen.loading import Lazy, read_tensors
+from splatgen.models import open_clip
+from splatgen.models.budget import Keep
+from splatgen.models.loading import Lazy, read_tensors
+from splatgen.models.weights import WeightsError, find
 from splatgen.rewards.clip import ClipReward, assembled, clip_tokenizer, open_clip_text, words_folder
 from splatgen.rewards.pictures import padded
-from splatgen.weights import WeightsError, find
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModelWithProjection

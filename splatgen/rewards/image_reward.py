@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from splatgen.budget import Keep
-from splatgen.loading import explained
+from splatgen.models.budget import Keep
+from splatgen.models.loading import explained
+from splatgen.models.weights import find
 from splatgen.rewards.blip import Blip, Words, load_network, load_words
 from splatgen.rewards.pictures import cropped, normalised
-from splatgen.weights import find
 
 TOKENS = 35  # that it was trained with, [CLS] and [SEP] among them
 MEAN, SPREAD = 0.16717362830052426, 1.0333394966054072  # of raw scores over its makers' pictures

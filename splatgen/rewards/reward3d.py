@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from splatgen.budget import Keep
+from splatgen.models.budget import Keep
+from splatgen.models.weights import find
 from splatgen.rewards.blip import HEAD_WIDTH, Blip, Words, load_network, load_words
 from splatgen.rewards.image_reward import MEAN, SPREAD, head
 from splatgen.rewards.pictures import cropped, normalised
-from splatgen.weights import find
 
 VIEWS = 4
 TOKENS = 100  # of a prompt, [CLS] and [SEP] among them

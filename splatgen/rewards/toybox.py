@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from splatgen import __version__
-from splatgen.budget import Keep
-from splatgen.prompts import split_view
-from splatgen.toybox import weights_folder
-from splatgen.toybox.grammar import parse
-from splatgen.toybox.model import RewardNet, load_net, tokenize
-from splatgen.toybox.sampling import with_view
+from splatgen.models.budget import Keep
+from splatgen.scene.view_prompts import split_view
+from splatgen.worlds.toybox import weights_folder
+from splatgen.worlds.toybox.grammar import parse
+from splatgen.worlds.toybox.model import RewardNet, load_net, tokenize
+from splatgen.worlds.toybox.sampling import with_view
 
 USUAL = {  # mean and standard deviation over exact pictures of 64 unseen captions from 4 views each
     "toybox": (0.86, 0.05),

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from splatgen.splats import Splats
+from splatgen.scene.splats import Splats
 
 COUNTS = (0, 1, 255, 256, 257)
 

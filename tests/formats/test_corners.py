@@ -19,7 +19,7 @@ import torch
 from clouds import covariances
 
 from splatgen import formats
-from splatgen.splats import SH_C0, Splats
+from splatgen.scene.splats import SH_C0, Splats
 
 RED, GREEN, BLUE, WHITE = (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 1)
 # what a half turn does to x, y, z: about Z for a .ply, about X for COLMAP's axes

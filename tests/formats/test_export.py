@@ -9,7 +9,7 @@ import torch
 from clouds import cloud
 
 from splatgen import formats
-from splatgen.splats import Splats
+from splatgen.scene.splats import Splats
 
 SUFFIXES = [".ply", ".splat", ".spz", ".glb"]
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splatgen import __version__, formats
-from splatgen.splats import Splats
+from splatgen.scene.splats import Splats
 
 NAME = "KHR_gaussian_splatting"
 COMPONENTS = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5126: "<f4"}

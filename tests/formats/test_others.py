@@ -20,7 +20,7 @@ from clouds import cloud, covariances
 from test_glb import numbers, primitive, put_together, taken_apart
 
 from splatgen import formats
-from splatgen.splats import Splats
+from splatgen.scene.splats import Splats
 
 HERE = Path(__file__).resolve().parent
 MODULES = Path(os.environ.get("SPLATGEN_NODE_MODULES", HERE.parent / ".node_modules" / "node_modules"))

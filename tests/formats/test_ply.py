@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from splatgen import formats
 from splatgen.formats import frames, ply
-from splatgen.splats import Splats
+from splatgen.scene.splats import Splats
 
 
 def cloud(count: int, degree: int = 0, seed: int = 0) -> Splats:

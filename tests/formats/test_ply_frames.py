@@ -6,7 +6,7 @@ import torch
 from clouds import rotations, sh_basis
 
 from splatgen.formats import frames
-from splatgen.splats import Splats
+from splatgen.scene.splats import Splats
 
 TURNS = {"rub": np.eye(3), "ply": np.diag([-1.0, -1.0, 1.0]), "rdf": np.diag([1.0, -1.0, -1.0])}
 

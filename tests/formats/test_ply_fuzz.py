@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from splatgen import formats
-from splatgen.splats import Splats, check
+from splatgen.scene.splats import Splats, check
 
 
 @pytest.fixture(params=["binary", "ascii"])

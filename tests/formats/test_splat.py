@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splatgen import formats
-from splatgen.splats import SH_C0, Splats
+from splatgen.scene.splats import SH_C0, Splats
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from splatgen import formats
 from splatgen.formats import spz, spz_stream
-from splatgen.splats import Splats
+from splatgen.scene.splats import Splats
 
 MAGIC = b"NGSP"
 

@@ -18,7 +18,7 @@ import plyfile
 import torch
 
 from splatgen import formats
-from splatgen.splats import Splats, check
+from splatgen.scene.splats import Splats, check
 
 SECONDS = 1.0  # of this process: other load does not count
 HUGE = 64 * 1024**2

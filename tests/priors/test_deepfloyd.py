@@ -14,19 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import T5EncoderModel
 
-from splatgen.budget import Keep
-from splatgen.cameras import turntable
 from splatgen.config import GuidanceOptions, PriorOptions, PSDOptions, RewardOptions, VSDOptions
-from splatgen.denoiser import Denoiser
-from splatgen.guidance import gradient
-from splatgen.inversion import ddim_step
-from splatgen.panel import Panel
-from splatgen.preferences import PSD, NoPreference
+from splatgen.guidance.denoiser import Denoiser
+from splatgen.guidance.distillation import gradient
+from splatgen.guidance.inversion import ddim_step
+from splatgen.guidance.preferences import PSD, NoPreference
+from splatgen.guidance.scores import SDS, VSD
+from splatgen.models.budget import Keep
+from splatgen.models.weights import WeightsError
 from splatgen.priors import load_prior
 from splatgen.priors.t5 import read_pieces, read_tokenizer
-from splatgen.rng import rng
-from splatgen.scores import SDS, VSD
-from splatgen.weights import WeightsError
+from splatgen.rewards.ensemble import Panel
+from splatgen.runs.rng import rng
+from splatgen.scene.cameras import turntable
 
 PLAIN = {  # blocks of Stable Diffusion
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),

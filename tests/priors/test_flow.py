@@ -22,17 +22,17 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-from splatgen.budget import Keep
-from splatgen.cameras import turntable
 from splatgen.config import GuidanceOptions, ISMOptions, PriorOptions, SDIOptions
-from splatgen.denoiser import Denoiser, amplitudes
-from splatgen.guidance import gradient
-from splatgen.inversion import ddim_step, posterior_std, rising, walk
-from splatgen.preferences import NoPreference
+from splatgen.guidance.denoiser import Denoiser, amplitudes
+from splatgen.guidance.distillation import gradient
+from splatgen.guidance.inversion import ddim_step, posterior_std, rising, walk
+from splatgen.guidance.preferences import NoPreference
+from splatgen.guidance.scores import CSD, ISM, SDI, SDS
+from splatgen.models.budget import Keep
+from splatgen.models.weights import WeightsError
 from splatgen.priors import load_prior
-from splatgen.rng import rng
-from splatgen.scores import CSD, ISM, SDI, SDS
-from splatgen.weights import WeightsError
+from splatgen.runs.rng import rng
+from splatgen.scene.cameras import turntable
 
 CAMERAS = turntable(2, size=16)
 PROMPTS = ["a red cube, side view", ""]

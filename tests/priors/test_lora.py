@@ -4,15 +4,15 @@ import pytest
 import torch
 from analytic import moment
 
-from splatgen.budget import Keep
-from splatgen.cameras import turntable
 from splatgen.config import GuidanceOptions, PriorOptions, VSDOptions
-from splatgen.guidance import gradient
-from splatgen.packing import pack, unpack
-from splatgen.preferences import NoPreference
+from splatgen.guidance.distillation import gradient
+from splatgen.guidance.preferences import NoPreference
+from splatgen.guidance.scores import VSD
+from splatgen.models.budget import Keep
 from splatgen.priors import load_prior
-from splatgen.rng import rng
-from splatgen.scores import VSD
+from splatgen.runs.packing import pack, unpack
+from splatgen.runs.rng import rng
+from splatgen.scene.cameras import turntable
 
 CAMERAS = turntable(2, size=16)
 T = torch.tensor([0.3, 0.8])

@@ -17,9 +17,6 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 from transformers import CLIPTextModel
 
-from splatgen import open_clip
-from splatgen.budget import Keep
-from splatgen.cameras import orbit, sample_orbit, turntable
 from splatgen.config import (
     Config,
     GuidanceOptions,
@@ -31,18 +28,22 @@ from splatgen.config import (
     VSDOptions,
     WeightedOptions,
 )
-from splatgen.denoiser import Denoiser
-from splatgen.guidance import gradient
-from splatgen.loading import quiet
-from splatgen.panel import Panel
-from splatgen.preferences import PSD, NoPreference, Weighted
+from splatgen.guidance.denoiser import Denoiser
+from splatgen.guidance.distillation import gradient
+from splatgen.guidance.preferences import PSD, NoPreference, Weighted
+from splatgen.guidance.scores import SDS, VSD
+from splatgen.loop.initial_splats import starting_splats
+from splatgen.loop.step import look
+from splatgen.models import open_clip
+from splatgen.models.budget import Keep
+from splatgen.models.loading import quiet
+from splatgen.models.weights import WeightsError
 from splatgen.priors import load_prior, mvdream_weights
 from splatgen.priors.mvdream import camera_numbers, zero_padded
-from splatgen.rng import rng
-from splatgen.scene import initial_splats, new_scene
-from splatgen.scores import SDS, VSD
-from splatgen.step import look
-from splatgen.weights import WeightsError
+from splatgen.rewards.ensemble import Panel
+from splatgen.runs.rng import rng
+from splatgen.scene.cameras import orbit, sample_orbit, turntable
+from splatgen.scene.parameters import new_scene
 
 GUIDED = GuidanceOptions(scale=50.0, rescale=0.5, weighting="sigma", view_prompts="none")
 NEAR = {"rtol": 0, "atol": 1e-5}
@@ -500,7 +501,7 @@ def test_a_run_looks_at_whole_groups_from_relative_distances():
         count=8, size=(16,), elevation=(0, 30), distance=(0.9, 0.9), fov=(15, 60), relative=True
     )
     config = Config(prompt="a boat", prior="mvdream", views=views, splats=SplatOptions(count=20))
-    _, cameras = look(config, new_scene(config, initial_splats(config), "cpu"), 0.0)
+    _, cameras = look(config, new_scene(config, starting_splats(config), "cpu"), 0.0)
     first, second = cameras.elevation.view(2, 4)
     assert first.unique().shape == second.unique().shape == (1,)
     assert first[0] != second[0]

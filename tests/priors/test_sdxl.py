@@ -19,16 +19,16 @@ from diffusers import (
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from splatgen.budget import Keep
-from splatgen.cameras import turntable
 from splatgen.config import GuidanceOptions, PriorOptions, PSDOptions, RewardOptions, VSDOptions
-from splatgen.guidance import gradient
-from splatgen.panel import Panel
-from splatgen.preferences import PSD, NoPreference
+from splatgen.guidance.distillation import gradient
+from splatgen.guidance.preferences import PSD, NoPreference
+from splatgen.guidance.scores import SDS, VSD
+from splatgen.models.budget import Keep
+from splatgen.models.weights import WeightsError
 from splatgen.priors import load_prior
-from splatgen.rng import rng
-from splatgen.scores import SDS, VSD
-from splatgen.weights import WeightsError
+from splatgen.rewards.ensemble import Panel
+from splatgen.runs.rng import rng
+from splatgen.scene.cameras import turntable
 
 PROMPTS = ["a red cube, side view", "B!", ""]
 CAMERAS = turntable(3, size=16)

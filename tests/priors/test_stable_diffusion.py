@@ -19,8 +19,6 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from safetensors.torch import save_file
 from torch.nn.functional import interpolate
 
-from splatgen.budget import Keep
-from splatgen.cameras import turntable
 from splatgen.config import (
     GuidanceOptions,
     PriorOptions,
@@ -30,14 +28,16 @@ from splatgen.config import (
     VSDOptions,
     WeightedOptions,
 )
-from splatgen.guidance import gradient
-from splatgen.panel import Panel
-from splatgen.preferences import PSD, NoPreference, Weighted
+from splatgen.guidance.distillation import gradient
+from splatgen.guidance.preferences import PSD, NoPreference, Weighted
+from splatgen.guidance.scores import SDI, SDS, VSD
+from splatgen.models.budget import Keep
+from splatgen.models.weights import WeightsError
 from splatgen.priors import load_prior
 from splatgen.priors.stable_diffusion import StableDiffusionPrior
-from splatgen.rng import rng
-from splatgen.scores import SDI, SDS, VSD
-from splatgen.weights import WeightsError
+from splatgen.rewards.ensemble import Panel
+from splatgen.runs.rng import rng
+from splatgen.scene.cameras import turntable
 
 FILE = Path(__file__).parents[2] / "benchmarks" / "reward_step.py"
 SPEC = importlib.util.spec_from_file_location("reward_step", FILE)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from splatgen import cameras as cams
+from splatgen.scene import cameras as cams
 
 ALPHA_MIN, ALPHA_MAX, T_STOP = 1 / 255, 0.999, 1e-4
 

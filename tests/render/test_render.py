@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from splatgen import cameras as cams
 from splatgen.render import Render, render
-from splatgen.splats import Splats, random_ball, rgb_to_sh
+from splatgen.scene import cameras as cams
+from splatgen.scene.splats import Splats, random_ball, rgb_to_sh
 
 
 def ball(count: int = 200, sh_degree: int = 1) -> Splats:

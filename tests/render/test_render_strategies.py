@@ -9,7 +9,6 @@ import pytest
 import torch
 from gsplat import DefaultStrategy
 
-from splatgen import cameras as cams
 from splatgen.render import render
 from splatgen.render.strategy_cpu import (
     CPUMCMCStrategy,
@@ -17,7 +16,8 @@ from splatgen.render.strategy_cpu import (
     cpu_operations,
     quat_scale_to_covar_preci,
 )
-from splatgen.splats import Splats, random_ball
+from splatgen.scene import cameras as cams
+from splatgen.scene.splats import Splats, random_ball
 
 
 def training(seed: int = 0, count: int = 120):

@@ -7,10 +7,10 @@ import torch
 from tiny_clip import pictures, write_aesthetic
 from transformers import CLIPModel
 
-from splatgen.budget import Keep
+from splatgen.models.budget import Keep
+from splatgen.models.weights import WeightsError
 from splatgen.rewards import load_reward
 from splatgen.rewards.pictures import cropped, normalised
-from splatgen.weights import WeightsError
 
 FILES = {"aesthetic": "sa_0_4_vit_l_14_linear.pth", "aesthetic-v2": "aesthetic-model.pth"}
 

@@ -22,10 +22,10 @@ from tiny_clip import (
 )
 from transformers import CLIPModel, CLIPProcessor
 
-from splatgen.budget import Keep
+from splatgen.models.budget import Keep
+from splatgen.models.weights import WeightsError
 from splatgen.rewards import load_reward
 from splatgen.rewards.pictures import CLIP_STD, cropped, normalised
-from splatgen.weights import WeightsError
 
 PROMPTS = ["a red cube", "cat", "a red cube"]
 TOLD = ("clip", "pickscore", "hpsv2", "hpsv2.0")  # those that read prompts

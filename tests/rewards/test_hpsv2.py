@@ -8,11 +8,11 @@ import pytest
 import torch
 from tiny_clip import open_clip_tensors, pictures, write_hpsv2, write_words
 
-from splatgen.budget import Keep
+from splatgen.models.budget import Keep
+from splatgen.models.weights import WeightsError
 from splatgen.rewards import load_reward
 from splatgen.rewards.hpsv2 import from_file
 from splatgen.rewards.pictures import normalised, padded
-from splatgen.weights import WeightsError
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "hpsv2_tiny.pt"  # by hpsv2 1.2.0, random weights
 PROMPTS = ["a red cube", "a red cube", "cat"]

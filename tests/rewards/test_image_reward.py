@@ -11,12 +11,12 @@ import pytest
 import tiny_blip
 import torch
 
-from splatgen.budget import Keep
+from splatgen.models.budget import Keep
+from splatgen.models.weights import WeightsError
 from splatgen.rewards import load_reward
 from splatgen.rewards.blip import architecture, load_network, renamed
 from splatgen.rewards.image_reward import ImageRewardNetwork
-from splatgen.rng import rng
-from splatgen.weights import WeightsError
+from splatgen.runs.rng import rng
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "imagereward_tiny.pt"
 PROMPTS = ["a red cube", "a blue sphere of sand", ""]

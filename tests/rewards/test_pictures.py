@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from splatgen.rewards.pictures import CLIP_MEAN, CLIP_STD, cropped, normalised, padded, resized
-from splatgen.rng import rng
+from splatgen.runs.rng import rng
 
 SIDE = 56
 SIZES = [(56, 56), (112, 112), (300, 400), (401, 300), (64, 33), (20, 31), (13, 13), (57, 56), (128, 57)]

@@ -7,10 +7,10 @@ import tiny_blip
 import torch
 from torch.nn.functional import linear
 
-from splatgen.budget import Keep
+from splatgen.models.budget import Keep
+from splatgen.models.weights import WeightsError
 from splatgen.rewards import REWARDS, load_reward
-from splatgen.rng import rng
-from splatgen.weights import WeightsError
+from splatgen.runs.rng import rng
 
 FILES = {
     "reward3d": ("Reward3D_Scorer.pt", tiny_blip.scorer()),

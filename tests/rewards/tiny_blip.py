@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from splatgen.rng import rng
+from splatgen.runs.rng import rng
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WORDS = (

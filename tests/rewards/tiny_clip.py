@@ -9,8 +9,8 @@ import torch
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
-from splatgen.loading import quiet
-from splatgen.rng import rng
+from splatgen.models.loading import quiet
+from splatgen.runs.rng import rng
 
 VOCABULARY = 520
 SIDE = 28

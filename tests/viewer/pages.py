@@ -16,7 +16,7 @@ from splatgen_viewer.live import Viewer
 from splatgen_viewer.page import Subject
 from websockets.sync.client import ClientConnection, connect
 
-from splatgen.snapshot import Candidate, Channel, Cloud, Snapshot
+from splatgen.loop.snapshot import Candidate, Channel, Cloud, Snapshot
 
 LEFT, RIGHT = (-0.5, 0.0, 0.0), (0.5, 0.0, 0.0)  # of the front view
 RED, BLUE = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)

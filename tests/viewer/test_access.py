@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.http11 import Request
 from websockets.sync.client import connect
 
-from splatgen.snapshot import Channel
+from splatgen.loop.snapshot import Channel
 
 
 def request(path="/", **headers):

@@ -17,9 +17,10 @@ from PIL import Image
 from splatgen_viewer.live import Viewer
 from splatgen_viewer.page import Subject
 
-from splatgen import formats, optimise, showing
+from splatgen import formats
 from splatgen.config import Config, OutputOptions, SplatOptions, ViewOptions
-from splatgen.snapshot import Channel, Command
+from splatgen.loop import object_run, object_snapshots
+from splatgen.loop.snapshot import Channel, Command
 
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed: no browser tests"
@@ -188,7 +189,7 @@ def start(folder, channel):
     results = []
 
     def work():
-        results.append(optimise.generate(config, out=folder, command=["test"], channel=channel))
+        results.append(object_run.generate(config, out=folder, command=["test"], channel=channel))
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -244,7 +245,7 @@ def test_our_rasterizers_picture_is_of_what_the_page_shows(page, tmp_path):
         asked = asked_for(page, channel)
         seen = np.asarray(Image.open(io.BytesIO(page.screenshot(path=tmp_path / "seen.png"))).convert("RGB"))
     look = dataclasses.replace(asked.look, width=600, height=600)
-    ours = showing.picture(splats_of(cloud), look)
+    ours = object_snapshots.picture(splats_of(cloud), look)
     Image.fromarray(ours).save(tmp_path / "ours.png")
     theirs = np.asarray(Image.fromarray(seen[:, :600]).resize(ours.shape[1::-1]))
     for colour in (RED, BLUE):
@@ -257,7 +258,7 @@ def splats_of(cloud):
     """Round splats of one size, as the balls are."""
     import torch
 
-    from splatgen.splats import SH_C0, Splats
+    from splatgen.scene.splats import SH_C0, Splats
 
     n = len(cloud)
     return Splats(

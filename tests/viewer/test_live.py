@@ -13,11 +13,13 @@ import pytest
 import torch
 from pages import BLUE, LEFT, RED, RIGHT, Page, Stalled, balls, candidate, snapshot, until, viewer
 
-from splatgen import checkpoint, formats, optimise, showing
+from splatgen import formats
 from splatgen.config import Config, OutputOptions, SplatOptions, ViewOptions
-from splatgen.metrics import read_metrics
-from splatgen.scene import initial_splats
-from splatgen.snapshot import Channel, Command, Look
+from splatgen.loop import object_run, object_snapshots
+from splatgen.loop.initial_splats import starting_splats
+from splatgen.loop.snapshot import Channel, Command, Look
+from splatgen.runs import checkpoint
+from splatgen.runs.metrics import read_metrics
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -265,7 +267,7 @@ def config(**change):
 
 
 def run(folder, channel=None, given=None):
-    result = optimise.generate(given or config(), out=folder, command=["test"], channel=channel)
+    result = object_run.generate(given or config(), out=folder, command=["test"], channel=channel)
     parts = checkpoint.load_latest(result.run.checkpoints).parts
     return result, {f"{part}/{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
 
@@ -352,9 +354,9 @@ def test_a_file_that_cannot_be_made_and_a_picture_that_fails_do_not_end_a_run(tm
     def fail(*_):
         raise RuntimeError("no picture")
 
-    monkeypatch.setattr(showing, "ply", fail)
-    monkeypatch.setattr(optimise, "ply", fail)
-    monkeypatch.setattr(showing, "picture", fail)
+    monkeypatch.setattr(object_snapshots, "ply", fail)
+    monkeypatch.setattr(object_run, "ply", fail)
+    monkeypatch.setattr(object_snapshots, "picture", fail)
     channel = Channel(interval=0.0)
     look = Look(c2w=np.eye(4, dtype=np.float32), fov=50.0, width=8, height=8)
     for command in (Command(kind="pause"), Command(kind="look", look=look), Command(kind="save")):
@@ -375,7 +377,7 @@ def test_the_file_of_a_run_is_what_its_splats_are(tmp_path):
         start = next(m for m in page.seen if m["type"] == "FileTransferStartDownload")
     assert (start["filename"], start["save_immediately"]) == ("step-000000.ply", True)
     (tmp_path / "saved.ply").write_bytes(part["content"])
-    first = initial_splats(config())
+    first = starting_splats(config())
     assert torch.equal(formats.load(tmp_path / "saved.ply").means, first.means)
     assert result.step == 1
     assert not torch.equal(parts["splats/means"], first.means)

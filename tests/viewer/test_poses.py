@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from splatgen_viewer.poses import FOV, first_position, look, pose, quaternion, reach_of, rotation
 from viser.transforms import SO3
 
-from splatgen.cameras import orbit
+from splatgen.scene.cameras import orbit
 
 AZIMUTHS, ELEVATIONS = (0.0, 90.0, -135.0, 180.0), (0.0, 20.0, -60.0)
 unit = st.lists(st.floats(-1, 1), min_size=4, max_size=4).filter(lambda q: np.linalg.norm(q) > 0.1)

@@ -22,13 +22,15 @@ from splatgen_viewer.studio import Studio
 from splatgen_viewer.studio_program import Past
 from splatgen_viewer.studio_shelf import APART, PER_PAGE, labels
 
-from splatgen import formats, optimise, residence, runs
+from splatgen import formats
 from splatgen.commands import studio as verb
-from splatgen.commands import workshop
-from splatgen.commands.failures import Failure
+from splatgen.commands.common import studio_backend
+from splatgen.commands.common.errors import Failure
 from splatgen.config import ConfigError, from_dict, read_file
-from splatgen.residence import Residence, Session
-from splatgen.runs import Run
+from splatgen.loop import object_run, resident_models
+from splatgen.loop.resident_models import Residence, Session
+from splatgen.runs import run_folder
+from splatgen.runs.run_folder import Run
 
 MINIATURE = (
     "a red cube --prior toybox-mini --reward toybox-mini --steps 4 --device cpu --views.count 2 "
@@ -113,7 +115,7 @@ def bench(out, *words, ahead=False):
     argv = [*WORDS, *words, "--out", str(out)]
     options = verb.read(argv)
     verb.check(options)
-    session = Session(Residence(), check=lambda c: verb.checked(out, c), describe=workshop.in_words)
+    session = Session(Residence(), check=lambda c: verb.checked(out, c), describe=studio_backend.in_words)
     if ahead:
         session.prepare(verb.first(options.settings))
         session.wait(60)
@@ -131,7 +133,7 @@ def config_of(run):
 
 def made(out):
     """Folders of runs, oldest first."""
-    return sorted(out.iterdir(), key=lambda path: runs.read(Run(folder=path))["started"])
+    return sorted(out.iterdir(), key=lambda path: run_folder.read(Run(folder=path))["started"])
 
 
 def is_splats(message):
@@ -143,8 +145,8 @@ def is_splats(message):
 
 def test_two_prompts_in_a_row_and_the_second_loads_nothing(tmp_path, monkeypatch):
     loads = []
-    load = residence.load_prior
-    monkeypatch.setattr(residence, "load_prior", lambda *args: (loads.append(args[0]), load(*args))[1])
+    load = resident_models.load_prior
+    monkeypatch.setattr(resident_models, "load_prior", lambda *args: (loads.append(args[0]), load(*args))[1])
     with bench(tmp_path) as it:
         assert it.value("Prompt") == "a red cube"
         first = it.generate()
@@ -164,7 +166,7 @@ def test_two_prompts_in_a_row_and_the_second_loads_nothing(tmp_path, monkeypatch
 
 def test_models_are_loaded_before_the_first_press(tmp_path, monkeypatch):
     with bench(tmp_path, ahead=True) as it:
-        monkeypatch.setattr(residence, "load_prior", None)
+        monkeypatch.setattr(resident_models, "load_prior", None)
         assert it.generate(Prompt="a blue sphere").state == "done"
 
 
@@ -189,7 +191,7 @@ def test_a_press_during_a_run_stops_it_and_begins_the_next(tmp_path):
         it.page.press("Generate")
         it.until(lambda: it.session.status.number == 2 and not it.session.status.busy)
         it.until(lambda: it.label(button) == "Generate")
-    assert [runs.read(Run(folder=run))["status"] for run in made(tmp_path)] == ["stopped", "done"]
+    assert [run_folder.read(Run(folder=run))["status"] for run in made(tmp_path)] == ["stopped", "done"]
 
 
 def test_the_run_at_work_is_paused_steered_and_stopped_and_goes_on(tmp_path):
@@ -209,9 +211,9 @@ def test_the_run_at_work_is_paused_steered_and_stopped_and_goes_on(tmp_path):
         assert json.loads((folder / "steering.jsonl").read_text())["value"] == 4.0
         text = (folder / "config.json").read_text()
         (folder / "config.json").write_text(
-            text.replace(str(NEVER_MET), str(runs.read(Run(folder=folder))["steps"] + 3))
+            text.replace(str(NEVER_MET), str(run_folder.read(Run(folder=folder))["steps"] + 3))
         )
-        runs.update(Run(folder=folder), status="stopped")  # so that the shelf reads it again
+        run_folder.update(Run(folder=folder), status="stopped")  # so that the shelf reads it again
         it.rows(["Again", "Continue"])
         it.until(lambda: it.program.past()[0].told.count(f"{NEVER_MET:,}") == 0)
         it.click(0, "Continue")
@@ -321,7 +323,7 @@ def test_a_run_that_fails_says_why_and_the_next_one_is_made(tmp_path, monkeypatc
 
     with bench(tmp_path) as it:
         with monkeypatch.context() as patch:
-            patch.setattr(optimise, "run_loop", fail)
+            patch.setattr(object_run, "run_loop", fail)
             assert it.generate().state == "failed"
             it.shows(words)
         assert it.generate().state == "done"
@@ -407,8 +409,8 @@ def shelf(tmp_path_factory):
     out = tmp_path_factory.mktemp("shelf")
     options = verb.read([*WORDS, "--out", str(out)])
     for number, prompt in enumerate(("a red cube", "a blue sphere")):
-        given = workshop.replace(options.settings, prompt=prompt)
-        optimise.generate(given, out=out, command=["test"], name=f"run-{number}")
+        given = studio_backend.replace(options.settings, prompt=prompt)
+        object_run.generate(given, out=out, command=["test"], name=f"run-{number}")
     (out / "broken").mkdir()
     (out / "broken" / "run.json").write_text("{")
     return out
@@ -576,7 +578,7 @@ def test_ctrl_c_ends_it_with_a_checkpoint_of_the_run_at_work(tmp_path):
     (run,) = made(tmp_path)
     assert (process.returncode, out) == (130, "")
     assert f"continue it with: splatgen resume {run}" in err
-    assert runs.read(Run(folder=run))["status"] == "stopped"
+    assert run_folder.read(Run(folder=run))["status"] == "stopped"
     assert list((run / "checkpoints").glob("step-*"))
 
 

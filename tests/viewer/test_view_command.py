@@ -14,14 +14,16 @@ from pages import LEFT, RED, Page, balls, free_port, snapshot
 from splatgen_viewer.access import Access
 from splatgen_viewer.page import Subject
 
-from splatgen import formats, optimise
-from splatgen.commands import generate, resume, view, viewing
-from splatgen.commands.failures import Failure
-from splatgen.commands.viewing import Place, Viewing
+from splatgen import formats
+from splatgen.commands import generate, resume, view
+from splatgen.commands.common import viewer as viewing
+from splatgen.commands.common.errors import Failure
+from splatgen.commands.common.viewer import Place, Viewing
 from splatgen.config import Config, ImageConfig, OutputOptions, SplatOptions, ViewOptions
-from splatgen.scene import initial_splats
-from splatgen.snapshot import Channel, Command, Look
-from splatgen.steering import Change, write
+from splatgen.loop import object_run
+from splatgen.loop.initial_splats import starting_splats
+from splatgen.loop.snapshot import Channel, Command, Look
+from splatgen.runs.steering import Change, write
 
 
 class At:
@@ -132,7 +134,7 @@ def run(tmp_path_factory):
         splats=SplatOptions(count=60),
         output=OutputOptions(frames=0, size=16),
     )
-    return optimise.generate(given, out=tmp_path_factory.mktemp("runs"), command=["test"]).run
+    return object_run.generate(given, out=tmp_path_factory.mktemp("runs"), command=["test"]).run
 
 
 def test_a_run_is_known_by_its_prompt_and_numbers_and_a_file_by_its_name(run):
@@ -146,7 +148,7 @@ def test_a_page_that_wants_a_picture_of_a_file_gets_one():
     channel, given = Channel(), snapshot(cloud=balls((LEFT, RED)))
     camera = np.eye(4, dtype=np.float32)
     camera[2, 3] = 3.0
-    splats = initial_splats(Config(device="cpu"))
+    splats = starting_splats(Config(device="cpu"))
     asked = Look(c2w=camera, fov=50.0, width=40, height=30)
     view.answer(Command(kind="look", look=asked), channel, splats, given)
     assert channel.take().view.shape == (30, 40, 3)

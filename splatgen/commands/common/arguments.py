@@ -1,0 +1,111 @@
+"""From words on the command line to a dataclass. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Protocol, TypeVar, cast
+
+import tyro
+
+from splatgen import config as settings
+from splatgen.config import Config, ImageConfig
+from splatgen.config.validation import PREFERENCES, SCORES
+
+T = TypeVar("T")
+
+# A switch that is off by default needs no --no-... twin.
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
+
+
+def parse(kind: type[T], verb: str, argv: Sequence[str], *, default: T | None = None, note: str = "") -> T:
+    """Parse a verb's words; help exits with 0 and errors with 2, both by SystemExit.
+
+    note follows the class docstring in the help. A repeated --reward adds to the first.
+    """
+    summary = " ".join((kind.__doc__ or "").split())
+    return tyro.cli(
+        kind,
+        args=gather(argv, ("--reward", "--holdout-reward", "--methods")),
+        prog=f"splatgen {verb}",
+        description=f"{summary}\n\n{note}" if note else summary,
+        default=tyro.MISSING_NONPROP if default is None else default,
+    )
+
+
+class Starting(Protocol):
+    """The options of a verb that starts a run; every one has a default."""
+
+    @property
+    def preset(self) -> str | None: ...
+    @property
+    def config(self) -> Path | None: ...
+    @property
+    def settings(self) -> Any: ...
+
+
+S = TypeVar("S", bound=Starting)
+
+
+def read(kind: type[S], verb: str, argv: Sequence[str], *, note: str = "") -> S:
+    """Options with their precedence: defaults < preset < config file < words; SystemExit or ConfigError.
+
+    The words are parsed twice: to find the preset and the file, then with their settings as defaults. A
+    preset may hold settings that only the other kind of run has, 2D or 3D: they are left out.
+    """
+    options = parse(kind, verb, argv, note=note)
+    usual = base = cast("Starting", kind()).settings
+    if options.preset is not None:
+        base = settings.merge(base, _of(type(base), settings.read_preset(options.preset)))
+    if options.config is not None:
+        base = settings.merge(base, settings.read_file(options.config))
+    if base != usual:
+        options = parse(kind, verb, argv, default=cast("Any", kind)(settings=base), note=note)
+        options = dataclasses.replace(options, settings=_left_out(options.settings, base))  # type: ignore[type-var]
+    return options
+
+
+def _left_out(chosen: Any, base: Any) -> Any:
+    """The settings without what a preset set for a score or preference that the words then deselected."""
+    selected = (chosen.score, chosen.preference)
+    moved = (chosen.score, chosen.preference) != (base.score, base.preference)
+    unused = [name for name in (*SCORES, *PREFERENCES) if name not in selected] if moved else []
+    same = [name for name in unused if getattr(chosen, name) == getattr(base, name)]
+    return dataclasses.replace(chosen, **{name: type(getattr(chosen, name))() for name in same})
+
+
+def _of(kind: type[Any], table: dict[str, Any]) -> dict[str, Any]:
+    """A table without the settings that are known, but not to this kind of config."""
+    own, known = (
+        {f.name for c in cs for f in dataclasses.fields(c)} for cs in ((kind,), (Config, ImageConfig))
+    )
+    return {name: value for name, value in table.items() if name in own or name not in known}
+
+
+def gather(argv: Sequence[str], options: Sequence[str]) -> list[str]:
+    """Words in which an option that takes several values and is repeated stands once, with all of them.
+
+    --reward a=0.7 --steps 9 --reward b=0.3   becomes   --reward a=0.7 b=0.3 --steps 9
+    """
+    end = argv.index("--") if "--" in argv else len(argv)
+    words = list(argv[:end])
+    for option in options:
+        words = [part for word in words for part in _split(word, option)]
+        if words.count(option) < 2:
+            continue
+        place = words.index(option)
+        rest: list[str] = []
+        values: list[str] = []
+        inside = False
+        for word in words[place:]:
+            inside = word == option or (inside and not word.startswith("--"))
+            if word != option:
+                (values if inside else rest).append(word)
+        words = [*words[:place], option, *values, *rest]
+    return [*words, *argv[end:]]
+
+
+def _split(word: str, option: str) -> list[str]:
+    name, equals, value = word.partition("=")
+    return [name, value] if equals and name == option else [word]

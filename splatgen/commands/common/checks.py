@@ -1,0 +1,233 @@
+"""Everything that can be known to be wrong before torch is imported or a folder is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import sys
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from splatgen import formats
+from splatgen.commands.common.errors import MISSING, USAGE, Failure
+from splatgen.config import Config, Method, PriorOptions
+from splatgen.config.hints import did_you_mean
+from splatgen.models import weights
+from splatgen.priors import PRIORS
+from splatgen.rewards import JUDGES, REWARDS, RewardEntry
+from splatgen.runs import run_folder
+from splatgen.worlds.toybox import grammar, weights_folder
+
+M = TypeVar("M", bound=Method)
+PROMPT_LIMIT = 2000  # characters; text encoders read some 77 tokens
+MIN_FREE_MB = 50.0
+TOYBOX_PRIORS = {"toybox": "prior", "toybox-mini": "mini-prior"}  # name to weights
+TOYBOX_REWARDS = {"toybox": "reward", "toybox-mini": "mini-reward", "toybox-judge": "judge"}
+
+
+def missing_weights(name: str, folder: Path) -> list[Path]:
+    """The files that a toybox model needs and that are not there."""
+    return [path for ext in ("safetensors", "json") if not (path := folder / f"{name}.{ext}").is_file()]
+
+
+def check_text(text: str, what: str) -> None:
+    """Raise Failure for a prompt that is more than a line of text."""
+    if len(text) > PROMPT_LIMIT:
+        raise Failure(
+            USAGE, f"the {what} has {len(text):,} characters: shorten it to {PROMPT_LIMIT:,} or fewer"
+        )
+    for character in text:
+        category = unicodedata.category(character)
+        if character in "\n\r\v\f\x85\u2028\u2029":
+            raise Failure(USAGE, f"the {what} has a line break: write it on one line")
+        if category == "Cc":
+            raise Failure(USAGE, f"the {what} holds the control character {character!r}: remove it")
+        if category == "Cs":
+            raise Failure(USAGE, f"the {what} is not valid UTF-8: type it again, or set LANG=C.UTF-8")
+
+
+def check_names(config: Method) -> None:
+    """Raise Failure for a prior or reward that does not exist, or that does not go with the others."""
+    if config.prior not in PRIORS:
+        hint = did_you_mean(config.prior, PRIORS)
+        raise Failure(USAGE, f"no prior {config.prior[:60]!r}; {hint}")
+    _check_prior_options(config)
+    views = PRIORS[config.prior].views
+    if isinstance(config, Config) and config.views.count % views:
+        raise Failure(
+            USAGE,
+            f"--views.count {config.views.count}: the prior {config.prior!r} denoises {views} views "
+            f"together, give a multiple of {views}",
+        )
+    entries = () if config.reward == ("auto",) else config.reward
+    names = [entry.partition("=")[0] for entry in entries]
+    for name in names:
+        _check_reward(name, config, REWARDS, "--reward")
+        if names.count(name) > 1:
+            raise Failure(USAGE, f"the reward {name!r} is there twice: name it once")
+    for name in config.holdout_reward:
+        _check_reward(name, config, JUDGES, "--holdout-reward")
+        if name in names:
+            raise Failure(USAGE, f"the reward {name!r} guides and is held out: name it once")
+    if config.score == "vsd" and not PRIORS[config.prior].adapter:
+        raise Failure(
+            USAGE, f"--score vsd trains a copy of the prior, and {config.prior!r} has no adapter: use another"
+        )
+
+
+def _check_prior_options(config: Method) -> None:
+    usual, read = PriorOptions(), PRIORS[config.prior].options
+    for f in dataclasses.fields(usual):
+        value = getattr(config.prior_options, f.name)
+        if value != getattr(usual, f.name) and f.name not in read:
+            option = f.name.replace("_", "-")
+            raise Failure(
+                USAGE,
+                f"--prior.{option} {value}: the prior {config.prior!r} does not have this option; it has "
+                f"{', '.join(read)}",
+            )
+
+
+def _check_reward(name: str, config: Method, table: Mapping[str, RewardEntry], option: str) -> None:
+    if name not in table:
+        hint = did_you_mean(name, table)
+        if name in JUDGES:
+            hint = "it only watches: give it to --holdout-reward"
+        if " " in name and not config.prompt:
+            hint = f"if that is the prompt, put it before {option}"
+        raise Failure(USAGE, f"no reward {name[:60]!r}; {hint}")
+    views, shown = table[name].views, PRIORS[config.prior].views
+    if shown % views:
+        raise Failure(
+            USAGE,
+            f"the reward {name!r} judges {views} views together, and the prior {config.prior!r} has {shown} "
+            "at a time: use a multi-view prior, or a reward of single views",
+        )
+
+
+def check_prompts(config: M, *, force: bool) -> M:
+    """The config, with the nearest prompt when forced; raises Failure for a prompt that can't be made."""
+    check_text(config.prompt, "prompt")
+    check_text(config.negative, "negative prompt")
+    if not config.prompt.strip():
+        raise Failure(USAGE, 'the prompt is empty: give one, as in splatgen generate "a red cube"')
+    if config.prior not in TOYBOX_PRIORS and not {*config.rewards(), *config.holdout_reward} & set(
+        TOYBOX_REWARDS
+    ):
+        return config
+    if config.negative.strip():
+        _in_vocabulary(config.negative, "negative prompt: ")
+    try:
+        grammar.parse(config.prompt)
+    except grammar.VocabularyError as error:
+        if not force:
+            raise Failure(USAGE, f"{error} (--force makes that one). {toybox_world()}") from error
+        print(f"splatgen: making {error.nearest!r} instead: {error}", file=sys.stderr)
+        return dataclasses.replace(config, prompt=error.nearest)
+    return config
+
+
+def toybox_world() -> str:
+    """What the embedded prior knows, in a sentence or two."""
+    return (
+        f"The toybox only knows its own world, {', '.join(grammar.SHAPES)} in {', '.join(grammar.COLORS)}: "
+        '"a red cube", "a red cube with a blue front", "a red and white striped cube", '
+        '"a red cube on top of a blue sphere", "a red cube next to a blue sphere". '
+        "Free prompts need a larger prior: `splatgen fetch sd15`, then --prior sd15; `splatgen doctor` says "
+        "what this machine can run"
+    )
+
+
+def check_models(config: Method) -> None:
+    """Raise Failure or WeightsError when weights are missing."""
+    rewards = (*config.rewards(), *config.holdout_reward)
+    for name in rewards:
+        if not JUDGES[name].embedded:
+            weights.find(name, config.weights)
+    if config.prior in TOYBOX_PRIORS:
+        given = config.prior_options.model
+        _check_toybox(TOYBOX_PRIORS[config.prior], Path(given) if given else weights_folder())
+    elif config.prior_options.model is not None:
+        weights.given(config.prior_options.model, config.prior_options.revision)
+    else:
+        without = () if config.prior_options.t5 else ("text_encoder_3/", "tokenizer_3/")
+        weights.find(config.prior, config.weights, without=without)
+    for name in rewards:
+        if name in TOYBOX_REWARDS:
+            _check_toybox(TOYBOX_REWARDS[name], weights_folder())
+    if config.weights is not None and not Path(config.weights).is_dir():
+        raise Failure(MISSING, f"--weights {config.weights} is no folder: give one that holds models by name")
+
+
+def _check_toybox(name: str, folder: Path) -> None:
+    missing = missing_weights(name, folder)
+    if missing:
+        advice = f"install splatgen again, or train: `python -m splatgen.worlds.toybox.train {name}`"
+        if folder != weights_folder():
+            advice = f"--prior.model is a folder that holds {name}.safetensors and {name}.json"
+        raise Failure(MISSING, f"{missing[0]} is missing: {advice}")
+
+
+def check_device(config: Method) -> None:
+    """Raise Failure for CUDA with a torch that was built without it; `resolve_device` does the rest."""
+    try:
+        version = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise Failure(MISSING, "torch is not installed: `pip install splatgen` brings it") from error
+    if config.device == "cuda" and version.endswith("+cpu"):
+        raise Failure(MISSING, f"--device cuda: torch {version} is a build without CUDA; {_CUDA_ADVICE}")
+
+
+_CUDA_ADVICE = "install one from pytorch.org for your driver, or use --device cpu"
+
+
+def resolve_device(device: str) -> str:
+    """cpu or cuda; raises Failure when CUDA is wanted and not there. Imports torch."""
+    import torch
+
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        reason = "finds no usable NVIDIA device" if torch.version.cuda else "is a build without CUDA"
+        raise Failure(MISSING, f"--device cuda: torch {torch.__version__} {reason}; {_CUDA_ADVICE}")
+    return "cuda" if available and device != "cpu" else "cpu"
+
+
+def check_out(out: Path) -> None:
+    """Raise OSError unless run folders can be made in `out`."""
+    run_folder.check_space(out, MIN_FREE_MB)
+
+
+def _in_vocabulary(text: str, where: str) -> None:
+    try:
+        grammar.parse(text)
+    except grammar.VocabularyError as error:
+        raise Failure(USAGE, f"{where}{error}") from error
+
+
+def check_init(config: Config) -> None:
+    """Raise Failure for a start that there isn't, OSError for a file that can't be opened."""
+    if config.init == "sphere":
+        return
+    if config.init == "shap-e":
+        try:
+            weights.find("shap-e", config.weights)
+        except weights.WeightsError as error:
+            raise Failure(MISSING, f"--init shap-e: {error}") from error
+        return
+    path = Path(config.init).expanduser()
+    suffixes = (*formats.FORMATS, ".obj")
+    if config.init and path.is_dir():
+        raise Failure(USAGE, f"--init {path} is a folder: give a file, such as the splats.ply of a run")
+    if path.suffix.lower() not in suffixes:
+        known = f"give sphere, shap-e, or a file with the suffix {' or '.join(suffixes)}"
+        if not path.suffix and path.name == config.init:
+            known = did_you_mean(config.init, ("sphere", "shap-e", *(f"FILE{suffix}" for suffix in suffixes)))
+        raise Failure(USAGE, f"--init {config.init[:200]!r} is no start; {known}")
+    if not path.exists():
+        raise Failure(USAGE, f"--init {path} does not exist: give sphere, shap-e or a file")
+    if not path.is_file():
+        raise Failure(USAGE, f"--init {path} is no file: give a splat file or an .obj mesh")
+    with path.open("rb"):
+        pass

@@ -1,0 +1,310 @@
+"""What this machine can run, what is missing, and the next command.
+
+No examination raises what a broken installation can cause: a doctor must not fall over the illness.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from splatgen.commands.common import doctor_models
+from splatgen.commands.common.doctor_models import Choice, Model
+
+State = Literal["ok", "note", "bad"]  # bad: generate can't run
+
+MIN_FREE_GB = 0.05
+_MARKS = {"ok": "ok", "note": "--", "bad": "!!"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One line of the report; advice is what to do about it."""
+
+    name: str
+    state: State
+    text: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """What was found, what of the published models is here, and what to do with this machine."""
+
+    findings: list[Finding]
+    models: list[Model]
+    choice: Choice
+
+    @property
+    def able(self) -> bool:
+        """Whether `splatgen generate` can run."""
+        return all(finding.state != "bad" for finding in self.findings)
+
+    @property
+    def next(self) -> str:
+        """What to type next: what mends the first thing that prevents a run, or else a run."""
+        return next((f.advice for f in self.findings if f.state == "bad"), self.choice.command)
+
+
+def examine(folder: str | None = None) -> Examination:
+    """Look at the machine, and at the models in a folder of weights or in the cache."""
+    parts: tuple[Callable[[], list[Finding]], ...] = (
+        python, packages, torch_build, cuda, rasterizer, weights, film, disk, memory,
+    )  # fmt: skip
+    here = doctor_models.models(folder)
+
+    def room() -> list[Finding]:
+        text, fits = doctor_models.room(here, folder)
+        advice = "free some space, or keep models on another disk: splatgen fetch NAME --weights DIR"
+        return [Finding(name="room", state="ok" if fits else "note", text=text, advice=advice)]
+
+    return Examination(
+        findings=[
+            *(finding for part in parts for finding in _attempt(part)),
+            *map(_of_model, here),
+            *_attempt(room),
+        ],
+        models=here,
+        choice=doctor_models.choose(here, _presets(), gpu=gpu_memory(), memory=main_memory()),
+    )
+
+
+def _of_model(model: Model) -> Finding:
+    state: State = "ok" if model.state == "here" else "note"
+    return Finding(name=f"{model.kind} {model.name}", state=state, text=model.text, advice=model.advice)
+
+
+def _presets() -> dict[str, dict[str, Any]]:
+    """What the presets that may be recommended hold."""
+    from splatgen.config import presets, read_preset
+
+    try:
+        return {name: read_preset(name) for name in doctor_models.ON_A_GPU if name in presets()}
+    except (ImportError, OSError, ValueError):  # not installed whole: there is nothing to recommend
+        return {}
+
+
+def _attempt(part: Callable[[], list[Finding]]) -> list[Finding]:
+    """The findings of a part; what its libraries raise when they are broken is a finding, too."""
+    try:
+        return part()
+    except (ImportError, AttributeError, OSError, RuntimeError, ValueError) as error:
+        text = f"fails: {type(error).__name__}: {error}"
+        advice = "pip install --force-reinstall splatgen"
+        if "NUMBA_CACHE_DIR" in str(error):
+            advice = "set NUMBA_CACHE_DIR to a folder that is writable"
+        return [Finding(name=part.__name__, state="bad", text=text, advice=advice)]
+
+
+def report(examined: Examination) -> str:
+    """The findings as text for people."""
+    width = max(len(finding.name) for finding in examined.findings)
+    lines = []
+    for finding in examined.findings:
+        lines.append(f"{_MARKS[finding.state]}  {finding.name:<{width}}  {finding.text}")
+        if finding.advice and finding.state != "ok":
+            lines.append(f"{'':<{width + 6}}{finding.advice}")
+    choice = f"preset: {examined.choice.preset} ({examined.choice.why})"
+    return "\n".join([*lines, "", choice, f"next: {examined.next}"])
+
+
+def python() -> list[Finding]:
+    text = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return [Finding(name="python", state="ok", text=text)]
+
+
+def packages() -> list[Finding]:
+    """Installed versions against the ranges that splatgen declares."""
+    try:
+        from packaging.requirements import Requirement
+
+        declared = importlib.metadata.requires("splatgen") or []
+    except (ImportError, importlib.metadata.PackageNotFoundError) as error:
+        text = f"can't be checked: {error}"
+        return [Finding(name="packages", state="note", text=text, advice="pip install splatgen")]
+    findings, fine = [], []
+    for requirement in map(Requirement, declared):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        command = f"pip install '{requirement.name}{requirement.specifier}'"
+        try:
+            version = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            text = f"is not installed, wanted {requirement.specifier or 'any version'}"
+            findings.append(Finding(name=requirement.name, state="bad", text=text, advice=command))
+            continue
+        if requirement.specifier.contains(version, prereleases=True):
+            fine.append(f"{requirement.name} {version}")
+        else:
+            text = f"{version}, tested with {requirement.specifier}"
+            findings.append(Finding(name=requirement.name, state="note", text=text, advice=command))
+    return [Finding(name="packages", state="ok", text=", ".join(fine)), *findings]
+
+
+def torch_build() -> list[Finding]:
+    import torch
+
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU only"
+    text = f"{torch.__version__}, built for {built}, {torch.get_num_threads()} CPU threads"
+    return [Finding(name="torch", state="ok", text=text)]
+
+
+def cuda() -> list[Finding]:
+    """The NVIDIA device, and whether gsplat's kernels can be had for it."""
+    import torch
+
+    driver = _driver()
+    if not torch.cuda.is_available():
+        if driver is None:
+            return [Finding(name="cuda", state="note", text="no NVIDIA driver here, so runs use the CPU")]
+        text = f"driver {driver}, but torch {torch.__version__} can't use it, so runs use the CPU"
+        advice = "install a torch for this driver, see pytorch.org"
+        return [Finding(name="cuda", state="note", text=text, advice=advice)]
+    free, total = torch.cuda.mem_get_info()
+    space = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    text = f"{torch.cuda.get_device_name()}, {space}, driver {driver or 'unknown'}"
+    return [Finding(name="cuda", state="ok", text=text), _gsplat()]
+
+
+def gpu_memory() -> float | None:
+    """GiB of the GPU that runs would use; None where there is none, or no working torch."""
+    try:
+        import torch
+
+        return torch.cuda.mem_get_info()[1] / 2**30 if torch.cuda.is_available() else None
+    except (ImportError, AttributeError, OSError, RuntimeError):  # `torch_build` and `cuda` tell of it
+        return None
+
+
+def _driver() -> str | None:
+    """The version of NVIDIA's kernel driver, on Linux; None when there is none."""
+    try:
+        first = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+    except (OSError, IndexError):
+        return "found" if shutil.which("nvidia-smi") else None
+    return next((word for word in first.split() if word[:1].isdigit() and "." in word), "found")
+
+
+def _gsplat() -> Finding:
+    """Whether gsplat's CUDA kernels are built, or can be; building takes minutes, so it is not tried."""
+    import importlib.util
+
+    from torch.utils.cpp_extension import CUDA_HOME, _get_build_directory
+
+    version = importlib.metadata.version("gsplat")
+    if importlib.util.find_spec("gsplat.csrc") is not None:
+        return Finding(name="gsplat", state="ok", text=f"{version}, with built CUDA kernels")
+    if any(Path(_get_build_directory("gsplat_cuda", verbose=False)).glob("gsplat_cuda.*")):
+        return Finding(name="gsplat", state="ok", text=f"{version}, CUDA kernels compiled before")
+    nvcc = shutil.which("nvcc") or (CUDA_HOME and shutil.which("nvcc", path=str(Path(CUDA_HOME) / "bin")))
+    if nvcc:
+        text = f"{version}, its CUDA kernels are compiled on first use: some minutes, once"
+        return Finding(name="gsplat", state="note", text=text)
+    text = f"{version}, no CUDA kernels, and no nvcc to compile them"
+    advice = "install the CUDA toolkit of torch's CUDA version and set CUDA_HOME, or run with --device cpu"
+    return Finding(name="gsplat", state="bad", text=text, advice=advice)
+
+
+def rasterizer() -> list[Finding]:
+    """Compile the CPU kernels and time a small render."""
+    import torch
+
+    from splatgen.render import render
+    from splatgen.scene.cameras import turntable
+    from splatgen.scene.splats import random_ball
+
+    generator = torch.Generator().manual_seed(0)
+    splats = random_ball(generator, count=1000, radius=0.6, scale=0.07, opacity=0.25)
+    cameras = turntable(4, size=64)
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        with torch.inference_mode():
+            finite = bool(render(splats, cameras).rgb.isfinite().all())
+        seconds.append(time.perf_counter() - start)
+    if not finite:
+        advice = "pip install --force-reinstall numba llvmlite"
+        return [Finding(name="rasterizer", state="bad", text="gives NaN on the CPU", advice=advice)]
+    speed = f"4 views of 1,000 splats at 64 pixels in {1e3 * min(seconds):.1f} ms"
+    return [Finding(name="rasterizer", state="ok", text=f"on the CPU: {speed} (at first {seconds[0]:.1f} s)")]
+
+
+def weights() -> list[Finding]:
+    """The embedded models: those of the default must be there."""
+    from splatgen.commands.common.checks import TOYBOX_PRIORS, TOYBOX_REWARDS, missing_weights
+    from splatgen.worlds import toybox
+
+    findings = []
+    for name in (*TOYBOX_PRIORS.values(), *TOYBOX_REWARDS.values()):
+        folder = toybox.weights_folder()
+        missing = missing_weights(name, folder)
+        if missing:
+            state: State = "bad" if name in (TOYBOX_PRIORS["toybox"], TOYBOX_REWARDS["toybox"]) else "note"
+            advice = f"python -m splatgen.worlds.toybox.train {name}"
+            text = f"{missing[0]} is missing"
+            findings.append(Finding(name=f"toybox {name}", state=state, text=text, advice=advice))
+            continue
+        size = (folder / f"{name}.safetensors").stat().st_size / 1e6
+        text = f"{size:.1f} MB{_card(folder / f'{name}.json')}"
+        findings.append(Finding(name=f"toybox {name}", state="ok", text=text))
+    return findings
+
+
+def _card(path: Path) -> str:
+    """The figures of a model's card, as far as it has them."""
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        side = f", {card['config']['size']} pixels"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ", its card can't be read"
+    for key, unit in (("parameters", "parameters"), ("images", "training images"), ("steps", "steps")):
+        if isinstance(card.get(key), int):
+            side += f", {card[key]:,} {unit}"
+    return side
+
+
+def film() -> list[Finding]:
+    from splatgen.runs.video import find_ffmpeg
+
+    found = find_ffmpeg()
+    if found is None:
+        text = "none, so turntables become GIFs of at most 5 MB"
+        return [Finding(name="ffmpeg", state="note", text=text, advice="pip install imageio-ffmpeg")]
+    return [Finding(name="ffmpeg", state="ok", text=found)]
+
+
+def disk() -> list[Finding]:
+    """The current folder, in which `outputs` is made."""
+    here = Path.cwd()
+    free = shutil.disk_usage(here).free / 1e9
+    if free < MIN_FREE_GB or not os.access(here, os.W_OK | os.X_OK):
+        problem = "can't be written to" if free >= MIN_FREE_GB else f"has {free:.2f} GB free"
+        advice = "free some space, or name another folder with --out"
+        return [Finding(name="disk", state="note", text=f"{here} {problem}", advice=advice)]
+    return [Finding(name="disk", state="ok", text=f"{free:.1f} GB free in {here}")]
+
+
+def memory() -> list[Finding]:
+    """Physical memory; nothing where the system does not say."""
+    total = main_memory()
+    if total is None:
+        return []
+    text = f"{total:.1f} GiB, {os.cpu_count()} CPU cores"
+    state: State = "note" if total < doctor_models.LITTLE_MEMORY else "ok"
+    return [Finding(name="memory", state=state, text=text, advice="take --preset toybox-draft")]
+
+
+def main_memory() -> float | None:
+    """GiB of physical memory; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return None

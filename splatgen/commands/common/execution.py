@@ -1,0 +1,93 @@
+"""What `generate` and `resume` share: signals, progress, and the result on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from splatgen.commands.common.checks import resolve_device
+from splatgen.commands.common.progress import Reporter, duration
+from splatgen.commands.common.signals import on_signals
+from splatgen.config import ImageConfig
+from splatgen.models.memory import keep_freed
+from splatgen.runs import run_folder
+
+if TYPE_CHECKING:
+    from splatgen.config import Method
+    from splatgen.loop.loop import Progress, Result
+    from splatgen.runs.run_folder import Run
+
+RESULTS = ("splats", "turntable", "preview", "image")
+Job = Callable[[Callable[["Progress"], None], Callable[[], bool]], "Result"]
+
+
+def work(job: Job, config: Method, *, as_json: bool, quiet: bool) -> int:
+    """Run a job that takes (report, should_stop); print its result and return the exit code."""
+    device = resolve_device(config.device)
+    if device == "cpu":
+        keep_freed()
+    if not quiet:
+        print(f"splatgen: {headline(config, device)}", file=sys.stderr, flush=True)
+    report = Reporter(sys.stderr, quiet=quiet)
+    with on_signals() as stop:
+        try:
+            result = job(report, stop.requested)
+        finally:
+            report.close()
+    stopped = result.status == "stopped"
+    if stopped:
+        command = shlex.join(["splatgen", "resume", str(result.run.folder)])
+        print(f"splatgen: stopped after step {result.step}; continue with: {command}", file=sys.stderr)
+    elif not quiet:
+        made = [Path(path).name for kind, path in files(result.run).items() if kind in RESULTS]
+        seconds = time.monotonic() - result.run.clock
+        print(f"splatgen: done in {duration(seconds)}: {', '.join(made)}", file=sys.stderr)
+    text = json.dumps(summary(result)) if as_json else str(result.run.folder)
+    print(text, flush=True)
+    return stop.exit_code if stopped else 0
+
+
+def headline(config: Method, device: str) -> str:
+    """Which parts are at work."""
+    backend = os.environ.get("SPLATGEN_CPU_BACKEND", "numba")
+    rasterizer = "gsplat on CUDA" if device == "cuda" else f"CPU rasterizer ({backend})"
+    if isinstance(config, ImageConfig):  # nothing is rendered
+        rasterizer = "CUDA" if device == "cuda" else "CPU"
+    prior = "embedded toybox" if config.prior == "toybox" else config.prior
+    chosen = "" if config.device != "auto" or device == "cuda" else "no CUDA device here: "
+    return f"{chosen}{rasterizer}, {prior} prior, {config.steps} steps, seed {config.seed}"
+
+
+def files(run: Run) -> dict[str, str]:
+    """The results that a run folder holds, by kind."""
+    turntables = [run.turntable.with_suffix(suffix) for suffix in (".mp4", ".gif", ".png")]
+    named = {
+        "splats": run.splats_ply,
+        "turntable": next((path for path in turntables if path.is_file()), None),
+        "preview": run.preview,
+        "image": run.folder / "image.png",
+        "metrics": run.metrics,
+        "config": run.config_json,
+        "metadata": run.run_json,
+    }
+    return {kind: str(path) for kind, path in named.items() if path is not None and path.is_file()}
+
+
+def summary(result: Result) -> dict[str, Any]:
+    """What --json prints: the result, and what run.json says of it."""
+    metadata = run_folder.read(result.run)
+    return {
+        "run": str(result.run.folder),
+        "status": result.status,
+        "step": result.step,
+        "splats": metadata.get("splats"),
+        "seconds": metadata.get("wall_time_s"),
+        "rewards": metadata.get("rewards", {}),
+        "files": files(result.run),
+    }

@@ -1,0 +1,108 @@
+"""The runs in a folder, as a page of past runs shows them. Imports torch only to read splats."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from splatgen import formats
+from splatgen.config import Config, from_dict, read_file
+from splatgen.loop.snapshot import Cloud
+from splatgen.runs import run_folder
+from splatgen.runs.run_folder import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Past:
+    """What a run folder tells of its run."""
+
+    folder: Path
+    config: Config
+    status: str  # as in run.json
+    step: int
+    started: str  # ISO 8601, UTC
+    rewards: Mapping[str, float]  # reward/..., holdout/... of the finished object
+    preview: Path | None
+    splats: Path | None
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+
+class History:
+    """The runs in a folder, of this session and earlier ones, each read again when it has changed."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self._known: dict[Path, tuple[int, Past | None]] = {}  # time of change of run.json
+
+    def read(self) -> list[Past]:
+        """Runs of objects, newest first; folders that hold none, or a broken one, are left out."""
+        folders = [path for path in self.out.iterdir() if path.is_dir()] if self.out.is_dir() else []
+        self._known = {folder: self._one(folder) for folder in folders}
+        found = [past for _, past in self._known.values() if past is not None]
+        return sorted(found, key=lambda past: (past.started, past.name), reverse=True)
+
+    def _one(self, folder: Path) -> tuple[int, Past | None]:
+        try:
+            changed = Run(folder=folder).run_json.stat().st_mtime_ns
+        except OSError:
+            return 0, None
+        known = self._known.get(folder)
+        return known if known is not None and known[0] == changed else (changed, read_past(folder))
+
+
+def read_past(folder: Path) -> Past | None:
+    """A run as its folder tells of it; None for one that can't be read, or is no run of an object."""
+    run = Run(folder=folder)
+    try:
+        data = run_folder.read(run)
+        config = from_dict(read_file(run.config_json))
+    except (OSError, ValueError, RecursionError):
+        return None
+    match data:
+        case {"status": str(status), "started": str(started)} if status in run_folder.STATUSES:
+            step, rewards = data.get("steps"), data.get("rewards")
+        case _:
+            return None
+    known = rewards.items() if isinstance(rewards, dict) else ()
+    return Past(
+        folder=folder,
+        config=config,
+        status=status,
+        step=step if isinstance(step, int) else 0,
+        started=started,
+        rewards={str(name): float(value) for name, value in known if isinstance(value, int | float)},
+        preview=run.preview if run.preview.is_file() else None,
+        splats=run.splats_ply if run.splats_ply.is_file() else None,
+    )
+
+
+def thumbnail(past: Past, side: int = 96) -> bytes | None:
+    """The front of a finished object as a small PNG; None where there is no picture, or a broken one."""
+    from PIL import Image
+
+    if past.preview is None:
+        return None
+    try:
+        with Image.open(past.preview) as sheet:
+            tile = sheet.height // 2  # two rows of squares; an edit has its result in the second
+            top = tile if past.config.source else 0
+            small = sheet.convert("RGB").crop((0, top, tile, top + tile)).resize((side, side))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # PIL's for broken files
+        return None
+    file = io.BytesIO()
+    small.save(file, format="PNG")
+    return file.getvalue()
+
+
+def finished(past: Past) -> Cloud:
+    """The object of a finished run, as viewers draw it; raises ValueError or OSError for a broken file."""
+    if past.splats is None:
+        raise ValueError(f"{past.name} has no finished object: its status is {past.status}")
+    from splatgen.loop.object_snapshots import cloud
+
+    return cloud(formats.load(past.splats))

@@ -1,0 +1,132 @@
+"""What the verbs with a viewer share: where it listens, and what the terminal says of it."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import math
+import os
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import arg
+
+from splatgen.commands.common.arguments import Switch
+from splatgen.commands.common.errors import USAGE, Failure
+from splatgen.config import Config, Method
+from splatgen.runs import steering
+
+if TYPE_CHECKING:
+    from splatgen_viewer.live import Viewer  # type: ignore[import-not-found]
+    from splatgen_viewer.page import Subject  # type: ignore[import-not-found]
+
+    from splatgen.loop.snapshot import Channel
+
+
+INTERVAL = 0.2  # seconds between snapshots of a run, at least: each costs it a copy of its splats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a viewer listens."""
+
+    host: Annotated[str, arg(metavar="HOST")] = "127.0.0.1"
+    """Of the viewer: this machine alone, unless it is another of its addresses; then the address to open
+    holds a token, but goes unencrypted."""
+    port: Annotated[int, arg(metavar="N")] = 8080
+    """Of the viewer; the next one that is free if it is taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Viewing:
+    """Whether a run is watched, and where."""
+
+    viewer: Switch = False
+    """Show the run live in a browser."""
+    place: Annotated[Place, arg(name="", prefix_name=False)] = field(default_factory=Place)
+
+
+@contextlib.contextmanager
+def watched(options: Viewing, config: Method, folder: Path | None = None) -> Iterator[Channel | None]:
+    """The channel of a run while its viewer is open, None without --viewer; folder is a resumed run's."""
+    if not options.viewer:
+        yield None
+        return
+    if not isinstance(config, Config):
+        raise Failure(USAGE, "--viewer shows splats, and this is the run of an image: leave it out")
+    from splatgen_viewer.page import Subject  # type: ignore[import-not-found]
+
+    from splatgen.loop.snapshot import Channel
+
+    channel = Channel(interval=INTERVAL)
+    subject = Subject(title=config.prompt, settings=settings(config, folder), reach=reach(config))
+    with opened(channel, subject, options.place):
+        yield channel
+
+
+@contextlib.contextmanager
+def opened(channel: Channel, subject: Subject, place: Place) -> Iterator[Viewer]:
+    """A viewer at a place, which the terminal is told; raises Failure when it can't listen there."""
+    from splatgen_viewer.live import Viewer
+
+    with served(lambda: Viewer(channel, subject, host=place.host, port=place.port), place) as viewer:
+        yield viewer
+
+
+@contextlib.contextmanager
+def served(make: Callable[[], Viewer], place: Place, what: str = "viewer") -> Iterator[Viewer]:
+    """What make starts at a place, which the terminal is told; raises Failure when it can't listen there."""
+    if not 1 <= place.port <= 65535:
+        raise Failure(USAGE, f"--port {place.port}: give 1 to 65535")
+    try:
+        viewer = make()
+    except OSError as error:
+        reason = error.strerror or error
+        raise Failure(USAGE, f"no {what} at {place.host}, port {place.port}: {reason}") from error
+    with viewer:
+        for line in told(viewer, place, os.environ):
+            print(f"splatgen: {line}", file=sys.stderr, flush=True)
+        yield viewer
+
+
+def told(viewer: Viewer, place: Place, environment: Mapping[str, str]) -> list[str]:
+    """What the terminal says of a viewer: its address, and how to reach it."""
+    lines = [f"port {place.port} is taken: {viewer.port}"] if viewer.port != place.port else []
+    lines.append(f"viewer: {viewer.url}")
+    if viewer.access.token:
+        lines.append(
+            "warning: whoever has this address sees and steers the run, and it goes over the network "
+            f"unencrypted; without --host, ssh -N -L {viewer.port}:127.0.0.1:{viewer.port} is the safe way"
+        )
+    elif environment.get("SSH_CONNECTION"):
+        lines.append(f"from your own machine, first: {tunnel(viewer.port, environment)}")
+    return lines
+
+
+def tunnel(port: int, environment: Mapping[str, str]) -> str:
+    """The command that brings a port of this machine to the one that an SSH session comes from."""
+    words = environment["SSH_CONNECTION"].split()  # client, its port, server, its port
+    there = words[2] if len(words) == 4 else "HOST"
+    other = ["-p", words[3]] if len(words) == 4 and words[3] != "22" else []
+    return shlex.join(["ssh", "-N", "-L", f"{port}:127.0.0.1:{port}", *other, f"{getpass.getuser()}@{there}"])
+
+
+def settings(config: Config, folder: Path | None) -> dict[str, float]:
+    """The settings that can change in a run, as they are now."""
+    values = {"guidance.scale": config.guidance.scale, "lr.factor": 1.0}
+    values |= {f"reward.{name}": weight for name, weight in config.rewards().items()}
+    if folder is not None:
+        changes = steering.read(folder / steering.FILE)
+        values |= {c.setting: c.value for c in changes if c.setting in values}
+    return values
+
+
+def reach(config: Config) -> float:
+    """How far up from the object's middle the run's cameras see, about; world units."""
+    v = config.views
+    across = 1.0 if v.relative else math.tan(math.radians(sum(v.fov) / 4.0))
+    return across * sum(v.distance) / 2.0

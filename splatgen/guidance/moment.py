@@ -1,0 +1,107 @@
+"""One step as scores and preferences see it.
+
+Shapes: B views, G items (a view for a single-view prior, a group of views for a multi-view one), K
+candidates, C x h x w the prior's space, H x W the render.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from splatgen.guidance.conditioning import Conditions, take
+from splatgen.guidance.denoiser import Denoiser, Guided, amplitudes
+from splatgen.priors import Conditioning, Prior
+from splatgen.runs.rng import rng
+from splatgen.scene.cameras import Cameras
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What an edit starts from, seen by the same cameras."""
+
+    x: Tensor  # [B, C, h, w]
+    conditions: Conditions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """Nothing here carries a gradient."""
+
+    denoiser: Denoiser
+    x: Tensor  # [B, C, h, w] the encoded render
+    images: Tensor  # [B, 3, H, W] the render, 0..1
+    t: Tensor  # [B]
+    conditions: Conditions
+    plain: Conditions  # without words for the view
+    cameras: Cameras
+    prompts: tuple[str, ...]  # B, as rewards read them
+    seed: int
+    step: int
+    steps: int
+    source: Source | None = None
+
+    @property
+    def prior(self) -> Prior:
+        return self.denoiser.prior
+
+    @property
+    def scale(self) -> float:
+        """Of the guidance."""
+        return self.denoiser.options.scale
+
+    @property
+    def fraction(self) -> float:
+        """Of the run that is done."""
+        return self.step / self.steps
+
+    def rng(self, purpose: str) -> torch.Generator:
+        return rng(self.seed, self.step, purpose)
+
+    def amplitudes(self) -> tuple[Tensor, Tensor]:
+        """alpha and sigma of every view, each [B, 1, 1, 1]."""
+        return amplitudes(self.prior, self.t)
+
+    def noised(self, noises: Tensor, x: Tensor | None = None) -> Tensor:
+        """x_t of every candidate: noises [K, B, C, h, w]; x is the render's unless given."""
+        alpha, sigma = self.amplitudes()
+        return alpha * (self.x if x is None else x) + sigma * noises
+
+    def guided(
+        self,
+        x_t: Tensor,  # [K, R, C, h, w]
+        *,
+        t: Tensor | None = None,  # [R], else the step's
+        rows: Tensor | None = None,  # [R] which views, else all
+        scale: float | None = None,
+        conditions: Conditions | None = None,
+        plain: bool = False,
+    ) -> Guided:
+        """Guided predictions [K, R, C, h, w], all in one batch."""
+        everything = torch.arange(len(self.x), device=self.x.device)
+        rows = everything if rows is None else rows
+        many = rows.repeat(len(x_t))
+        found = self.denoiser.guided(
+            x_t.flatten(0, 1),
+            (self.t[rows] if t is None else t).repeat(len(x_t)),
+            (self.conditions if conditions is None else conditions).take(many),
+            self.cameras[many],
+            scale=self.scale if scale is None else scale,
+            plain=plain,
+        )
+        return found.map(lambda z: z.view(x_t.shape))
+
+    def told(self, condition: Conditioning, count: int) -> tuple[Conditioning, Cameras, Tensor]:
+        """Rows of a condition, cameras and times [K B] for `count` candidates of every view."""
+        many = torch.arange(len(self.x), device=self.x.device).repeat(count)
+        return take(condition, many), self.cameras[many], self.t[many]
+
+    def items(self, values: Tensor) -> Tensor:
+        """Means over the views of each item: [..., B] to [..., G]."""
+        return values.view(*values.shape[:-1], -1, self.prior.views).mean(-1)
+
+    def views(self, values: Tensor) -> Tensor:
+        """Each item's value for all its views: [..., G] to [..., B]."""
+        return values.repeat_interleave(self.prior.views, dim=-1)

@@ -1,0 +1,60 @@
+"""What a score is. Shapes: B views, K candidates, M of them kept, C x h x w the prior's space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from splatgen.guidance.denoiser import Guided, gather
+from splatgen.guidance.moment import Moment
+
+LATEST = 0.999  # time: at 1 nothing of the render is left
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noised:
+    """Noises of the candidates, and what came with them."""
+
+    noise: Tensor  # [K, B, C, h, w]
+    baseline: Tensor | None = None  # [K, B, C, h, w] where the noise brings its own
+
+    def gather(self, kept: Tensor) -> Noised:
+        """The candidates `kept` [M, B] of each view."""
+        baseline = None if self.baseline is None else gather(self.baseline, kept)
+        return Noised(noise=gather(self.noise, kept), baseline=baseline)
+
+
+class Score(Protocol):
+    """One way to turn a denoiser into a direction for x: residual = prediction - baseline."""
+
+    times: str = "random"  # what --guidance.times auto means for it
+    weighting: str = "uniform"  # what --guidance.weighting auto means for it
+
+    def noises(self, moment: Moment, count: int) -> Noised:
+        """Noises of `count` candidates."""
+
+    def baseline(self, moment: Moment, noised: Noised, guided: Guided) -> Tensor:
+        """What is subtracted from guided.eps [M, B, C, h, w]."""
+
+    def learn(self, moment: Moment) -> dict[str, float]:
+        """Train what the score trains, if anything; returns what to log."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a resume."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put it back."""
+        if state:
+            raise ValueError("the checkpoint holds what another score learned: resume with that one")
+
+
+def gaussian(moment: Moment, count: int, purpose: str = "noise") -> Tensor:
+    """Standard normal noise [K, B, C, h, w]; the first candidates are the same whatever the count."""
+    generator = moment.rng(purpose)
+    return torch.stack([torch.randn(moment.x.shape, generator=generator) for _ in range(count)]).to(moment.x)

@@ -1,0 +1,98 @@
+"""Variational score distillation.
+
+Shapes: B views, K candidates, M of them kept, C x h x w the prior's space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from splatgen.config import VSDOptions
+from splatgen.guidance.denoiser import Guided, amplitudes
+from splatgen.guidance.moment import Moment
+from splatgen.guidance.scores.base import LATEST, Noised, Score, gaussian
+from splatgen.priors import AdaptablePrior, Conditioning, Prior
+from splatgen.runs.rng import rng
+from splatgen.scene.cameras import Cameras
+
+TOLD = "told"  # rides along with the conditioning, so that it is batched with it
+
+
+class VSD(Score):
+    """Variational score distillation (Wang et al. 2023, ProlificDreamer, eq. 9 and algorithm 1).
+
+    G = w(t) (e - e_lora), where e_lora is a LoRA copy of the denoiser that is told the camera and is trained
+    beside, one step a step, on the renders: |e_lora(alpha x + sigma n', t') - n'|^2 with t' uniform and n'
+    fresh (on the velocity for velocity models, which weighs by 1/alpha^2).
+
+    threestudio copies another checkpoint and adds a random camera embedding, so that its copy is not the
+    prior at the start; it also evaluates the copy with and without the camera, at a guidance scale of 1,
+    where the second does nothing. Here an untrained copy is the prior, and G is CSD's.
+    """
+
+    def __init__(self, options: VSDOptions, prior: Prior, seed: int) -> None:
+        self.options = options
+        self.adapter = cast("AdaptablePrior", prior).adapter(options.rank, rng(seed, 0, "lora"))
+        self.parameters = self.adapter.parameters()
+        self.optimizer = torch.optim.AdamW(
+            list(self.parameters.values()), lr=options.lr, weight_decay=options.weight_decay
+        )
+
+    def noises(self, moment: Moment, count: int) -> Noised:
+        return Noised(noise=gaussian(moment, count))
+
+    def baseline(self, moment: Moment, noised: Noised, guided: Guided) -> Tensor:
+        x_t = moment.noised(noised.noise)
+        condition, cameras, t = moment.told(self._prompt(moment), len(x_t))
+        condition = {**condition, TOLD: torch.full_like(t, float(self.options.camera))}
+        with torch.no_grad(), self.adapter.enabled():
+            e = moment.denoiser.raw(x_t.flatten(0, 1), t, condition, cameras, self._predict)
+        return (
+            e.view(x_t.shape) + guided.adjustment
+        )  # the copy is not clamped: neither is what it is taken from
+
+    def learn(self, moment: Moment) -> dict[str, float]:
+        generator = moment.rng("lora")
+        x = moment.x
+        items = len(moment.items(moment.t))
+        t = moment.views(torch.rand(items, generator=generator).clamp(0.001, LATEST)).to(moment.t)
+        told = moment.views((torch.rand(items, generator=generator) >= self.options.camera_dropout).float())
+        noise = torch.randn(x.shape, generator=generator).to(x)
+        alpha, sigma = amplitudes(moment.prior, t)
+        condition, cameras, _ = moment.told(self._prompt(moment), 1)
+        condition = {**condition, TOLD: told.to(t) * float(self.options.camera)}
+        with torch.enable_grad(), self.adapter.enabled():
+            x_t = alpha * x + sigma * noise
+            e = moment.denoiser.raw(x_t, t, condition, cameras, self._predict)
+            shrink = alpha if moment.prior.prediction == "velocity" else torch.ones_like(alpha)
+            loss = mse_loss(e / shrink, noise / shrink)
+            gradients = torch.autograd.grad(loss, list(self.parameters.values()))
+        if not torch.isfinite(loss):  # a render that is not finite must not spoil the copy
+            return {"score/lora_loss": float("nan")}
+        for p, gradient in zip(self.parameters.values(), gradients, strict=True):
+            p.grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return {"score/lora_loss": float(loss.detach())}
+
+    def _prompt(self, moment: Moment) -> Conditioning:
+        return (moment.conditions if self.options.prompt == "view" else moment.plain).positive
+
+    def _predict(self, x_t: Tensor, t: Tensor, condition: Conditioning, cameras: Cameras) -> Tensor:
+        rest = {name: value for name, value in condition.items() if name != TOLD}
+        return self.adapter.predict(x_t, t, rest, cameras, condition[TOLD])
+
+    def state_dict(self) -> dict[str, Any]:
+        weights = {name: p.detach() for name, p in self.parameters.items()}
+        return {"weights": weights, "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                p.copy_(state["weights"][name])
+        self.optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,357 @@
+"""The 2D loop: the same guidance on one image, or several, instead of an object.
+
+    x -> guidance -> inject -> AdamW -> record
+
+Shapes: B images, C x h x w the prior's space, S its side in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from splatgen.config import ConfigError, ImageConfig, merge, read_file, to_dict
+from splatgen.config.validation import validate_image
+from splatgen.guidance.distillation import gradient, inject
+from splatgen.loop.loop import Progress, Result, Row, ignore, never, pace, run_loop
+from splatgen.loop.object_run import create_run, pick_device, record_failure
+from splatgen.loop.snapshot import Look
+from splatgen.loop.step import Models, load_models, observe, reward_prompts, score_rewards
+from splatgen.priors import Prior
+from splatgen.runs import atomic, checkpoint, packing, run_folder, video
+from splatgen.runs.metrics import rewind_metrics
+from splatgen.runs.rng import rng
+from splatgen.runs.run_folder import Run
+from splatgen.scene.cameras import Cameras, orbit
+
+KIND = "image"  # what run.json calls a 2D run
+ELEVATION = 15.0  # degrees of the camera that the prior is told; it looks at the front
+SHOWN = 256  # pixels: smaller images are enlarged by whole pixels, so that a viewer shows them
+
+
+@dataclass(kw_only=True)
+class Canvas:
+    """What changes from step to step."""
+
+    values: torch.nn.Parameter  # [B, C, h, w] in the prior's space, or [B, 3, S, S] in 0..1
+    optimizer: torch.optim.AdamW
+    step: int
+    source: Tensor | None  # [B, 3, S, S] the picture an edit started from, once for each image
+    failures: Tensor | int = 0  # steps in a row without a finite gradient
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a step leaves for the metrics."""
+
+    loss: float  # mean square of G
+    failed: bool  # the step was skipped
+    t_max: float
+    model_calls: int  # images through the denoiser
+    metrics: dict[str, float]  # of score and preference
+
+    def values(self) -> dict[str, float]:
+        """A row of metrics.jsonl."""
+        return {"t_max": self.t_max, "guidance/model_calls": self.model_calls, **self.metrics}
+
+
+def fit(picture: NDArray[np.uint8], side: int) -> Tensor:
+    """The middle square of a picture [H, W, 3], side x side, as [1, 3, S, S] in 0..1.
+
+    Pixels are averaged where it shrinks, as pixel priors average renders.
+    """
+    height, width = picture.shape[:2]
+    square = min(height, width)
+    top, left = (height - square) // 2, (width - square) // 2
+    box = (left, top, left + square, top + square)
+    how = Image.Resampling.BOX if square >= side else Image.Resampling.BICUBIC
+    small = np.asarray(Image.fromarray(picture).resize((side, side), how, box=box))
+    return torch.tensor(small).permute(2, 0, 1)[None] / 255.0
+
+
+def front(count: int, side: int, device: str) -> Cameras:
+    """One camera in front, once for each image."""
+    angles = torch.zeros(count)
+    return orbit(angles, angles + ELEVATION, size=side).to(device)
+
+
+def start_values(config: ImageConfig, prior: Prior, source: Tensor | None, device: str) -> Tensor:
+    """The images of the first step, [B, C, h, w] or [B, 3, S, S]: the picture of an edit, noise or grey."""
+    o, side = config.image, prior.resolution
+    picture = torch.full((o.count, 3, side, side), 0.5, device=device) if source is None else source
+    with torch.no_grad():
+        values = picture if o.space == "pixels" else prior.encode(picture)
+    if source is None and o.start == "noise":
+        noise = torch.randn(values.shape, generator=rng(config.seed, 0, "canvas")).to(values)
+        return (0.5 + 0.5 * noise).clamp(0.0, 1.0) if o.space == "pixels" else noise
+    return values
+
+
+def new_canvas(config: ImageConfig, values: Tensor, source: Tensor | None) -> Canvas:
+    """Images and their optimiser. No weight decay: it would pull an edit's untouched parts to grey."""
+    p = torch.nn.Parameter(values.detach().clone().contiguous())
+    optimizer = torch.optim.AdamW([p], lr=config.image.lr, betas=(0.9, 0.99), eps=1e-15, weight_decay=0.0)
+    return Canvas(values=p, optimizer=optimizer, step=0, source=source)
+
+
+def pictures(config: ImageConfig, prior: Prior, values: Tensor) -> Tensor:
+    """The images as one sees them, [B, 3, S, S] in 0..1."""
+    return values if config.image.space == "pixels" else prior.decode(values)
+
+
+def advance(config: ImageConfig, models: Models, canvas: Canvas) -> Seen:
+    """One step of the optimisation."""
+    prior, values = models.prior, canvas.values
+    x = prior.encode(values) if config.image.space == "pixels" else values
+    if config.image.space == "pixels" or config.preference == "ascent":
+        images = pictures(config, prior, values)
+    else:  # nobody looks at them, and a decoder can cost as much as a step
+        images = values.new_empty(len(values), 3, 0, 0)
+    moment = observe(
+        config,
+        models,
+        step=canvas.step,
+        x=x,
+        images=images,
+        cameras=front(len(x), prior.resolution, str(values.device)),
+        before=canvas.source,
+    )
+    found = gradient(moment, models.score, models.preference, models.panel)
+    inject(x, found.value, images, found.on_render)
+    return Seen(
+        loss=float(found.value.square().mean()),
+        failed=not update(config, canvas),
+        t_max=float(moment.t.max()),
+        model_calls=found.model_calls,
+        metrics=found.metrics,
+    )
+
+
+def update(config: ImageConfig, canvas: Canvas) -> bool:
+    """One AdamW step, unless the gradient is not finite: then nothing moves, and it returns False.
+
+    Pixels are kept in 0..1 by clamping them after the step (projected descent). A sigmoid would hold them
+    there too, but it has no gradient left at black and white, and a picture that has both has no start.
+    """
+    values = canvas.values
+    if values.grad is None:
+        raise RuntimeError("the images have no gradient: back-propagate before the update")
+    finite = bool(torch.isfinite(values.grad).all())
+    if finite:
+        canvas.optimizer.step()
+        if config.image.space == "pixels":
+            values.data.clamp_(0.0, 1.0)
+    canvas.optimizer.zero_grad(set_to_none=True)
+    return finite
+
+
+def look(config: ImageConfig, models: Models, canvas: Canvas) -> dict[str, float]:
+    """Every reward of the images, averaged."""
+    with torch.no_grad():
+        seen = pictures(config, models.prior, canvas.values)
+    cameras = front(len(seen), models.prior.resolution, str(seen.device))
+    return score_rewards(models, seen, reward_prompts(config, cameras))
+
+
+def save_canvas(folder: Path, canvas: Canvas, learned: dict[str, Any]) -> None:
+    """Everything the next step depends on; learned is what score and preference hold, by name."""
+    moments, rest = packing.pack(canvas.optimizer.state_dict())
+    parts: dict[str, dict[str, Tensor]] = {
+        "image": {"values": canvas.values.detach()},
+        "optimizer": moments,
+        "source": {} if canvas.source is None else {"picture": canvas.source},
+    }
+    more, methods = packing.pack_each(learned)
+    parts |= more
+    state = {"optimizer": rest, "failures": int(canvas.failures), "methods": methods}
+    checkpoint.save(folder, canvas.step, parts, state)
+
+
+def load_canvas(config: ImageConfig, folder: Path, device: str) -> tuple[Canvas, dict[str, Any]]:
+    """The canvas of the latest whole checkpoint in a folder, and what `save_canvas` got as learned."""
+    found = checkpoint.load_latest(folder)
+    checkpoint.expect(found, folder, ("image", "optimizer", "source"))
+    with checkpoint.explained(folder):
+        return _unpacked(config, found, device)
+
+
+def _unpacked(
+    config: ImageConfig, found: checkpoint.Checkpoint, device: str
+) -> tuple[Canvas, dict[str, Any]]:
+    source = found.parts["source"].get("picture")
+    values = found.parts["image"]["values"].to(device)
+    canvas = new_canvas(config, values, None if source is None else source.to(device))
+    canvas.step, canvas.failures = found.step, int(found.state["failures"])
+    canvas.optimizer.load_state_dict(packing.unpack(found.parts["optimizer"], found.state["optimizer"]))
+    methods = packing.unpack_each(found.parts, found.state["methods"])
+    return canvas, methods
+
+
+def write_images(images: Tensor, path: Path) -> None:
+    """Images [B, 3, S, S] in 0..1 side by side, as PNG; small ones enlarged by a whole factor."""
+    shown = (255.0 * images.detach().clamp(0.0, 1.0) + 0.5).byte().permute(0, 2, 3, 1).cpu().numpy()
+    factor = max(SHOWN // shown.shape[1], 1)
+    large = shown.repeat(factor, axis=1).repeat(factor, axis=2)
+    video.write_preview(list(large), path, columns=len(large))
+
+
+@dataclass(kw_only=True)
+class Painting:
+    """What a 2D run changes: a canvas, with the models that change it."""
+
+    config: ImageConfig
+    models: Models
+    canvas: Canvas
+    run: Run
+    advice: str = "lower --image.lr or --guidance.scale"
+
+    @property
+    def state(self) -> Canvas:
+        return self.canvas
+
+    def advance(self, models: Models, *, scored: bool) -> Row:
+        rewards = look(self.config, models, self.canvas) if scored else None
+        seen = advance(self.config, models, self.canvas)
+        return Row(
+            failed=torch.tensor(float(seen.failed)),
+            loss=torch.tensor(seen.loss),
+            splats=0,
+            rewards=rewards,
+            values=seen.values,
+        )
+
+    def steer(self, setting: str, value: float) -> None:
+        raise ConfigError(f"{setting}: a 2D run has no settings that change while it goes on")
+
+    def file(self) -> bytes:
+        raise NotImplementedError("a 2D run has no splats to save")
+
+    def snapshot(self, row: Row | None, look: Look | None) -> dict[str, Any]:
+        raise NotImplementedError("a 2D run has no splats to show")
+
+    def clear(self) -> None:
+        self.canvas.optimizer.zero_grad()
+
+    def save(self) -> None:
+        save_canvas(self.run.checkpoints, self.canvas, self.models.learned())
+
+    def restore(self) -> None:
+        device = str(self.canvas.values.device)
+        canvas, learned = load_canvas(self.config, self.run.checkpoints, device)
+        self.models.relearn(learned)
+        self.canvas = canvas
+
+
+def paint(
+    config: ImageConfig,
+    *,
+    out: Path,
+    command: Sequence[str],
+    picture: NDArray[np.uint8] | None = None,  # [H, W, 3]
+    report: Callable[[Progress], None] = ignore,
+    should_stop: Callable[[], bool] = never,
+) -> Result:
+    """Optimise images from noise, or change a picture by words, and write a run folder in `out`.
+
+    An edit takes both the picture and config.source, what it shows. Raises ValueError for one without the
+    other, and for a multi-view prior.
+    """
+    validate_image(config)
+    if (picture is None) == bool(config.source):
+        raise ValueError(
+            "an edit takes a picture and a prompt of what it shows (source): give both or neither"
+        )
+    device = pick_device(config.device)
+    models = _single_view(load_models(config, device))
+    source = None
+    if picture is not None:
+        source = fit(picture, models.prior.resolution).to(device).repeat(config.image.count, 1, 1, 1)
+    canvas = new_canvas(config, start_values(config, models.prior, source, device), source)
+
+    def fill(run: Run) -> None:
+        if source is not None:
+            write_images(source[:1], run.folder / "source.png")
+
+    run = create_run(config, models, out, command, device, kind=KIND, fill=fill)
+    return _finish(config, models, canvas, run, report, should_stop)
+
+
+def _single_view(models: Models) -> Models:
+    if models.prior.views > 1:
+        raise ValueError(
+            f"the prior {models.prior.name!r} denoises {models.prior.views} views of an object together, and "
+            "an image is one: use a single-view prior"
+        )
+    return models
+
+
+def resume(
+    folder: Path,
+    *,
+    steps: int | None = None,
+    command: Sequence[str],
+    report: Callable[[Progress], None] = ignore,
+    should_stop: Callable[[], bool] = never,
+) -> Result:
+    """Continue a 2D run from its latest checkpoint; `steps` may raise its length (schedules stretch)."""
+    run = run_folder.open_run(folder)
+    saved = merge(ImageConfig(), read_file(run.config_json))
+    config = validate_image(merge(saved, {"steps": saved.steps if steps is None else steps}))
+    device = pick_device(config.device)
+    models = _single_view(load_models(config, device))
+    canvas = _last_canvas(config, models, run, device)
+    if config.steps < canvas.step:
+        raise ValueError(
+            f"--steps is {config.steps}, but the run is already at step {canvas.step}: give a larger number"
+        )
+    if config != saved:
+        atomic.write_json(run.config_json, to_dict(config))
+    rewind_metrics(run.metrics, canvas.step - 1)
+    run_folder.update(run, status="running", resumed=list(command), error=None)
+    return _finish(config, models, canvas, run, report, should_stop)
+
+
+def _last_canvas(config: ImageConfig, models: Models, run: Run, device: str) -> Canvas:
+    """Where a run was, or its first step when it was killed before its first checkpoint; models learn along.
+
+    Raises FileNotFoundError for an edit without a checkpoint, which holds its picture.
+    """
+    try:
+        canvas, learned = load_canvas(config, run.checkpoints, device)
+    except FileNotFoundError:
+        if config.source:
+            raise
+        return new_canvas(config, start_values(config, models.prior, None, device), None)
+    models.relearn(learned)
+    return canvas
+
+
+def _finish(
+    config: ImageConfig,
+    models: Models,
+    canvas: Canvas,
+    run: Run,
+    report: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> Result:
+    subject = Painting(config=config, models=models, canvas=canvas, run=run)
+    try:
+        status = run_loop(subject, pace(config, config.image), run, report, should_stop)
+        rewards, canvas = {}, subject.canvas
+        if status == "done":
+            with torch.no_grad():
+                write_images(pictures(config, models.prior, canvas.values), run.folder / "image.png")
+            rewards = look(config, subject.models, canvas)
+    except BaseException as error:
+        record_failure(run, error, subject.state.step)
+        raise
+    run_folder.update(run, status=status, steps=canvas.step, rewards=rewards)
+    return Result(run=run, status=status, step=canvas.step)

@@ -1,0 +1,169 @@
+"""Where the cloud of the first step comes from: a ball, a splat file, a mesh, or Shap-E for the prompt.
+
+All of them end in the internal frame, +Y up and +Z toward the camera at azimuth 0, and fill the same share of
+the picture, whatever the units of a file.
+
+Shapes: N splats, V vertices, F triangles.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from splatgen import formats
+from splatgen.config import Config, SplatOptions, ViewOptions
+from splatgen.formats.meshes import Mesh, read_obj
+from splatgen.models.budget import Keep
+from splatgen.runs.rng import rng
+from splatgen.scene.cameras import half_extent
+from splatgen.scene.placement import placement
+from splatgen.scene.splats import Splats, random_ball, rgb_to_sh
+
+FILL = 0.69  # radius of what is moved into view, as a share of half the picture
+IN_VIEW = (0.43, 0.86)  # radii, likewise, of a splat file that is left where it is
+FEWEST = 8  # splats that can show an object
+MIN_OPACITY = 1 / 255  # below, a splat can't change an 8-bit pixel
+MAX_OPACITY = 0.99  # above, next to no gradient passes the sigmoid
+HERE = Keep()
+SPREAD, THICKNESS = 0.9, 0.1  # of splats on a surface: in its plane in units of their spacing, and across
+
+
+def starting_splats(config: Config, keep: Keep = HERE) -> Splats:
+    """The cloud of the first step, float32 on the CPU: by config.init and nothing but the config.
+
+    Raises ValueError in one line for a file that can't be used and for a prompt that Shap-E makes nothing
+    of, WeightsError where Shap-E's weights are missing or damaged, OSError for the disk.
+    """
+    o, generator = config.splats, rng(config.seed, 0, "splats")
+    if config.init == "sphere":
+        return random_ball(
+            generator, count=o.count, radius=o.radius, scale=o.scale, opacity=o.opacity, sh_degree=o.sh_degree
+        )
+    half = reach(config.views)
+    if config.init == "shap-e":
+        from splatgen.models import shap_e
+
+        vertices, faces, colors = shap_e.generate(config.prompt, keep, rng(config.seed, 0, "shap-e"))
+        mesh = Mesh(vertices=vertices, faces=faces, colors=colors)
+        return on_surface(mesh, generator, o, FILL * half, "Shap-E's mesh")
+    path = Path(config.init).expanduser()
+    if path.suffix.lower() == ".obj":
+        return on_surface(read_obj(path), generator, o, FILL * half, str(path))
+    return from_splats(formats.load(path), o, half, most=config.densify.max_splats, name=str(path))
+
+
+def reach(views: ViewOptions) -> float:
+    """Half the height, in world units, that every camera of a run sees at least at the origin."""
+    return views.distance[0] if views.relative else half_extent(views.distance[0], views.fov[0])
+
+
+# Splat files
+
+
+def from_splats(splats: Splats, options: SplatOptions, half: float, *, most: int, name: str) -> Splats:
+    """Splats to start from, in view: at most `most`, those that cover most, of the degree asked for.
+
+    Broken and invisible splats are dropped, and those that are out of view after the rest was moved into it:
+    they would stand between the object and a camera. Raises ValueError where hardly any are left.
+    """
+    splats = splats.select(_usable(splats))
+    if len(splats) >= FEWEST:
+        view = (IN_VIEW[0] * half, IN_VIEW[1] * half)
+        splats = placement(splats, "auto", in_view=view, radius=FILL * half, name=name).place(splats)
+        sizes = splats.scales.amax(-1).exp()
+        splats = splats.select((splats.means.norm(dim=-1) <= half) & (sizes <= half))
+    if len(splats) < FEWEST:
+        raise ValueError(
+            f"{name} holds {len(splats)} splats that can be seen: give one that shows an object ({FEWEST} or "
+            "more)"
+        )
+    if len(splats) > most:
+        area = splats.scales.topk(2, dim=-1).values.sum(-1)  # its log, seen from where a splat is largest
+        cover = splats.opacities.sigmoid().log() + area
+        splats = splats.select(cover.argsort(descending=True, stable=True)[:most].sort().values)
+    quats = splats.quats.double()  # float32 would overflow for components beyond 1e19
+    limit = math.log(MAX_OPACITY / (1.0 - MAX_OPACITY))
+    return replace(
+        splats,
+        quats=torch.nn.functional.normalize(quats, dim=-1).float(),
+        opacities=splats.opacities.clamp(max=limit),
+        sh=with_degree(splats.sh, options.sh_degree),
+    )
+
+
+def _usable(splats: Splats) -> Tensor:
+    """Mask [N] of what is finite, has a rotation and can be seen."""
+    parts = [v[:, None].flatten(1) for v in (*splats.tensors().values(), splats.scales.exp())]
+    finite = torch.cat(parts, 1).isfinite().all(-1)
+    return finite & (splats.quats != 0).any(-1) & (splats.opacities.sigmoid() >= MIN_OPACITY)
+
+
+def with_degree(sh: Tensor, degree: int) -> Tensor:
+    """Coefficients [N, K, 3] of another degree: cut, or padded with zeros."""
+    found = torch.zeros(len(sh), (degree + 1) ** 2, 3)
+    kept = min(found.shape[1], sh.shape[1])
+    found[:, :kept] = sh[:, :kept]
+    return found
+
+
+# Meshes
+
+
+def on_surface(
+    mesh: Mesh, generator: torch.Generator, options: SplatOptions, radius: float, name: str
+) -> Splats:
+    """Splats spread evenly over a mesh whose box is centred and whose farthest corner is at `radius`.
+
+    Raises ValueError for a mesh without area.
+    """
+    corners = mesh.vertices[mesh.faces]  # [F, 3, 3]
+    corners = corners - (corners.amin((0, 1)) + corners.amax((0, 1))) / 2.0
+    size = float(corners.norm(dim=-1).max())
+    corners = corners * (radius / size if size > 0.0 else 0.0)
+    normals = torch.linalg.cross(
+        corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
+    )  # 2 x area long
+    areas = normals.norm(dim=-1)
+    if not float(areas.sum()) > 1e-9 * radius**2:
+        raise ValueError(f"{name} has no surface, its triangles have no area: give a mesh of an object")
+    faces, shares = spread(areas, options.count, generator)
+    spacing = math.sqrt(float(areas.sum()) / 2.0 / options.count)
+    # Discs, not balls: what is split off them stays in the surface, and colours of two sides do not mix. On
+    # the toybox, thin ones came nearer to the prompt than balls in as many steps, above all in the first 30.
+    scales = torch.tensor([SPREAD, SPREAD, THICKNESS]) * spacing
+    colors = (shares[..., None] * mesh.colors[mesh.faces[faces]]).sum(1)  # [N, 3]
+    sh = torch.zeros(options.count, (options.sh_degree + 1) ** 2, 3)
+    sh[:, 0] = rgb_to_sh(colors.float())
+    return Splats(
+        means=(shares[..., None] * corners[faces]).sum(1).float(),
+        quats=facing(normals[faces]).float(),
+        scales=scales.log().expand(options.count, 3).clone(),
+        opacities=torch.logit(torch.full((options.count,), options.opacity)),
+        sh=sh,
+    )
+
+
+def spread(areas: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Points on triangles of given areas [F]: which triangle [N], and the weights of its corners [N, 3].
+
+    Each point falls into its own share of the total area: with independent ones, holes would be larger.
+    """
+    solid = areas.nonzero()[:, 0]
+    u = (torch.arange(count) + torch.rand(count, generator=generator, dtype=torch.float64)) / count
+    ends = areas[solid].cumsum(0)
+    faces = solid[torch.searchsorted(ends, u * ends[-1]).clamp(max=len(solid) - 1)]
+    a, b = torch.rand(2, count, generator=generator, dtype=torch.float64)
+    a, b = torch.where(a + b > 1.0, 1.0 - a, a), torch.where(a + b > 1.0, 1.0 - b, b)
+    return faces, torch.stack([1.0 - a - b, a, b], -1)
+
+
+def facing(normals: Tensor) -> Tensor:
+    """Rotations [N, 4] wxyz that take the z axis to normals [N, 3] of any length, or to their opposites."""
+    unit = torch.nn.functional.normalize(normals, dim=-1)
+    x, y, z = torch.where(unit[:, 2:] < 0.0, -unit, unit).unbind(-1)  # a disc has no front
+    return torch.nn.functional.normalize(torch.stack([1.0 + z, -y, x, torch.zeros_like(z)], -1), dim=-1)

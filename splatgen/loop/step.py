@@ -1,0 +1,302 @@
+"""One step: what stays loaded, what the cameras see, and the gradient that moves the splats.
+
+    render -> encode -> guidance -> inject -> penalties -> Adam -> densify
+
+Shapes: B views, N splats.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from splatgen.config import Config, ImageConfig, Method, PriorOptions
+from splatgen.guidance.conditioning import Told, conditions, tell
+from splatgen.guidance.denoiser import Denoiser
+from splatgen.guidance.distillation import Gradient, chosen_weighting, draw_times, gradient, inject
+from splatgen.guidance.moment import Moment, Source
+from splatgen.guidance.preferences import Preference, make_preference
+from splatgen.guidance.scores import Delta, Score, make_score
+from splatgen.loop import object_edit
+from splatgen.models.budget import BUDGETS, Keep
+from splatgen.priors import PRIORS, Conditioning, Prior, kept, load_prior
+from splatgen.render import Render, render
+from splatgen.rewards import Reward, load_reward
+from splatgen.rewards.ensemble import Panel
+from splatgen.runs.rng import rng
+from splatgen.scene.backgrounds import backgrounds
+from splatgen.scene.cameras import Cameras, sample_orbit
+from splatgen.scene.parameters import Scene, update
+from splatgen.scene.penalties import penalty
+from splatgen.scene.view_prompts import view_prompt, view_prompts, view_word
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """What stays loaded over a run: networks, embedded prompts, and what learns beside the splats."""
+
+    denoiser: Denoiser
+    panel: Panel  # guides
+    holdouts: tuple[Reward, ...]  # watch
+    score: Score
+    preference: Preference
+    target: Told
+    source: Told | None  # what an edit starts from
+    negative: Conditioning  # one row
+    halved: bool = False  # batches, because memory ran out
+
+    @property
+    def rewards(self) -> tuple[Reward, ...]:
+        """Those that guide and those that watch."""
+        return (*self.panel.rewards, *self.holdouts)
+
+    def sources(self) -> dict[str, str]:
+        """Where the weights are from, by slot and name."""
+        rewards = {f"reward/{reward.name}": reward.source for reward in self.rewards}
+        return {f"prior/{self.prior.name}": self.prior.source, **rewards}
+
+    @property
+    def prior(self) -> Prior:
+        return self.denoiser.prior
+
+    def learned(self) -> dict[str, Any]:
+        """What must survive a resume."""
+        return {"score": self.score.state_dict(), "preference": self.preference.state_dict()}
+
+    def relearn(self, states: Mapping[str, Any]) -> None:
+        """Put it back."""
+        self.score.load_state_dict(states["score"])
+        self.preference.load_state_dict(states["preference"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a step leaves for the metrics; tensors, so that CUDA is waited for only when they are read."""
+
+    loss: Tensor  # [] mean square of G
+    failed: Tensor  # [] 1 when the step was skipped
+    t_max: Tensor  # [] the largest time
+    splats: int
+    model_calls: int  # images through the denoiser
+    ms: dict[str, float]  # milliseconds by stage
+    metrics: dict[str, float]  # of score and preference
+    picture: Tensor  # [B, 3, H, W]
+    prompts: tuple[str, ...]  # B, as rewards read them
+    whole: dict[str, Tensor]  # [] by what may be not finite: whether it is
+    found: Gradient
+    cameras: Cameras
+
+    def values(self) -> dict[str, float]:
+        """A row of metrics.jsonl; what was not finite only where something was."""
+        broken = {name for name, whole in self.whole.items() if not whole} if self.failed else ()
+        return {
+            "t_max": float(self.t_max),
+            "splats/count": self.splats,
+            "guidance/model_calls": self.model_calls,
+            **{f"skipped/{name}": 1.0 for name in broken},
+            **self.metrics,
+            **{f"time/{name}_ms": round(value, 3) for name, value in self.ms.items()},
+        }
+
+
+def load_models(
+    config: Config | ImageConfig,
+    device: str,
+    prior: Callable[[str, PriorOptions, Keep], Prior] = load_prior,
+    reward: Callable[[str, Keep], Reward] = load_reward,
+) -> Models:
+    """Load the networks, by other loaders where they may be there already, and embed the prompts."""
+    how, weights = kept(config, device), config.rewards()
+    return assemble(
+        config,
+        prior(config.prior, config.prior_options, how),
+        Panel(
+            rewards=tuple(reward(name, how) for name in weights),
+            weights=tuple(weights.values()),
+            options=config.reward_options,
+        ),
+        tuple(reward(name, how) for name in config.holdout_reward),
+    )
+
+
+def assemble(
+    config: Config | ImageConfig, prior: Prior, panel: Panel, holdouts: tuple[Reward, ...]
+) -> Models:
+    """A run's models out of networks that are loaded, within the run's budget.
+
+    Raises ValueError for a prompt that one of them can't read.
+    """
+    budget = BUDGETS[config.budget]
+    guidance = dataclasses.replace(config.guidance, batch=config.guidance.batch or budget.denoise)
+    options = dataclasses.replace(panel.options, batch=panel.options.batch or budget.decode)
+    score = make_score(config, prior)
+    models = Models(
+        denoiser=Denoiser(prior, guidance),
+        panel=dataclasses.replace(panel, options=options),
+        holdouts=holdouts,
+        score=Delta(score) if config.source else score,
+        preference=make_preference(config),
+        target=tell(prior, config.prompt),
+        source=tell(prior, config.source) if config.source else None,
+        negative=prior.embed([config.negative]),
+    )
+    told = view_prompts(config.prompt) if config.reward_options.view_prompts else (config.prompt,)
+    for reward in models.rewards:
+        reward.prepare(told)
+    if budget.free_text:
+        prior.release()
+        for reward in models.rewards:
+            reward.release()
+    return models
+
+
+def look(config: Config, scene: Scene, fraction: float) -> tuple[Render, Cameras]:
+    """Render the scene from this step's cameras."""
+    v = config.views
+    size = v.size[min(int(fraction * len(v.size)), len(v.size) - 1)]
+    cameras = sample_orbit(
+        rng(config.seed, scene.step, "cameras"),
+        views=v.count,
+        size=size,
+        elevation=v.elevation,
+        distance=v.distance,
+        fov=v.fov,
+        group=PRIORS[config.prior].views,
+        relative=v.relative,
+    ).to(scene.params["means"].device)
+    out = render(scene.splats, cameras, background(config, scene.step, cameras))
+    if scene.densifier.watches(scene.step):
+        out.info["means2d"].retain_grad()
+    return out, cameras
+
+
+def background(config: Config, step: int, cameras: Cameras) -> Tensor:
+    """What is behind the splats in each view of a step, [B, 3]."""
+    generator = rng(config.seed, step, "background")
+    return backgrounds(config.views.background, generator, len(cameras)).to(cameras.K)
+
+
+def descend(config: Config, scene: Scene, out: Render, whole: Tensor) -> Tensor:
+    """After the picture's gradient: penalties, Adam, densification. Returns 1 when the step was skipped.
+
+    It is skipped when a gradient is not finite, or when whole [] is false.
+    """
+    extra = penalty(scene.params, config.regularise)
+    if extra.requires_grad:  # all penalties may be off
+        extra.backward()  # type: ignore[no-untyped-call]
+    failed = update(config, scene, whole)
+    if scene.densifier.watches(scene.step):
+        means2d = out.info["means2d"]
+        means2d.grad = means2d.grad.masked_fill(failed.bool(), 0.0)  # NaN would stay in the sums of a round
+    scene.densifier.after(scene.params, scene.optimizers, out.info, scene.step)
+    return failed
+
+
+def before_edit(config: Config, scene: Scene, cameras: Cameras) -> Tensor | None:
+    """What an edit started from, seen by this step's cameras, [B, 3, H, W]."""
+    if scene.source is None:
+        return None
+    with torch.no_grad():
+        return render(scene.source, cameras, background(config, scene.step, cameras)).rgb
+
+
+def observe(
+    config: Method,
+    models: Models,
+    *,
+    step: int,
+    x: Tensor,  # [B, C, h, w]
+    images: Tensor,  # [B, 3, H, W]
+    cameras: Cameras,
+    before: Tensor | None,  # [B, 3, H, W] what an edit started from
+) -> Moment:
+    """A step as score and preference see it."""
+    g, fraction = config.guidance, step / config.steps
+    views = models.prior.views
+    t = draw_times(g, models.score, fraction, len(x) // views, rng(config.seed, step, "time"))
+    negative = models.preference.negative(models.negative)
+    plain = dataclasses.replace(g, view_prompts="none", perp_neg=False)
+    source = None
+    if models.source is not None and before is not None:
+        with torch.no_grad():
+            source = Source(
+                x=models.prior.encode(before), conditions=conditions(models.source, negative, cameras, g)
+            )
+    return Moment(
+        denoiser=models.denoiser,
+        x=x.detach(),
+        images=images.detach(),
+        t=t.repeat_interleave(views).to(x),
+        conditions=conditions(models.target, negative, cameras, g),
+        plain=conditions(models.target, negative, cameras, plain),
+        cameras=cameras,
+        prompts=reward_prompts(config, cameras),
+        seed=config.seed,
+        step=step,
+        steps=config.steps,
+        source=source,
+    )
+
+
+def reward_prompts(config: Method, cameras: Cameras) -> tuple[str, ...]:
+    """The prompt of each view as rewards read it."""
+    if not config.reward_options.view_prompts:
+        return (config.prompt,) * len(cameras)
+    angles = zip(cameras.azimuth.tolist(), cameras.elevation.tolist(), strict=True)
+    return tuple(view_prompt(config.prompt, view_word(a, e)) for a, e in angles)
+
+
+def advance(config: Config, models: Models, scene: Scene) -> Seen:
+    """One step of the optimisation."""
+    clock = [time.perf_counter()]
+    out, cameras = look(config, scene, scene.step / config.steps)
+    clock.append(time.perf_counter())
+
+    x = models.prior.encode(out.rgb)
+    before = before_edit(config, scene, cameras)
+    moment = observe(config, models, step=scene.step, x=x, images=out.rgb, cameras=cameras, before=before)
+    found = gradient(moment, models.score, models.preference, models.panel)
+    clock.append(time.perf_counter())
+
+    value = found.value
+    if moment.source is not None:
+        weighting = chosen_weighting(config.guidance, models.score)
+        value = value + object_edit.pull(moment, config.edit.keep, weighting)
+    inject(x, value, out.rgb, found.on_render)
+    clock.append(time.perf_counter())
+
+    whole = {"render": out.rgb, "prediction": value, "reward": found.rewards}
+    finite = {name: torch.isfinite(z).all() for name, z in whole.items() if z is not None}
+    if found.rewards is not None:  # one candidate without a reward is left out; without any, nothing is told
+        finite["reward"] = torch.isfinite(found.rewards).any(0).all()
+    failed = descend(config, scene, out, torch.stack([*finite.values()]).all())
+    clock.append(time.perf_counter())
+    stages = ("render", "model", "backward", "update")
+    return Seen(
+        loss=found.value.square().mean(),
+        failed=failed,
+        t_max=moment.t.max(),
+        splats=len(scene.params["means"]),
+        model_calls=found.model_calls,
+        ms={name: 1e3 * (b - a) for name, a, b in zip(stages, clock, clock[1:], strict=False)},
+        metrics=found.metrics,
+        picture=out.rgb.detach(),
+        prompts=moment.prompts,
+        whole=finite,
+        found=found,
+        cameras=cameras,
+    )
+
+
+def score_rewards(models: Models, picture: Tensor, prompts: Sequence[str]) -> dict[str, float]:
+    """Every reward of pictures [B, 3, H, W], averaged."""
+    watched = {f"reward/{r.name}": r for r in models.panel.rewards}
+    watched |= {f"holdout/{r.name}": r for r in models.holdouts}
+    with torch.no_grad():
+        return {key: float(r(picture.clamp(0, 1), prompts).mean()) for key, r in watched.items()}

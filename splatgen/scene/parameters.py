@@ -1,0 +1,140 @@
+"""What changes from step to step: the splats, an Adam for each parameter, and the densifier.
+
+Shapes: N splats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from splatgen.config import Config, LearningOptions
+from splatgen.runs import checkpoint, packing
+from splatgen.scene.densification import Densifier, Optimizers, Params
+from splatgen.scene.splats import Splats
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's
+PARTS = ("splats", "optimizers", "densify")  # of a checkpoint
+
+
+@dataclass(kw_only=True)
+class Scene:
+    """What changes from step to step."""
+
+    params: Params
+    optimizers: Optimizers
+    densifier: Densifier
+    step: int
+    failures: Tensor | int = 0  # steps in a row without a finite gradient
+    source: Splats | None = None  # what an edit started from
+
+    def clear(self) -> None:
+        """Drop what a step that failed left behind."""
+        for p in self.params.values():
+            p.grad = None
+
+    @property
+    def splats(self) -> Splats:
+        p = self.params
+        sh = torch.cat([p["sh0"], p["shN"]], 1) if "shN" in p else p["sh0"]
+        return Splats(means=p["means"], quats=p["quats"], scales=p["scales"], opacities=p["opacities"], sh=sh)
+
+
+def rates(options: LearningOptions, fraction: float) -> dict[str, float]:
+    """Learning rate of every parameter at a fraction of the run: constant, then falling geometrically."""
+    late = max(fraction - options.decay_from, 0.0) / max(1.0 - options.decay_from, 1e-9)
+    factor = max(options.final, 1e-6) ** min(late, 1.0)
+    return {
+        "means": options.means * factor,
+        "scales": options.scales * factor,
+        "quats": options.quats * factor,
+        "opacities": options.opacities * factor,
+        "sh0": options.sh * factor,
+        "shN": options.sh / 20.0 * factor,
+    }
+
+
+def new_scene(config: Config, splats: Splats, device: str) -> Scene:
+    """Parameters and one Adam each, as gsplat's strategies want them."""
+    tensors = {name: value.detach().to(device) for name, value in splats.tensors().items()}
+    sh = tensors.pop("sh")
+    tensors["sh0"] = sh[:, :1]
+    if sh.shape[1] > 1:
+        tensors["shN"] = sh[:, 1:]
+    params = {name: torch.nn.Parameter(value.clone().contiguous()) for name, value in tensors.items()}
+    optimizers: Optimizers = {
+        name: torch.optim.Adam([p], lr=1.0, betas=(0.9, 0.99), eps=1e-15) for name, p in params.items()
+    }
+    densifier = Densifier(config.densify, steps=config.steps, seed=config.seed)
+    densifier.strategy.check_sanity(params, optimizers)
+    return Scene(params=params, optimizers=optimizers, densifier=densifier, step=0)
+
+
+def update(config: Config, scene: Scene, whole: Tensor) -> Tensor:
+    """One Adam step, unless a gradient is not finite or whole [] is false: then nothing moves.
+
+    Returns 1 for a failure.
+
+    The decision is a tensor and takes the step back by selection, so CUDA need not wait for it. (A zero
+    gradient would not do: momentum alone moves the parameters.)
+    """
+    gradients = {name: p.grad for name, p in scene.params.items() if p.grad is not None}
+    total = torch.stack([g.abs().sum() for g in gradients.values()]).sum()
+    finite = torch.isfinite(total) & whole
+    for name, rate in rates(config.lr, scene.step / config.steps).items():
+        if name not in gradients:
+            continue
+        optimizer, p = scene.optimizers[name], scene.params[name]
+        state = optimizer.state[p]
+        before = [p.detach().clone(), *(state.get(key, torch.zeros_like(p)).clone() for key in MOMENTS)]
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        for new, old in zip([p.detach(), *(optimizer.state[p][key] for key in MOMENTS)], before, strict=True):
+            new.copy_(torch.where(finite, new, old))
+    return (~finite).float()
+
+
+def save_scene(folder: Path, scene: Scene, methods: Mapping[str, Any]) -> None:
+    """Everything the next step depends on; randomness is a function of the step and needs no state.
+
+    methods holds what score and preference learned, by name: nested tensors and JSON.
+    """
+    packed = {name: optimizer.state_dict() for name, optimizer in scene.optimizers.items()}
+    moments, rest = packing.pack(packed)
+    parts = {
+        "splats": {name: p.detach() for name, p in scene.params.items()},
+        "optimizers": moments,
+        "densify": scene.densifier.state_dict(),
+    }
+    more, learned = packing.pack_each(methods)
+    parts |= more
+    state = {"optimizers": rest, "failures": int(scene.failures), "methods": learned}
+    checkpoint.save(folder, scene.step, parts, state)
+
+
+def load_scene(config: Config, folder: Path, device: str) -> tuple[Scene, dict[str, Any]]:
+    """The scene of the latest whole checkpoint in a folder, and what `save_scene` got as methods."""
+    found = checkpoint.load_latest(folder)
+    checkpoint.expect(found, folder, PARTS)
+    with checkpoint.explained(folder):
+        return _unpacked(config, found, device)
+
+
+def _unpacked(config: Config, found: checkpoint.Checkpoint, device: str) -> tuple[Scene, dict[str, Any]]:
+    tensors = found.parts["splats"]
+    sh = torch.cat([tensors["sh0"], *([tensors["shN"]] if "shN" in tensors else [])], 1)
+    names = ("means", "quats", "scales", "opacities")
+    scene = new_scene(config, Splats(**{n: tensors[n] for n in names}, sh=sh), device)
+    scene.step, scene.failures = found.step, int(found.state["failures"])
+    states = packing.unpack(found.parts["optimizers"], found.state["optimizers"])
+    for name, optimizer in scene.optimizers.items():
+        optimizer.load_state_dict(states[name])
+    scene.densifier.load_state_dict({k: v.to(device) for k, v in found.parts["densify"].items()})
+    methods = packing.unpack_each(found.parts, found.state["methods"])
+    return scene, methods
