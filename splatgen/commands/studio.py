@@ -114,7 +114,7 @@ def checked(out: Path, config: Config) -> Config:
 @contextlib.contextmanager
 def opened(program: Workshop, place: Place) -> Iterator[None]:
     """The studio's page at a place, which the terminal is told; raises Failure when it can't listen there."""
-    from splatgen_viewer.studio import Studio as Page  # type: ignore[import-not-found]
+    from splatgen_viewer.studio import Studio as Page
 
     with served(lambda: Page(program, host=place.host, port=place.port), place, "page"):
         yield

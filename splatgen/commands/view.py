@@ -84,8 +84,8 @@ def main(argv: Sequence[str]) -> int:
 
 def show(channel: Channel, splats: Splats, snapshot: Snapshot, title: str, place: Place) -> None:
     """A viewer of splats that stay as they are, until Ctrl-C."""
-    from splatgen_viewer.page import Subject  # type: ignore[import-not-found]
-    from splatgen_viewer.poses import reach_of  # type: ignore[import-not-found]
+    from splatgen_viewer.page import Subject
+    from splatgen_viewer.poses import reach_of
 
     subject = Subject(title=title, runs=False, reach=reach_of(snapshot.cloud.means))
     bare = dataclasses.replace(snapshot, rows=())  # the page has them, once it has taken the first

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from splatgen.config.hints import did_you_mean
+from splatgen.models.registry import entry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +208,4 @@ PUBLISHED: dict[str, Published] = {
 
 def published(name: str) -> Published:
     """A model by name; ValueError for one that is not in the table."""
-    if name not in PUBLISHED:
-        raise ValueError(f"no model {name[:60]!r}; {did_you_mean(name, PUBLISHED)}")
-    return PUBLISHED[name]
+    return entry(PUBLISHED, "model", name)

@@ -8,13 +8,12 @@ Shapes: B images or latents, C x h x w the prior's own space.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from splatgen.config.hints import did_you_mean
+from splatgen.models import registry
 from splatgen.models.budget import Keep, Precision, keep
 
 if TYPE_CHECKING:
@@ -112,26 +111,15 @@ PRIORS = {
 }
 
 
-def attribute(path: str) -> object:
-    """The object at "module:name"."""
-    module, name = path.split(":")
-    return getattr(importlib.import_module(module), name)
-
-
 def kept(config: Method, device: str) -> Keep:
     """How a run's models are kept on a device, in the half precision that suits its prior.
 
     Raises ValueError for a prior that is not there.
     """
-    return keep(config, device, _entry(config.prior).half)
-
-
-def _entry(name: str) -> PriorEntry:
-    if name not in PRIORS:
-        raise ValueError(f"no prior {name[:60]!r}; {did_you_mean(name, PRIORS)}")
-    return PRIORS[name]
+    return keep(config, device, registry.entry(PRIORS, "prior", config.prior).half)
 
 
 def load_prior(name: str, options: PriorOptions, keep: Keep) -> Prior:
     """Load a prior by name; ValueError for a name that is not there, WeightsError for what is not whole."""
-    return cast("Prior", attribute(_entry(name).loader)(options, keep))  # type: ignore[operator]
+    prior: Prior = registry.loader(registry.entry(PRIORS, "prior", name).loader)(options, keep)
+    return prior

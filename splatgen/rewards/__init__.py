@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol
 
-from splatgen.config.hints import did_you_mean
+from splatgen.models import registry
 from splatgen.models.budget import Keep
-from splatgen.priors import attribute
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,6 +65,5 @@ JUDGES = {  # these only watch
 
 def load_reward(name: str, keep: Keep) -> Reward:
     """Load a reward or judge by name; ValueError for an unknown name, WeightsError for what is not whole."""
-    if name not in JUDGES:
-        raise ValueError(f"no reward {name[:60]!r}; {did_you_mean(name, JUDGES)}")
-    return cast("Reward", attribute(JUDGES[name].loader)(keep))  # type: ignore[operator]
+    reward: Reward = registry.loader(registry.entry(JUDGES, "reward", name).loader)(keep)
+    return reward

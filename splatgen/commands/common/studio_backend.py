@@ -21,7 +21,7 @@ from splatgen.priors import PRIORS
 from splatgen.worlds.toybox import grammar
 
 if TYPE_CHECKING:
-    from splatgen_viewer import studio_program as page  # type: ignore[import-not-found]
+    from splatgen_viewer import studio_program as page
 
     from splatgen.loop.resident_models import Session
 

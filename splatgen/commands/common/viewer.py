@@ -21,8 +21,8 @@ from splatgen.config import Config, Method
 from splatgen.runs import steering
 
 if TYPE_CHECKING:
-    from splatgen_viewer.live import Viewer  # type: ignore[import-not-found]
-    from splatgen_viewer.page import Subject  # type: ignore[import-not-found]
+    from splatgen_viewer.live import Viewer
+    from splatgen_viewer.page import Subject
 
     from splatgen.loop.snapshot import Channel
 
@@ -58,7 +58,7 @@ def watched(options: Viewing, config: Method, folder: Path | None = None) -> Ite
         return
     if not isinstance(config, Config):
         raise Failure(USAGE, "--viewer shows splats, and this is the run of an image: leave it out")
-    from splatgen_viewer.page import Subject  # type: ignore[import-not-found]
+    from splatgen_viewer.page import Subject
 
     from splatgen.loop.snapshot import Channel
 
