@@ -106,7 +106,7 @@ def measure(task: Task) -> dict[str, Any]:
 
     from splatgen import formats
     from splatgen.loop import object_run
-    from splatgen.models.budget import Keep
+    from splatgen.models.budget import LoadOptions
     from splatgen.rewards import load_reward
     from splatgen.runs import run_folder
     from splatgen.runs.metrics import read_metrics
@@ -125,7 +125,7 @@ def measure(task: Task) -> dict[str, Any]:
     if folder:
         name = f"{text}-{seed}-{arm}".replace(" ", "-").replace(",", "").replace("=", "")
         formats.save(splats, folder / f"{name}.ply")
-    quality = evaluation.evaluate(splats, parse(text), load_reward("toybox-judge", Keep()))
+    quality = evaluation.evaluate(splats, parse(text), load_reward("toybox-judge", LoadOptions()))
     calls = [row["guidance/model_calls"] / config.views.count for row in rows]
     return {
         "arm": arm,

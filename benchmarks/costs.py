@@ -22,11 +22,11 @@ from torch.nn.functional import cosine_similarity
 from splatgen.config import Config, RewardOptions, from_dict
 from splatgen.loop.initial_splats import starting_splats
 from splatgen.loop.out_of_memory import lighter, within_memory
-from splatgen.loop.step import Models, Seen, advance, assemble
-from splatgen.models.budget import Keep, keep
+from splatgen.loop.step import Models, StepResult, advance, assemble
+from splatgen.models.budget import LoadOptions, load_options
 from splatgen.models.memory import is_out_of_memory
 from splatgen.priors import PRIORS
-from splatgen.rewards.ensemble import Panel
+from splatgen.rewards.ensemble import RewardEnsemble
 from splatgen.scene.parameters import Scene, new_scene
 
 PROMPT = "a corgi wearing a top hat"
@@ -95,8 +95,8 @@ class Bench:
             }
         )
 
-    def keep(self, config: Config) -> Keep:
-        return keep(config, self.device.name, PRIORS[config.prior].half)
+    def load_options(self, config: Config) -> LoadOptions:
+        return load_options(config, self.device.name, PRIORS[config.prior].half)
 
     def networks(self, config: Config) -> random_models.Networks:
         """Made once for all jobs of a prior; the compiled ones are made by themselves."""
@@ -117,8 +117,8 @@ class Bench:
         self._tower = self._tower or random_models.image_tower(sizes, how)
         self.device.reset()
         reward = random_models.reward(self._tower, sizes, how)
-        panel = Panel(rewards=(reward,), weights=(1.0,), options=RewardOptions())
-        models = assemble(config, random_models.prior(parts, how), panel, ())
+        ensemble = RewardEnsemble(rewards=(reward,), weights=(1.0,), options=RewardOptions())
+        models = assemble(config, random_models.prior(parts, how), ensemble, ())
         scene = new_scene(config, starting_splats(config), self.device.name)
         return Run(config=config, models=models, scene=scene, device=self.device)
 
@@ -131,7 +131,7 @@ class Run:
     models: Models
     scene: Scene
     device: Device
-    seen: list[Seen] = field(default_factory=list)  # of the last window
+    seen: list[StepResult] = field(default_factory=list)  # of the last window
 
     @property
     def length(self) -> int:
@@ -140,12 +140,12 @@ class Run:
     def window(self) -> None:
         self.seen = [self.step(n) for n in range(self.length)]
 
-    def step(self, n: int = 0) -> Seen:
+    def step(self, n: int = 0) -> StepResult:
         self.scene.step = n
         return advance(self.config, self.models, self.scene)
 
     def networks(self) -> dict[str, torch.nn.Module]:
-        prior, (reward,) = self.models.prior, self.models.panel.rewards
+        prior, (reward,) = self.models.prior, self.models.ensemble.rewards
         vae = prior.vae
         return {
             "unet": prior.unet,

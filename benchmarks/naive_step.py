@@ -20,7 +20,7 @@ from splatgen.config import Config
 from splatgen.guidance.conditioning import repeat
 from splatgen.guidance.distillation import inject, weight
 from splatgen.guidance.moment import Moment
-from splatgen.loop.step import Models, descend, look, observe
+from splatgen.loop.step import Models, descend, make_moment, render_views
 from splatgen.priors import Prior
 from splatgen.scene.parameters import Scene
 
@@ -37,9 +37,9 @@ class NaiveStep:
     def __call__(self, scene: Scene) -> Tensor:
         """G [B, C, h, w] of one step, which moves the scene."""
         config, prior = self.config, self.models.prior
-        out, cameras = look(config, scene, scene.step / config.steps)
+        out, cameras = render_views(config, scene, scene.step / config.steps)
         x = prior.encode(out.rgb)
-        moment = observe(
+        moment = make_moment(
             config, self.models, step=scene.step, x=x, images=out.rgb, cameras=cameras, before=None
         )
         kind = {"none": self.plain, "weighted": self.weighted, "psd": self.psd}[config.preference]
@@ -99,7 +99,7 @@ class NaiveStep:
             e_n = prior.predict(x_t, moment.t, repeat(learned, len(x_t)), moment.cameras[rows])
             eps = e_n + moment.scale * (e_y - e_n)
             image = prior.decode(clean(prior, x_t, eps, moment.t)).clamp(0.0, 1.0)
-            rewards = self.models.panel.rewards[0](image, moment.prompts)
+            rewards = self.models.ensemble.rewards[0](image, moment.prompts)
             gradients = torch.autograd.grad(rewards.mean(), list(learned.values()))
         for value, gradient in zip(self.negative.values(), gradients, strict=True):
             value.grad = -gradient
@@ -133,7 +133,7 @@ class NaiveStep:
     def scores(self, moment: Moment, x0: Tensor) -> Tensor:
         """Rewards of estimates, the mean over the views of an item: [B]."""
         images = moment.prior.decode(x0).clamp(0.0, 1.0)
-        rewards = self.models.panel.rewards[0](images, moment.prompts)
+        rewards = self.models.ensemble.rewards[0](images, moment.prompts)
         return moment.views(moment.items(rewards))
 
 

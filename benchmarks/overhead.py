@@ -20,14 +20,14 @@ from splatgen.config import Config, from_dict
 from splatgen.guidance.conditioning import conditions
 from splatgen.guidance.distillation import inject
 from splatgen.loop.initial_splats import starting_splats
-from splatgen.loop.step import Models, advance, load_models, look
+from splatgen.loop.step import Models, advance, load_models, render_views
 from splatgen.runs.machine import machine_name
 from splatgen.scene.parameters import Scene, new_scene
 
 
 def bare(config: Config, models: Models, scene: Scene) -> None:
     """The same render, backward pass and denoiser call, and nothing else."""
-    out, cameras = look(config, scene, scene.step / config.steps)
+    out, cameras = render_views(config, scene, scene.step / config.steps)
     x = models.prior.encode(out.rgb)
     t = torch.full((len(x),), 0.5)
     told = conditions(models.target, models.negative, cameras, config.guidance)

@@ -20,7 +20,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.loading import Lazy, compiled, frozen, placed, quiet, torch_dtype
 from splatgen.priors.mvdream import MVDreamPrior, alphas_cumprod
 from splatgen.priors.stable_diffusion import StableDiffusionPrior
@@ -147,25 +147,25 @@ class Networks:
     vae: AutoencoderKL = field(repr=False)
 
 
-def networks(name: str, sizes: Sizes, keep: Keep) -> Networks:
+def networks(name: str, sizes: Sizes, load_options: LoadOptions) -> Networks:
     """A prior's networks on their device, the same numbers at every call."""
-    unet = random_network(UNet2DConditionModel, sizes.unet, keep)
+    unet = random_network(UNet2DConditionModel, sizes.unet, load_options)
     return Networks(
         name=name,
         sizes=sizes,
-        unet=compiled(unet, keep),
-        vae=random_network(AutoencoderKL, sizes.vae, keep),
+        unet=compiled(unet, load_options),
+        vae=random_network(AutoencoderKL, sizes.vae, load_options),
     )
 
 
-def prior(parts: Networks, keep: Keep) -> StableDiffusionPrior | MVDreamPrior:
+def prior(parts: Networks, load_options: LoadOptions) -> StableDiffusionPrior | MVDreamPrior:
     """Our own class around networks, kept as a budget says; networks can be handed over to another."""
     for network in (parts.unet, parts.vae):
-        if keep.checkpointing:
+        if load_options.checkpointing:
             network.enable_gradient_checkpointing()
         else:
             network.disable_gradient_checkpointing()
-    text = Lazy(lambda: text_encoder(parts.sizes, keep))
+    text = Lazy(lambda: text_encoder(parts.sizes, load_options))
     words = tokenizer(parts.sizes.text["vocab_size"])
     source = "random weights"
     if parts.name == "mvdream":
@@ -175,7 +175,7 @@ def prior(parts: Networks, keep: Keep) -> StableDiffusionPrior | MVDreamPrior:
             text_encoder=text,
             tokenizer=words,
             source=source,
-            decode=keep.decode,
+            decode=load_options.decode,
         )
     return StableDiffusionPrior(
         unet=parts.unet,
@@ -187,26 +187,26 @@ def prior(parts: Networks, keep: Keep) -> StableDiffusionPrior | MVDreamPrior:
         name=parts.name,
         resolution=parts.sizes.side,
         source=source,
-        decode=keep.decode,
+        decode=load_options.decode,
     )
 
 
-def text_encoder(sizes: Sizes, keep: Keep) -> CLIPTextModel:
-    return random_network(CLIPTextModel, {"config": CLIPTextConfig(**sizes.text)}, keep)
+def text_encoder(sizes: Sizes, load_options: LoadOptions) -> CLIPTextModel:
+    return random_network(CLIPTextModel, {"config": CLIPTextConfig(**sizes.text)}, load_options)
 
 
-def image_tower(sizes: RewardSizes, keep: Keep) -> CLIPVisionModelWithProjection:
+def image_tower(sizes: RewardSizes, load_options: LoadOptions) -> CLIPVisionModelWithProjection:
     pictures = {"config": CLIPVisionConfig(**sizes.image)}
-    return random_network(CLIPVisionModelWithProjection, pictures, keep)
+    return random_network(CLIPVisionModelWithProjection, pictures, load_options)
 
 
-def reward(tower: CLIPVisionModelWithProjection, sizes: RewardSizes, keep: Keep) -> ClipReward:
+def reward(tower: CLIPVisionModelWithProjection, sizes: RewardSizes, load_options: LoadOptions) -> ClipReward:
     """HPSv2's shape, a cosine under a CLIP of two towers; it has read no prompt yet."""
     words = CLIPTextConfig(**sizes.text)
     return ClipReward(
         name="hpsv2",
         image_tower=tower,
-        text_tower=Lazy(lambda: random_network(CLIPTextModelWithProjection, {"config": words}, keep)),
+        text_tower=Lazy(lambda: random_network(CLIPTextModelWithProjection, {"config": words}, load_options)),
         tokenizer=tokenizer(words.vocab_size),
         source="random weights",
         framed=padded,
@@ -214,13 +214,13 @@ def reward(tower: CLIPVisionModelWithProjection, sizes: RewardSizes, keep: Keep)
     )
 
 
-def random_network(kind: type[N], settings: Settings, keep: Keep) -> N:
+def random_network(kind: type[N], settings: Settings, load_options: LoadOptions) -> N:
     """A network with random weights, never anywhere but on its device and in its precision."""
     with torch.device("meta"), quiet():
-        network = kind(**settings).to(torch_dtype(keep))
-    network.to_empty(device=keep.device)
+        network = kind(**settings).to(torch_dtype(load_options))
+    network.to_empty(device=load_options.device)
     draw(network)
-    return placed(frozen(network), keep)
+    return placed(frozen(network), load_options)
 
 
 @torch.no_grad()

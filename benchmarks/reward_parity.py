@@ -160,10 +160,10 @@ def compare(name: str, python: Path, weights: str | None, published: bool) -> di
 def differences(
     name: str, weights: str | None, seen: dict[str, Tensor], theirs: dict[str, Tensor]
 ) -> dict[str, Any]:
-    from splatgen.models.budget import Keep
+    from splatgen.models.budget import LoadOptions
     from splatgen.rewards import load_reward
 
-    reward = load_reward(name, Keep(weights=weights))
+    reward = load_reward(name, LoadOptions(weights=weights))
     reward.prepare(PROMPTS)
     images = (seen["exact"].float() / 255.0).requires_grad_()
     scores = reward(images, PROMPTS)

@@ -32,7 +32,7 @@ from torch.nn.functional import interpolate, normalize
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from splatgen.config import GuidanceOptions, RewardOptions, WeightedOptions
-from splatgen.guidance.conditioning import conditions, tell
+from splatgen.guidance.conditioning import conditions, embed_prompt
 from splatgen.guidance.denoiser import Denoiser
 from splatgen.guidance.distillation import gradient
 from splatgen.guidance.moment import Moment
@@ -42,7 +42,7 @@ from splatgen.loop.object_run import device_name
 from splatgen.models.memory import keep_freed
 from splatgen.priors import Prior
 from splatgen.priors.stable_diffusion import StableDiffusionPrior
-from splatgen.rewards.ensemble import Panel
+from splatgen.rewards.ensemble import RewardEnsemble
 from splatgen.runs.machine import machine_name
 from splatgen.runs.rng import rng
 from splatgen.scene.cameras import turntable
@@ -149,7 +149,7 @@ class ClipReward:
 def moment_at(prior: StableDiffusionPrior, x: Tensor, t: float, options: GuidanceOptions) -> Moment:
     """A step on latents [B, C, h, w], all views at one time."""
     cameras = turntable(len(x), size=prior.resolution)
-    told = conditions(tell(prior, PROMPT), prior.embed([""]), cameras, options)
+    told = conditions(embed_prompt(prior, PROMPT), prior.embed([""]), cameras, options)
     return Moment(
         denoiser=Denoiser(prior, options),
         x=x,
@@ -165,9 +165,9 @@ def moment_at(prior: StableDiffusionPrior, x: Tensor, t: float, options: Guidanc
     )
 
 
-def batched(moment: Moment, panel: Panel, o: WeightedOptions = OPTIONS) -> tuple[Tensor, int]:
+def batched(moment: Moment, ensemble: RewardEnsemble, o: WeightedOptions = OPTIONS) -> tuple[Tensor, int]:
     """Our step: G [B, C, h, w] and the images through the denoiser."""
-    found = gradient(moment, SDS(), Weighted(o), panel)
+    found = gradient(moment, SDS(), Weighted(o), ensemble)
     return found.value, found.model_calls
 
 
@@ -200,7 +200,7 @@ def denoised(prior: Prior, guided: Guided, x: Tensor, times: list[Tensor]) -> Te
 
 
 @torch.no_grad()
-def literal(moment: Moment, panel: Panel, o: WeightedOptions = OPTIONS) -> tuple[Tensor, int]:
+def literal(moment: Moment, ensemble: RewardEnsemble, o: WeightedOptions = OPTIONS) -> tuple[Tensor, int]:
     """The same G, one candidate of one view after the other."""
     prior, draws = moment.prior, moment.rng("noise")
     noises = [torch.randn(moment.x.shape, generator=draws).to(moment.x) for _ in range(o.candidates)]
@@ -215,7 +215,7 @@ def literal(moment: Moment, panel: Panel, o: WeightedOptions = OPTIONS) -> tuple
         scores = []
         for x in x_t:
             image = prior.decode(denoised(prior, guided, x, times)).clamp(0.0, 1.0)
-            scores.append(float(panel.each(image, [moment.prompts[b]])))
+            scores.append(float(ensemble.each(image, [moment.prompts[b]])))
         order = sorted(range(o.candidates), key=lambda k: -scores[k])
         kept = [(k, o.top_weight / o.top) for k in order[: o.top]]
         kept += [(k, -o.bottom_weight / o.bottom) for k in order[-o.bottom :]]
@@ -238,9 +238,9 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - begin[0], time.process_time() - begin[1]
 
 
-def measure(moment: Moment, panel: Panel, rounds: int) -> dict[str, float]:
+def measure(moment: Moment, ensemble: RewardEnsemble, rounds: int) -> dict[str, float]:
     """Both in turn, the first of a round last in the next."""
-    (ours, calls), (loop, loop_calls) = batched(moment, panel), literal(moment, panel)
+    (ours, calls), (loop, loop_calls) = batched(moment, ensemble), literal(moment, ensemble)
     apart = difference(ours, loop)
     if apart > 1e-3:
         raise RuntimeError(f"the two steps differ by {apart:.1e} of G: one of them is wrong")
@@ -248,7 +248,7 @@ def measure(moment: Moment, panel: Panel, rounds: int) -> dict[str, float]:
     turns = [("batched", batched), ("loop", literal)]
     for n in range(rounds):
         for name, work in turns[:: 1 if n % 2 else -1]:
-            times[name].append(timed(lambda work=work: work(moment, panel)))
+            times[name].append(timed(lambda work=work: work(moment, ensemble)))
     wall, cpu = ({k: statistics.median(t[n] for t in v) for k, v in times.items()} for n in range(2))
     return {
         "batched_s": round(wall["batched"], 3),
@@ -267,12 +267,12 @@ def measure_all(device: str, threads: int, args: argparse.Namespace) -> list[dic
     """A row for every number of views and every time."""
     torch.set_num_threads(threads)
     prior = stable_diffusion(latents=args.latents, device=device)
-    panel = Panel(rewards=(ClipReward(device),), weights=(1.0,), options=RewardOptions())
+    ensemble = RewardEnsemble(rewards=(ClipReward(device),), weights=(1.0,), options=RewardOptions())
     rows = []
     for views, t in itertools.product(args.views, args.times):
         x = torch.randn(views, 4, args.latents, args.latents, generator=rng(0, 0, "x"))
         moment = moment_at(prior, x.to(device), t, GuidanceOptions(scale=7.5))
-        found = measure(moment, panel, args.rounds)
+        found = measure(moment, ensemble, args.rounds)
         rows.append({"device": device_name(device), "threads": threads, "views": views, "t": t, **found})
         print(
             f"{device}, {threads} threads, {views} views, t {t}: loop {found['loop_s']} s, batched "

@@ -28,11 +28,11 @@ from measuring import Card, Processor, environment
 from torch import Tensor
 
 from splatgen.config import GuidanceOptions, PriorOptions
-from splatgen.guidance.conditioning import conditions, tell
+from splatgen.guidance.conditioning import conditions, embed_prompt
 from splatgen.guidance.denoiser import Denoiser
 from splatgen.guidance.inversion import ddim_step, falling
 from splatgen.guidance.moment import Moment
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.catalogue import PUBLISHED
 from splatgen.models.weights import WeightsError, find
 from splatgen.priors import PRIORS, Prior, load_prior
@@ -64,7 +64,7 @@ def missing(names: Sequence[str], folder: str | None) -> list[str]:
 def moment_at(prior: Prior, prompt: str, x: Tensor, t: float, options: GuidanceOptions, seed: int) -> Moment:
     """A step on latents [B, C, h, w] seen from as many sides, all at one time."""
     cameras = turntable(len(x), size=prior.resolution).to(x.device)
-    told = conditions(tell(prior, prompt), prior.embed([""]), cameras, options)
+    told = conditions(embed_prompt(prior, prompt), prior.embed([""]), cameras, options)
     return Moment(
         denoiser=Denoiser(prior, options),
         x=x,
@@ -169,13 +169,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if lacking := missing([name for name in names if name in PUBLISHED], args.weights):
         print(*lacking, sep="\n", file=sys.stderr)
         return 3
-    keep = Keep(
+    load_options = LoadOptions(
         device=args.device,
         precision=PRIORS[args.prior].half if args.device == "cuda" else "float32",
         weights=args.weights,
     )
-    prior = load_prior(args.prior, PriorOptions(preview="tiny"), keep)
-    reward = load_reward(args.reward, keep)
+    prior = load_prior(args.prior, PriorOptions(preview="tiny"), load_options)
+    reward = load_reward(args.reward, load_options)
     rows = measure(prior, reward, args)
     for row in rows:
         print(", ".join(f"{name} {value:.3g}" for name, value in row.items()))

@@ -49,7 +49,7 @@ def fit_truth(config: Config, caption: Caption) -> Any:
     """Splats optimised on exact pictures with the run's own cameras, rates and densification: the ceiling."""
     from splatgen.guidance.distillation import inject
     from splatgen.loop.initial_splats import starting_splats
-    from splatgen.loop.step import descend, look
+    from splatgen.loop.step import descend, render_views
     from splatgen.runs.rng import rng
     from splatgen.scene.backgrounds import backgrounds
     from splatgen.scene.parameters import new_scene
@@ -57,7 +57,7 @@ def fit_truth(config: Config, caption: Caption) -> Any:
 
     scene = new_scene(config, starting_splats(config), "cpu")
     while scene.step < config.steps:
-        out, cameras = look(config, scene, scene.step / config.steps)
+        out, cameras = render_views(config, scene, scene.step / config.steps)
         back = backgrounds(config.views.background, rng(config.seed, scene.step, "background"), len(cameras))
         truth = ground_truth(caption, cameras, back, supersample=2).rgb
         inject(out.rgb, out.rgb.detach() - truth)

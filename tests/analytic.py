@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from splatgen.config import GuidanceOptions
-from splatgen.guidance.conditioning import conditions, tell
+from splatgen.guidance.conditioning import conditions, embed_prompt
 from splatgen.guidance.denoiser import Denoiser
 from splatgen.guidance.distillation import draw_times, gradient, inject
 from splatgen.guidance.moment import Moment, Source
@@ -213,7 +213,7 @@ def moment(
     """One step of a run as scores and preferences see it."""
     cameras = turntable(len(x), size=x.shape[-1]) if cameras is None else cameras
     times = torch.full((len(x),), t, dtype=x.dtype) if isinstance(t, float) else t.to(x)
-    told = tell(prior, prompt)
+    told = embed_prompt(prior, prompt)
     behind = prior.embed([negative]) if isinstance(negative, str) else negative
     plain = GuidanceOptions(view_prompts="none")
     return Moment(
@@ -243,7 +243,7 @@ def seen(
 ) -> Source:
     """What an edit starts from."""
     cameras = turntable(len(x), size=x.shape[-1]) if cameras is None else cameras
-    told = conditions(tell(prior, prompt), prior.embed([negative]), cameras, options)
+    told = conditions(embed_prompt(prior, prompt), prior.embed([negative]), cameras, options)
     return Source(x=x, conditions=told)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from splatgen.config import RewardOptions
 from splatgen.guidance.scores import SDS, Noised
 from splatgen.rewards import Reward
-from splatgen.rewards.ensemble import Panel
+from splatgen.rewards.ensemble import RewardEnsemble
 from splatgen.runs.rng import rng
 
 
@@ -107,8 +107,8 @@ class GivenNoise(SDS):
         return Noised(noise=self.noise)
 
 
-def panel(*rewards: Reward, weights: Sequence[float] = (), **options: object) -> Panel:
-    return Panel(
+def ensemble(*rewards: Reward, weights: Sequence[float] = (), **options: object) -> RewardEnsemble:
+    return RewardEnsemble(
         rewards=rewards,
         weights=tuple(weights) or (1.0,) * len(rewards),
         options=RewardOptions(**options),  # type: ignore[arg-type]

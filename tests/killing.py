@@ -110,7 +110,7 @@ def picture() -> Scenario:
         },
     )
     return Scenario(
-        begin=lambda out: image_run.paint(given, out=out, command=["test"]),
+        begin=lambda out: image_run.generate(given, out=out, command=["test"]),
         go_on=lambda folder: image_run.resume(folder, command=["test"]),
         begun=lambda folder: (folder / "run.json").is_file(),
     )
@@ -119,7 +119,9 @@ def picture() -> Scenario:
 def comparison() -> Scenario:
     base = config(steps=2)
     plan = line_up({name: merge(base, slots(name)) for name in ("sds", "rewardsds")}, [3])
-    watch = comparing.Watch(begin=lambda *_: lambda _: None, end=lambda _: None, should_stop=lambda: False)
+    watch = comparing.Callbacks(
+        begin=lambda *_: lambda _: None, end=lambda _: None, should_stop=lambda: False
+    )
     compare = functools.partial(comparing.compare, plan, truth=False, command=["test"], watch=watch)
     return Scenario(
         begin=lambda out: compare(out=out),
@@ -131,7 +133,9 @@ def comparison() -> Scenario:
 class Hand(Channel):
     """A user who changes settings before given steps, and does not repeat what is written down already."""
 
-    def __init__(self, plan: dict[int, tuple[str, float]], step: int, known: list[steering.Change]) -> None:
+    def __init__(
+        self, plan: dict[int, tuple[str, float]], step: int, known: list[steering.SettingChange]
+    ) -> None:
         super().__init__(interval=0.0)
         done = {change.step for change in known}
         self.plan = {at: what for at, what in plan.items() if at not in done}

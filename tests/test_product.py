@@ -152,7 +152,7 @@ def test_model_calls_are_those_of_the_formulas_and_no_parameter_keeps_a_gradient
     guidance = GuidanceOptions(times="annealed", t_max=(0.7, 0.65), t_min=0.6)
     given = config(score, preference, guidance=guidance)
     models = load_models(given, "cpu")
-    networks = [models.prior.net, models.panel.rewards[0].net]
+    networks = [models.prior.net, models.ensemble.rewards[0].net]
     sizes = []
     for network in networks:
         network.requires_grad_(True)

@@ -11,14 +11,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from splatgen.loop.snapshot import Floats, Look
+from splatgen.loop.snapshot import Floats, ViewRequest
 
 FLIP = np.diag([1.0, -1.0, -1.0])  # y and z, between OpenGL and OpenCV
 FOV, ELEVATION, REACH = 50.0, 15.0, 1.2  # of the first view: degrees, and world units up from the origin
 MOST_SIDE = 640  # pixels of a picture from the browser's camera
 
 
-class Seen(Protocol):
+class BrowserCamera(Protocol):
     """A camera as viser tells it."""
 
     @property
@@ -33,13 +33,13 @@ class Seen(Protocol):
     def image_height(self) -> int: ...
 
 
-def look(camera: Seen) -> Look:
+def view_request(camera: BrowserCamera) -> ViewRequest:
     """A browser's camera as the loop wants it, of at most MOST_SIDE pixels a side."""
     c2w = np.eye(4)
     c2w[:3, :3] = rotation(camera.wxyz) @ FLIP
     c2w[:3, 3] = camera.position
     share = min(1.0, MOST_SIDE / max(camera.image_width, camera.image_height, 1))
-    return Look(
+    return ViewRequest(
         c2w=c2w.astype(np.float32),
         fov=math.degrees(camera.fov),
         width=max(round(camera.image_width * share), 1),

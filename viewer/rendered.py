@@ -12,7 +12,7 @@ import viser
 
 from splatgen.loop.snapshot import Channel, Command, Snapshot
 
-from .poses import look
+from .poses import view_request
 
 INTERVAL = 0.2  # seconds between questions while a camera moves
 
@@ -55,7 +55,7 @@ class Rendered:
         now = time.monotonic()
         if self.on.value and self.moved and self.camera is not None and now - self.asked >= INTERVAL:
             self.moved, self.asked = False, now
-            self.channel.send(Command(kind="look", look=look(self.camera)))
+            self.channel.send(Command(kind="look", look=view_request(self.camera)))
 
     def update(self, snapshot: Snapshot) -> None:
         if snapshot.view is not None and self.on.value:

@@ -27,11 +27,11 @@ from .rendered import Rendered
 from .scene import Scene
 from .serving import serve
 from .status import Status
+from .studio_past_runs import Exhibit, PastRuns
 from .studio_program import Program, Work
 from .studio_request import Request, alert, box
-from .studio_shelf import Exhibit, Shelf
 
-SHELF_SECONDS = 2.0  # between looks at the folder of runs
+PAST_SECONDS = 2.0  # between looks at the folder of runs
 WORDS = {
     "idle": "type a prompt and press Generate",
     "loading": "loading the models, or reading the prompt",
@@ -81,11 +81,11 @@ class StudioPage:
             self.scene = Scene(server, REACH)
         with tabs.add_tab("Past"):
             self.exhibit = Exhibit(server)
-            self.shelf = Shelf(gui, program, self.request, self.exhibit)
+            self.past_runs = PastRuns(gui, program, self.request, self.exhibit)
         self.curves_tab, self.candidates_tab = tabs.add_tab("Curves"), tabs.add_tab("Last step")
         self.settings_tab = tabs.add_tab("Live settings")
         self.work = Work(state="")  # that is shown
-        self.looked = -SHELF_SECONDS
+        self.looked = -PAST_SECONDS
         self._parts: list[viser.GuiFolderHandle] = []
         self._renew(program.work())
 
@@ -98,9 +98,9 @@ class StudioPage:
             self._show(work)
         self._carry()
         now = time.monotonic()
-        if now - self.looked >= SHELF_SECONDS or self.shelf.stale:
+        if now - self.looked >= PAST_SECONDS or self.past_runs.stale:
             self.looked = now
-            self.shelf.update()
+            self.past_runs.update()
         self._reveal()
         self.rendered.tick()
 
@@ -138,7 +138,7 @@ class StudioPage:
                 Settings(self.gui, self.relay, work.settings)
         self.status.messages.clear()
         self.status.said.visible = False
-        self.shelf.choose(())
+        self.past_runs.choose(())
         self.relay.current = work.channel
         self._show(work)
 
@@ -149,7 +149,7 @@ class StudioPage:
 
     def _show(self, work: Work) -> None:
         """Say where a run is."""
-        self.work, self.looked = work, -SHELF_SECONDS  # the shelf may have something new
+        self.work, self.looked = work, -PAST_SECONDS  # the past runs may have something new
         self.request.show(work)
         about = f"<b>{html.escape(work.prompt)}</b> · " if work.prompt else ""
         failed = alert(work.message) if work.message else ""

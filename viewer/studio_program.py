@@ -67,7 +67,7 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Past:
+class PastRun:
     """A run in the history."""
 
     name: str  # of its folder
@@ -105,7 +105,7 @@ class Program(Protocol):
     def send(self, command: Command) -> None:
         """To the run at work."""
 
-    def past(self) -> Sequence[Past]:
+    def past(self) -> Sequence[PastRun]:
         """Newest first."""
 
     def thumbnail(self, name: str) -> bytes | None:

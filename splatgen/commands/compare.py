@@ -22,7 +22,7 @@ from splatgen.commands.common.execution import headline
 from splatgen.commands.common.progress import Reporter
 from splatgen.commands.common.signals import on_signals
 from splatgen.config import Config, ConfigError, OutputOptions
-from splatgen.config.methods import METHODS, Plan, line_up, slots
+from splatgen.config.methods import METHODS, ComparisonPlan, line_up, slots
 from splatgen.runs.statistics import Measure, summarise
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ NOTE = (
 )
 
 
-def read(argv: Sequence[str]) -> tuple[Compare, Plan]:
+def read(argv: Sequence[str]) -> tuple[Compare, ComparisonPlan]:
     """The options and each method's settings; SystemExit, Failure or ConfigError when they are wrong."""
     note = NOTE.format(methods=", ".join(METHODS), presets=", ".join(settings.presets()))
     options = arguments.read(Compare, "compare", argv, note=note)
@@ -106,7 +106,7 @@ def check_words(options: Compare, argv: Sequence[str]) -> None:
             raise Failure(USAGE, f"{word}: a comparison takes scores and preferences from --methods")
 
 
-def reopen(options: Compare, folder: Path) -> Plan:
+def reopen(options: Compare, folder: Path) -> ComparisonPlan:
     """The plan of an earlier comparison; raises Failure when there is none or other options are given."""
     others = dataclasses.replace(options, resume=None, json=False, quiet=False)
     if others != Compare():
@@ -123,7 +123,7 @@ def reopen(options: Compare, folder: Path) -> Plan:
     return line_up(methods, seeds)
 
 
-def check(options: Compare, plan: Plan) -> Plan:
+def check(options: Compare, plan: ComparisonPlan) -> ComparisonPlan:
     """Everything that can fail early, cheapest first; returns the plan, with its prompt made possible."""
     for config in plan.methods.values():
         checks.check_names(config)
@@ -142,7 +142,7 @@ def check(options: Compare, plan: Plan) -> Plan:
     return plan
 
 
-def has_truth(plan: Plan) -> bool:
+def has_truth(plan: ComparisonPlan) -> bool:
     """Whether results can be compared with exact pictures of the prompt."""
     return plan.first.prior in checks.TOYBOX_PRIORS
 
@@ -150,7 +150,7 @@ def has_truth(plan: Plan) -> bool:
 class Announcer:
     """Tells stderr which run is on, how far it is, and how it ended."""
 
-    def __init__(self, plan: Plan, *, quiet: bool) -> None:
+    def __init__(self, plan: ComparisonPlan, *, quiet: bool) -> None:
         self.total = len(plan.methods) * len(plan.seeds)
         self.order = [(method, seed) for seed in plan.seeds for method in plan.methods]
         self.quiet = quiet
@@ -188,7 +188,9 @@ def main(argv: Sequence[str]) -> int:
                 folder=options.resume,
                 truth=has_truth(plan),
                 command=["splatgen", "compare", *argv],
-                watch=comparing.Watch(begin=announcer.begin, end=announcer.end, should_stop=stop.requested),
+                watch=comparing.Callbacks(
+                    begin=announcer.begin, end=announcer.end, should_stop=stop.requested
+                ),
             )
         finally:
             announcer.reporter.close()
@@ -224,7 +226,7 @@ COLUMNS = {  # measure: (title, decimals); rewards come before these
 }
 
 
-def columns(plan: Plan) -> dict[str, tuple[str, int]]:
+def columns(plan: ComparisonPlan) -> dict[str, tuple[str, int]]:
     """Title and decimals of what a comparison can measure."""
     rewards = {f"reward/{name}": (name, 3) for name in plan.first.rewards()}
     held_out = {f"holdout/{name}": (f"{name} (held out)", 3) for name in plan.first.holdout_reward}

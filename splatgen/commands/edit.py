@@ -15,9 +15,9 @@ from splatgen import config as configs
 from splatgen.commands.common import arguments, checks
 from splatgen.commands.common.arguments import Switch
 from splatgen.commands.common.errors import USAGE, Failure
-from splatgen.commands.common.execution import work
+from splatgen.commands.common.execution import execute
 from splatgen.commands.common.inputs import splat_file
-from splatgen.commands.common.viewer import Viewing, watched
+from splatgen.commands.common.viewer import ViewerOptions, watched
 from splatgen.config import Config, DensifyOptions, EditOptions, RegulariseOptions, SplatOptions, presets
 from splatgen.config.validation import validate
 
@@ -68,7 +68,7 @@ class Edit:
     """No progress, only errors."""
     force: Switch = False
     """Take the nearest possible prompts where the prior can't read those given."""
-    viewing: Annotated[Viewing, arg(name="", prefix_name=False)] = field(default_factory=Viewing)
+    viewing: Annotated[ViewerOptions, arg(name="", prefix_name=False)] = field(default_factory=ViewerOptions)
     settings: Annotated[EditConfig, arg(name="", prefix_name=False)] = field(default_factory=EditConfig)
 
 
@@ -142,7 +142,7 @@ def main(argv: Sequence[str]) -> int:
     splats = formats.load(path)
     object_edit.check_source(splats, str(path), config.edit.fit)
     with watched(options.viewing, config) as channel:
-        return work(
+        return execute(
             lambda report, should_stop: object_run.edit(
                 config,
                 splats,

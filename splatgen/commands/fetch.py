@@ -19,7 +19,7 @@ from splatgen.models import weights
 from splatgen.models.catalogue import PUBLISHED, published
 
 if TYPE_CHECKING:
-    from splatgen.models.download import Plan
+    from splatgen.models.download import DownloadPlan
 
 NOTE = (
     "Files go into the Hugging Face cache, or below --weights. A model whose licence has to be accepted is "
@@ -86,7 +86,7 @@ def _list(folder: str | None, *, as_json: bool) -> None:
 
 
 def _row(name: str, folder: str | None) -> dict[str, Any]:
-    model, here = PUBLISHED[name], weights.stock(name, folder)
+    model, here = PUBLISHED[name], weights.inventory(name, folder)
     state = "missing" if here is None else "here" if here.whole else "incomplete"
     return {
         "name": name,
@@ -104,7 +104,7 @@ def _fetch(options: Fetch, folder: str | None) -> None:
 
     quiet = options.quiet or options.json
     tell: Callable[[str], None] = _nothing if quiet else _say
-    plans: list[Plan] = []
+    plans: list[DownloadPlan] = []
     with _one_line_errors(bars=not quiet):
         for name in dict.fromkeys(options.names):
             if not _is_here(name, folder, options):
@@ -132,7 +132,7 @@ def _fetch(options: Fetch, folder: str | None) -> None:
 
 def _is_here(name: str, folder: str | None, options: Fetch) -> bool:
     """Whether nothing is to be asked; full precision is only known by asking."""
-    here = weights.stock(name, folder, small=options.small, without=options.without)
+    here = weights.inventory(name, folder, small=options.small, without=options.without)
     if here is None or not here.whole or options.full_precision:
         return False
     return folder is None or here.found.main == Path(folder).expanduser() / name  # and not in the cache
@@ -145,7 +145,7 @@ def _headline(name: str) -> str:
     return f"{name}: {model.gigabytes:g} GB, licence {model.licence}{gate}{note}"
 
 
-def _report(options: Fetch, folder: str | None, made: dict[str, Plan]) -> None:
+def _report(options: Fetch, folder: str | None, made: dict[str, DownloadPlan]) -> None:
     rows = []
     for name in dict.fromkeys(options.names):
         found = weights.find(name, folder, small=options.small, without=options.without)

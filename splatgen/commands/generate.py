@@ -13,8 +13,8 @@ from tyro.conf import arg
 from splatgen.commands.common import arguments, checks
 from splatgen.commands.common.arguments import Switch
 from splatgen.commands.common.errors import USAGE, Failure
-from splatgen.commands.common.execution import work
-from splatgen.commands.common.viewer import Viewing, watched
+from splatgen.commands.common.execution import execute
+from splatgen.commands.common.viewer import ViewerOptions, watched
 from splatgen.config import Config, presets, read_preset
 from splatgen.config.validation import validate
 from splatgen.models import weights
@@ -40,7 +40,7 @@ class Generate:
     """No progress, only errors."""
     force: Switch = False
     """Make the nearest possible prompt where the prior can't make the one given."""
-    viewing: Annotated[Viewing, arg(name="", prefix_name=False)] = field(default_factory=Viewing)
+    viewing: Annotated[ViewerOptions, arg(name="", prefix_name=False)] = field(default_factory=ViewerOptions)
     settings: Annotated[Config, arg(name="", prefix_name=False)] = field(default_factory=Config)
 
 
@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
     with watched(options.viewing, config) as channel:
         from splatgen.loop import object_run
 
-        return work(
+        return execute(
             lambda report, should_stop: object_run.generate(
                 config,
                 out=options.out,

@@ -14,7 +14,7 @@ from tyro.conf import arg
 from splatgen.commands.common import arguments, checks
 from splatgen.commands.common.arguments import Switch
 from splatgen.commands.common.errors import USAGE, Failure
-from splatgen.commands.common.execution import work
+from splatgen.commands.common.execution import execute
 from splatgen.config import ImageConfig, presets
 from splatgen.config.validation import validate_image
 from splatgen.priors import PRIORS
@@ -131,8 +131,8 @@ def main(argv: Sequence[str]) -> int:
     picture = None if options.edit is None else read_picture(options.edit)
     from splatgen.loop import image_run
 
-    return work(
-        lambda report, should_stop: image_run.paint(
+    return execute(
+        lambda report, should_stop: image_run.generate(
             config,
             out=options.out,
             command=["splatgen", "image", *argv],

@@ -14,8 +14,8 @@ from splatgen import config as settings
 from splatgen.commands.common import checks
 from splatgen.commands.common.arguments import Switch, parse
 from splatgen.commands.common.errors import USAGE, Failure
-from splatgen.commands.common.execution import work
-from splatgen.commands.common.viewer import Viewing, watched
+from splatgen.commands.common.execution import execute
+from splatgen.commands.common.viewer import ViewerOptions, watched
 from splatgen.config import ImageConfig, Method
 from splatgen.config.validation import validate, validate_image
 from splatgen.runs import run_folder
@@ -33,7 +33,7 @@ class Resume:
     """Print a JSON object instead of the run folder's path."""
     quiet: Switch = False
     """No progress, only errors."""
-    viewing: Annotated[Viewing, arg(name="", prefix_name=False)] = field(default_factory=Viewing)
+    viewing: Annotated[ViewerOptions, arg(name="", prefix_name=False)] = field(default_factory=ViewerOptions)
 
 
 def read(run: run_folder.Run, steps: int | None) -> Method:
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     with watched(options.viewing, config, options.run) as channel:
         continued = loop(config)
         shown = {} if channel is None else {"channel": channel}  # the run of an image has none
-        return work(
+        return execute(
             lambda report, should_stop: continued.resume(
                 options.run,
                 steps=options.steps,

@@ -17,8 +17,8 @@ from tyro.conf import arg
 from splatgen.commands import generate
 from splatgen.commands.common import arguments, checks
 from splatgen.commands.common.signals import on_signals
-from splatgen.commands.common.studio_backend import EXAMPLES, Workshop, in_words
-from splatgen.commands.common.viewer import Place, served
+from splatgen.commands.common.studio_backend import EXAMPLES, StudioBackend, in_words
+from splatgen.commands.common.viewer import ViewerAddress, served
 from splatgen.config import Config
 from splatgen.config.validation import validate
 from splatgen.models.memory import keep_freed
@@ -37,7 +37,7 @@ class Studio:
     """A .toml or .json file of settings, such as a run's config.json; they change the preset's."""
     out: Annotated[Path, arg(metavar="DIR")] = Path("outputs")
     """The folder in which run folders are made, and in which past runs are."""
-    place: Annotated[Place, arg(name="", prefix_name=False)] = field(default_factory=Place)
+    place: Annotated[ViewerAddress, arg(name="", prefix_name=False)] = field(default_factory=ViewerAddress)
     settings: Annotated[Config, arg(name="", prefix_name=False)] = field(default_factory=Config)
 
 
@@ -52,9 +52,9 @@ def main(argv: Sequence[str]) -> int:
     check(options)
     if checks.resolve_device(options.settings.device) == "cpu":  # imports torch
         keep_freed()
-    from splatgen.loop.resident_models import Residence, Session
+    from splatgen.loop.resident_models import ResidentModels, Session
 
-    session = Session(Residence(), check=functools.partial(checked, options.out), describe=in_words)
+    session = Session(ResidentModels(), check=functools.partial(checked, options.out), describe=in_words)
     session.prepare(first(options.settings))
     with on_signals() as stop:
         try:
@@ -90,7 +90,7 @@ def check(options: Studio) -> None:
     checks.check_out(options.out)
 
 
-def workshop(session: Session, options: Studio, argv: Sequence[str]) -> Workshop:
+def workshop(session: Session, options: Studio, argv: Sequence[str]) -> StudioBackend:
     """The program as the page sees it."""
 
     def with_preset(name: str | None) -> Config:
@@ -98,7 +98,7 @@ def workshop(session: Session, options: Studio, argv: Sequence[str]) -> Workshop
             return options.settings
         return arguments.read(Studio, "studio", ["--preset", name, *without_preset(argv)]).settings
 
-    return Workshop(session, options.out, ["splatgen", "studio", *argv], with_preset)
+    return StudioBackend(session, options.out, ["splatgen", "studio", *argv], with_preset)
 
 
 def first(config: Config) -> Config:
@@ -112,7 +112,7 @@ def checked(out: Path, config: Config) -> Config:
 
 
 @contextlib.contextmanager
-def opened(program: Workshop, place: Place) -> Iterator[None]:
+def opened(program: StudioBackend, place: ViewerAddress) -> Iterator[None]:
     """The studio's page at a place, which the terminal is told; raises Failure when it can't listen there."""
     from splatgen_viewer.studio import Studio as Page
 

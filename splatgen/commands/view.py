@@ -15,7 +15,7 @@ from tyro.conf import Positional, arg
 from splatgen.commands.common.arguments import parse
 from splatgen.commands.common.checks import resolve_device
 from splatgen.commands.common.inputs import splat_file
-from splatgen.commands.common.viewer import Place, opened
+from splatgen.commands.common.viewer import ViewerAddress, opened
 from splatgen.runs import run_folder
 from splatgen.runs.metrics import read_metrics
 
@@ -32,7 +32,7 @@ class View:
 
     input: Annotated[Path, Positional, arg(metavar="RUN_OR_FILE")]
     """A run folder or a splat file."""
-    place: Annotated[Place, arg(name="", prefix_name=False)] = field(default_factory=Place)
+    place: Annotated[ViewerAddress, arg(name="", prefix_name=False)] = field(default_factory=ViewerAddress)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def show(channel: Channel, splats: Splats, snapshot: Snapshot, title: str, place: Place) -> None:
+def show(channel: Channel, splats: Splats, snapshot: Snapshot, title: str, place: ViewerAddress) -> None:
     """A viewer of splats that stay as they are, until Ctrl-C."""
     from splatgen_viewer.page import Subject
     from splatgen_viewer.poses import reach_of
@@ -98,9 +98,9 @@ def show(channel: Channel, splats: Splats, snapshot: Snapshot, title: str, place
 def answer(command: Command, channel: Channel, splats: Splats, snapshot: Snapshot) -> None:
     """Do what a page asks for."""
     from splatgen.loop.object_snapshots import picture, ply
-    from splatgen.loop.snapshot import File
+    from splatgen.loop.snapshot import SavedFile
 
     if command.kind == "look" and command.look is not None:
         channel.put(dataclasses.replace(snapshot, view=picture(splats, command.look)))
     elif command.kind == "save":
-        channel.files.put(File(name="splats.ply", content=ply(splats)))
+        channel.files.put(SavedFile(name="splats.ply", content=ply(splats)))

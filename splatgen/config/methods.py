@@ -48,7 +48,7 @@ def slots(name: str) -> dict[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ComparisonPlan:
     """What is compared: the settings of every method by name, each run with every seed."""
 
     methods: Mapping[str, Config]  # the first is what the others are held against
@@ -66,7 +66,7 @@ class Plan:
 SHARED = ("prompt", "negative", "prior", "prior_options", "weights", "budget", "reward", "holdout_reward")
 
 
-def line_up(bases: Mapping[str, Config], seeds: Sequence[int]) -> Plan:
+def line_up(bases: Mapping[str, Config], seeds: Sequence[int]) -> ComparisonPlan:
     """A plan out of the settings of each method's name, with score and preference set.
 
     An option of a piece counts for the methods that use the piece. ConfigError when none does, when two are
@@ -86,7 +86,7 @@ def line_up(bases: Mapping[str, Config], seeds: Sequence[int]) -> Plan:
         except ConfigError as error:
             raise ConfigError(f"method {name}: {error}") from error
         methods[name] = config
-    return Plan(methods=methods, seeds=seeds)
+    return ComparisonPlan(methods=methods, seeds=seeds)
 
 
 def _changed(config: Config, piece: str) -> list[str]:

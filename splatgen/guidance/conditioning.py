@@ -97,19 +97,21 @@ def blend(azimuth: float, elevation: float) -> Blend:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
+class PromptEmbedding:
     """A prompt, embedded once."""
 
     views: Conditioning  # one row for each of VIEW_WORDS, in their order
     plain: Conditioning  # one row, without a view
 
 
-def tell(prior: Prior, prompt: str) -> Told:
+def embed_prompt(prior: Prior, prompt: str) -> PromptEmbedding:
     """Embed a prompt; raises ValueError for what the prior cannot read."""
-    return Told(views=prior.embed(view_prompts(prompt)), plain=prior.embed([prompt]))
+    return PromptEmbedding(views=prior.embed(view_prompts(prompt)), plain=prior.embed([prompt]))
 
 
-def conditions(told: Told, negative: Conditioning, cameras: Cameras, options: GuidanceOptions) -> Conditions:
+def conditions(
+    prompt: PromptEmbedding, negative: Conditioning, cameras: Cameras, options: GuidanceOptions
+) -> Conditions:
     """Rows for each camera, out of an embedded prompt and a single negative row.
 
     Every tensor has its views in the order of the cameras, so batches of any size are aligned. (threestudio
@@ -118,18 +120,18 @@ def conditions(told: Told, negative: Conditioning, cameras: Cameras, options: Gu
     angles = list(zip(cameras.azimuth.tolist(), cameras.elevation.tolist(), strict=True))
     behind = repeat(negative, len(angles))
     if options.view_prompts == "none":
-        return Conditions(positive=repeat(told.plain, len(angles)), negative=behind)
+        return Conditions(positive=repeat(prompt.plain, len(angles)), negative=behind)
     if options.view_prompts == "words":
-        return Conditions(positive=_pick(told.views, [view_word(a, e) for a, e in angles]), negative=behind)
+        return Conditions(positive=_pick(prompt.views, [view_word(a, e) for a, e in angles]), negative=behind)
     blends = [blend(a, e) for a, e in angles]
-    first, second = (_pick(told.views, [b.words[n] for b in blends]) for n in range(2))
+    first, second = (_pick(prompt.views, [b.words[n] for b in blends]) for n in range(2))
     positive = mix(first, second, torch.tensor([b.share for b in blends]))
     if not options.perp_neg:
         return Conditions(positive=positive, negative=behind)
     return Conditions(
         positive=positive,
         negative=behind,
-        away=tuple(_pick(told.views, [b.away[n] for b in blends]) for n in range(2)),
+        away=tuple(_pick(prompt.views, [b.away[n] for b in blends]) for n in range(2)),
         away_weights=torch.tensor([b.weights for b in blends], device=cameras.azimuth.device).T.contiguous(),
     )
 

@@ -19,7 +19,7 @@ from splatgen.guidance.denoiser import gather
 from splatgen.guidance.moment import Moment
 from splatgen.guidance.preferences import Preference
 from splatgen.guidance.scores import Score
-from splatgen.rewards.ensemble import Panel
+from splatgen.rewards.ensemble import RewardEnsemble
 
 
 def weight(name: str, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class Gradient:
     model_calls: int  # images through the denoiser
 
 
-def gradient(moment: Moment, score: Score, preference: Preference, panel: Panel) -> Gradient:
+def gradient(moment: Moment, score: Score, preference: Preference, ensemble: RewardEnsemble) -> Gradient:
     """G for all views of a step; then score and preference train what they train."""
     before = moment.denoiser.images
     options = moment.denoiser.options
@@ -97,17 +97,17 @@ def gradient(moment: Moment, score: Score, preference: Preference, panel: Panel)
         noised = score.noises(moment, preference.candidates(moment.fraction))
         x_t = moment.noised(noised.noise)
         tries = moment.guided(x_t)
-        choice = preference.choose(moment, x_t, tries, panel)
+        choice = preference.choose(moment, x_t, tries, ensemble)
         kept = tries.map(lambda z: gather(z, choice.kept))
         residuals = kept.eps - score.baseline(moment, noised.gather(choice.kept), kept)
         merged = preference.combine(moment, kept, residuals, choice)
         w = weight(chosen_weighting(options, score), alpha, sigma)
         value = w * merged
         first = kept.map(lambda z: z[0])
-        on_render = preference.on_render(moment, first.x0, value, w, panel)
+        on_render = preference.on_render(moment, first.x0, value, w, ensemble)
         learned = {
             **score.learn(moment),
-            **preference.learn(moment, gather(x_t, choice.kept)[0], first, panel),
+            **preference.learn(moment, gather(x_t, choice.kept)[0], first, ensemble),
         }
     return Gradient(
         value=value,

@@ -93,7 +93,7 @@ class Moment:
         )
         return found.map(lambda z: z.view(x_t.shape))
 
-    def told(self, condition: Conditioning, count: int) -> tuple[Conditioning, Cameras, Tensor]:
+    def repeated(self, condition: Conditioning, count: int) -> tuple[Conditioning, Cameras, Tensor]:
         """Rows of a condition, cameras and times [K B] for `count` candidates of every view."""
         many = torch.arange(len(self.x), device=self.x.device).repeat(count)
         return take(condition, many), self.cameras[many], self.t[many]

@@ -22,12 +22,12 @@ import torch
 
 from splatgen import __version__, formats
 from splatgen.config import Config, read_file, to_dict
-from splatgen.config.methods import Plan
+from splatgen.config.methods import ComparisonPlan
 from splatgen.loop import object_run
 from splatgen.loop.loop import Progress
 from splatgen.loop.results import pictures
 from splatgen.loop.step import Models, assemble, load_models
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.rewards import load_reward
 from splatgen.runs import atomic, run_folder
 from splatgen.runs.machine import machine_name
@@ -49,7 +49,7 @@ Numbers = Callable[[Run], dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watch:
+class Callbacks:
     """Who is told what happens, and says when to stop."""
 
     begin: Callable[[str, int], Callable[[Progress], None]]  # (method, seed): what the run reports to
@@ -74,7 +74,7 @@ class Comparison:
     """What is known of a comparison so far."""
 
     folder: Path
-    plan: Plan
+    plan: ComparisonPlan
     outcomes: tuple[Outcome, ...]
 
     @property
@@ -84,13 +84,13 @@ class Comparison:
 
 
 def compare(
-    plan: Plan,
+    plan: ComparisonPlan,
     *,
     out: Path,
     folder: Path | None = None,
     truth: bool,
     command: Sequence[str],
-    watch: Watch,
+    watch: Callbacks,
 ) -> Comparison:
     """Run every method with every seed, in a new folder in `out` or, what is left of them, in `folder`.
 
@@ -172,13 +172,13 @@ def attempt(
 
 def fresh(config: Config, networks: Models) -> Models:
     """Loaded networks with a score and a preference of their own, as these learn."""
-    panel = dataclasses.replace(networks.panel, options=config.reward_options)
-    return assemble(config, networks.prior, panel, networks.holdouts)
+    ensemble = dataclasses.replace(networks.ensemble, options=config.reward_options)
+    return assemble(config, networks.prior, ensemble, networks.holdouts)
 
 
 def measuring(caption: str | None) -> Numbers:
     """What reads the numbers of a finished run: rewards, costs and, with a toybox caption, its truth."""
-    judge = load_reward("toybox-judge", Keep()) if caption is not None else None
+    judge = load_reward("toybox-judge", LoadOptions()) if caption is not None else None
 
     def numbers(run: Run) -> dict[str, float]:
         data, rows = run_folder.read(run), read_metrics(run.metrics)

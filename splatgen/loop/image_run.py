@@ -21,10 +21,10 @@ from torch import Tensor
 from splatgen.config import ConfigError, ImageConfig, merge, read_file, to_dict
 from splatgen.config.validation import validate_image
 from splatgen.guidance.distillation import gradient, inject
-from splatgen.loop.loop import Progress, Result, Row, ignore, never, pace, run_loop
+from splatgen.loop.loop import Progress, Result, StepRecord, ignore, loop_settings, never, run_loop
 from splatgen.loop.object_run import create_run, pick_device, record_failure
-from splatgen.loop.snapshot import Look
-from splatgen.loop.step import Models, load_models, observe, reward_prompts, score_rewards
+from splatgen.loop.snapshot import ViewRequest
+from splatgen.loop.step import Models, load_models, make_moment, reward_prompts, score_rewards
 from splatgen.priors import Prior
 from splatgen.runs import atomic, checkpoint, packing, run_folder, video
 from splatgen.runs.metrics import rewind_metrics
@@ -49,7 +49,7 @@ class Canvas:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class ImageStep:
     """What a step leaves for the metrics."""
 
     loss: float  # mean square of G
@@ -107,7 +107,7 @@ def pictures(config: ImageConfig, prior: Prior, values: Tensor) -> Tensor:
     return values if config.image.space == "pixels" else prior.decode(values)
 
 
-def advance(config: ImageConfig, models: Models, canvas: Canvas) -> Seen:
+def advance(config: ImageConfig, models: Models, canvas: Canvas) -> ImageStep:
     """One step of the optimisation."""
     prior, values = models.prior, canvas.values
     x = prior.encode(values) if config.image.space == "pixels" else values
@@ -115,7 +115,7 @@ def advance(config: ImageConfig, models: Models, canvas: Canvas) -> Seen:
         images = pictures(config, prior, values)
     else:  # nobody looks at them, and a decoder can cost as much as a step
         images = values.new_empty(len(values), 3, 0, 0)
-    moment = observe(
+    moment = make_moment(
         config,
         models,
         step=canvas.step,
@@ -124,9 +124,9 @@ def advance(config: ImageConfig, models: Models, canvas: Canvas) -> Seen:
         cameras=front(len(x), prior.resolution, str(values.device)),
         before=canvas.source,
     )
-    found = gradient(moment, models.score, models.preference, models.panel)
+    found = gradient(moment, models.score, models.preference, models.ensemble)
     inject(x, found.value, images, found.on_render)
-    return Seen(
+    return ImageStep(
         loss=float(found.value.square().mean()),
         failed=not update(config, canvas),
         t_max=float(moment.t.max()),
@@ -153,7 +153,7 @@ def update(config: ImageConfig, canvas: Canvas) -> bool:
     return finite
 
 
-def look(config: ImageConfig, models: Models, canvas: Canvas) -> dict[str, float]:
+def score_images(config: ImageConfig, models: Models, canvas: Canvas) -> dict[str, float]:
     """Every reward of the images, averaged."""
     with torch.no_grad():
         seen = pictures(config, models.prior, canvas.values)
@@ -204,7 +204,7 @@ def write_images(images: Tensor, path: Path) -> None:
 
 
 @dataclass(kw_only=True)
-class Painting:
+class ImageRun:
     """What a 2D run changes: a canvas, with the models that change it."""
 
     config: ImageConfig
@@ -217,10 +217,10 @@ class Painting:
     def state(self) -> Canvas:
         return self.canvas
 
-    def advance(self, models: Models, *, scored: bool) -> Row:
-        rewards = look(self.config, models, self.canvas) if scored else None
+    def advance(self, models: Models, *, scored: bool) -> StepRecord:
+        rewards = score_images(self.config, models, self.canvas) if scored else None
         seen = advance(self.config, models, self.canvas)
-        return Row(
+        return StepRecord(
             failed=torch.tensor(float(seen.failed)),
             loss=torch.tensor(seen.loss),
             splats=0,
@@ -234,7 +234,7 @@ class Painting:
     def file(self) -> bytes:
         raise NotImplementedError("a 2D run has no splats to save")
 
-    def snapshot(self, row: Row | None, look: Look | None) -> dict[str, Any]:
+    def snapshot(self, row: StepRecord | None, look: ViewRequest | None) -> dict[str, Any]:
         raise NotImplementedError("a 2D run has no splats to show")
 
     def clear(self) -> None:
@@ -250,7 +250,7 @@ class Painting:
         self.canvas = canvas
 
 
-def paint(
+def generate(
     config: ImageConfig,
     *,
     out: Path,
@@ -342,14 +342,14 @@ def _finish(
     report: Callable[[Progress], None],
     should_stop: Callable[[], bool],
 ) -> Result:
-    subject = Painting(config=config, models=models, canvas=canvas, run=run)
+    subject = ImageRun(config=config, models=models, canvas=canvas, run=run)
     try:
-        status = run_loop(subject, pace(config, config.image), run, report, should_stop)
+        status = run_loop(subject, loop_settings(config, config.image), run, report, should_stop)
         rewards, canvas = {}, subject.canvas
         if status == "done":
             with torch.no_grad():
                 write_images(pictures(config, models.prior, canvas.values), run.folder / "image.png")
-            rewards = look(config, subject.models, canvas)
+            rewards = score_images(config, subject.models, canvas)
     except BaseException as error:
         record_failure(run, error, subject.state.step)
         raise

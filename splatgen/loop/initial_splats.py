@@ -18,7 +18,7 @@ from torch import Tensor
 from splatgen import formats
 from splatgen.config import Config, SplatOptions, ViewOptions
 from splatgen.formats.meshes import Mesh, read_obj
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.runs.rng import rng
 from splatgen.scene.cameras import half_extent
 from splatgen.scene.placement import placement
@@ -29,11 +29,11 @@ IN_VIEW = (0.43, 0.86)  # radii, likewise, of a splat file that is left where it
 FEWEST = 8  # splats that can show an object
 MIN_OPACITY = 1 / 255  # below, a splat can't change an 8-bit pixel
 MAX_OPACITY = 0.99  # above, next to no gradient passes the sigmoid
-HERE = Keep()
+HERE = LoadOptions()
 SPREAD, THICKNESS = 0.9, 0.1  # of splats on a surface: in its plane in units of their spacing, and across
 
 
-def starting_splats(config: Config, keep: Keep = HERE) -> Splats:
+def starting_splats(config: Config, load_options: LoadOptions = HERE) -> Splats:
     """The cloud of the first step, float32 on the CPU: by config.init and nothing but the config.
 
     Raises ValueError in one line for a file that can't be used and for a prompt that Shap-E makes nothing
@@ -48,7 +48,7 @@ def starting_splats(config: Config, keep: Keep = HERE) -> Splats:
     if config.init == "shap-e":
         from splatgen.models import shap_e
 
-        vertices, faces, colors = shap_e.generate(config.prompt, keep, rng(config.seed, 0, "shap-e"))
+        vertices, faces, colors = shap_e.generate(config.prompt, load_options, rng(config.seed, 0, "shap-e"))
         mesh = Mesh(vertices=vertices, faces=faces, colors=colors)
         return on_surface(mesh, generator, o, FILL * half, "Shap-E's mesh")
     path = Path(config.init).expanduser()

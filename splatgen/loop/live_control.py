@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from splatgen.loop.snapshot import Channel, Command, File, Look, Snapshot
+from splatgen.loop.snapshot import Channel, Command, SavedFile, Snapshot, ViewRequest
 from splatgen.runs import run_folder, steering
 from splatgen.runs.run_folder import Run
-from splatgen.runs.steering import Change
+from splatgen.runs.steering import SettingChange
 
 LOOKS_SHARE = 0.02  # of the loop's time, at most, for pictures from the browser's camera
 NAP = 0.02  # seconds, while a run is paused
@@ -31,7 +31,7 @@ class State(Protocol):
     failures: Tensor | int  # steps in a row without a finite gradient
 
 
-class Steered(Protocol):
+class Steerable(Protocol):
     """What can be watched and steered."""
 
     @property
@@ -47,20 +47,20 @@ class Steered(Protocol):
     def file(self) -> bytes:
         """The present state as a file for the user."""
 
-    def snapshot(self, row: Any, look: Look | None) -> dict[str, Any]:
+    def snapshot(self, row: Any, look: ViewRequest | None) -> dict[str, Any]:
         """The fields of a Snapshot that only the subject knows."""
 
 
-class Watch:
+class LiveControl:
     """Carries out commands and changes, and shows snapshots; without a channel, only earlier changes."""
 
-    def __init__(self, subject: Steered, run: Run, steps: int, channel: Channel | None) -> None:
+    def __init__(self, subject: Steerable, run: Run, steps: int, channel: Channel | None) -> None:
         self.subject, self.run, self.steps, self.channel = subject, run, steps, channel
         self.path = run.folder / steering.FILE
         self.changes = steering.read(self.path)
         self.begin = time.monotonic()
         self.rows: list[Mapping[str, float]] = []
-        self.look: Look | None = None
+        self.look: ViewRequest | None = None
         self.looked = 0.0  # seconds spent on it
         self.paused = self.stopped = False
         for change in self.changes:  # of before a resume
@@ -156,10 +156,10 @@ class Watch:
         except Exception as error:  # noqa: BLE001 - the run goes on without this file
             channel.messages.put(f"no file: {error}")
             return
-        channel.files.put(File(name=f"step-{self.subject.state.step:06d}.ply", content=content))
+        channel.files.put(SavedFile(name=f"step-{self.subject.state.step:06d}.ply", content=content))
 
     def _set(self, command: Command, channel: Channel) -> None:
-        change = Change(step=self.subject.state.step, setting=command.setting, value=command.value)
+        change = SettingChange(step=self.subject.state.step, setting=command.setting, value=command.value)
         try:
             self.subject.steer(change.setting, change.value)
         except ValueError as error:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from splatgen.config import ImageOptions, Method, OutputOptions
-from splatgen.loop.live_control import Steered, Watch
+from splatgen.loop.live_control import LiveControl, Steerable
 from splatgen.loop.out_of_memory import within_memory
 from splatgen.loop.snapshot import Channel
 from splatgen.loop.step import Models
@@ -48,7 +48,7 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace:
+class LoopSettings:
     """How long a run is and how often it writes."""
 
     steps: int
@@ -58,9 +58,9 @@ class Pace:
     patience: int
 
 
-def pace(config: Method, options: OutputOptions | ImageOptions) -> Pace:
+def loop_settings(config: Method, options: OutputOptions | ImageOptions) -> LoopSettings:
     """How long a run is, and how often it writes by its options."""
-    return Pace(
+    return LoopSettings(
         steps=config.steps,
         log_every=options.log_every,
         reward_every=options.reward_every,
@@ -70,7 +70,7 @@ def pace(config: Method, options: OutputOptions | ImageOptions) -> Pace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class StepRecord:
     """What a step leaves; tensors, so that CUDA is waited for only when they are read."""
 
     failed: Tensor  # [] 1 when the step was skipped
@@ -81,13 +81,13 @@ class Row:
     seen: Any = None  # of the step, for snapshots
 
 
-class Subject(Steered, Protocol):
+class Subject(Steerable, Protocol):
     """What a run changes step by step."""
 
     models: Models
     advice: str  # what to do about a run that is lost
 
-    def advance(self, models: Models, *, scored: bool) -> Row:
+    def advance(self, models: Models, *, scored: bool) -> StepRecord:
         """One step, which does not count itself; rewards are scored when asked for."""
 
     def clear(self) -> None:
@@ -116,7 +116,7 @@ def never() -> bool:
 
 def run_loop(
     subject: Subject,
-    pace: Pace,
+    pace: LoopSettings,
     run: Run,
     report: Callable[[Progress], None],
     should_stop: Callable[[], bool],
@@ -156,13 +156,13 @@ def _go_back(subject: Subject, run: Run) -> bool:
 
 def _steps(
     subject: Subject,
-    pace: Pace,
+    pace: LoopSettings,
     run: Run,
     report: Callable[[Progress], None],
     should_stop: Callable[[], bool],
     channel: Channel | None,
 ) -> str:
-    watch = Watch(subject, run, pace.steps, channel)
+    watch = LiveControl(subject, run, pace.steps, channel)
     begin = saved = time.monotonic()
     interval = min(FIRST_CHECKPOINT_SECONDS, pace.checkpoint_seconds)
     rewards: dict[str, float] = {}
@@ -201,7 +201,7 @@ def _steps(
     return status
 
 
-def _advance(subject: Subject, run: Run, *, scored: bool) -> Row:
+def _advance(subject: Subject, run: Run, *, scored: bool) -> StepRecord:
     """One step, with half the batches when memory runs out; when that fails too, a checkpoint is left."""
     halved = subject.models.halved
     try:
@@ -219,7 +219,7 @@ def _advance(subject: Subject, run: Run, *, scored: bool) -> Row:
     return row
 
 
-def _values(step: int, row: Row, started: float) -> dict[str, float]:
+def _values(step: int, row: StepRecord, started: float) -> dict[str, float]:
     return {
         "step": step,
         "loss": float(row.loss),

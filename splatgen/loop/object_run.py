@@ -21,13 +21,13 @@ from splatgen.config import Config, ConfigError, ImageConfig, from_dict, read_fi
 from splatgen.config.validation import validate
 from splatgen.loop import object_edit
 from splatgen.loop.initial_splats import starting_splats
-from splatgen.loop.loop import Diverged, Progress, Result, Row, ignore, never, pace, run_loop
+from splatgen.loop.loop import Diverged, Progress, Result, StepRecord, ignore, loop_settings, never, run_loop
 from splatgen.loop.object_snapshots import ply, shown, steered, unsteered
 from splatgen.loop.results import write_results
-from splatgen.loop.snapshot import Channel, Look
+from splatgen.loop.snapshot import Channel, ViewRequest
 from splatgen.loop.step import Models, advance, load_models, reward_prompts, score_rewards
 from splatgen.models.memory import is_out_of_memory
-from splatgen.priors import kept
+from splatgen.priors import load_options_for
 from splatgen.render import render
 from splatgen.runs import atomic, run_folder, steering
 from splatgen.runs.metrics import rewind_metrics
@@ -46,7 +46,7 @@ def pick_device(name: str) -> str:
 
 
 @dataclass(kw_only=True)
-class Sculpture:
+class ObjectRun:
     """What a 3D run changes: a scene, with the models that change it."""
 
     config: Config
@@ -63,10 +63,10 @@ class Sculpture:
     def state(self) -> Scene:
         return self.scene
 
-    def advance(self, models: Models, *, scored: bool) -> Row:
+    def advance(self, models: Models, *, scored: bool) -> StepRecord:
         seen = advance(self.config, models, self.scene)
         rewards = score_rewards(models, seen.picture, seen.prompts) if scored else None
-        return Row(
+        return StepRecord(
             failed=seen.failed,
             loss=seen.loss,
             splats=seen.splats,
@@ -83,7 +83,7 @@ class Sculpture:
             self.scene.splats.detach(), [f"splatgen {__version__} {self.run.id} step {self.scene.step}"]
         )
 
-    def snapshot(self, row: Row | None, look: Look | None) -> dict[str, Any]:
+    def snapshot(self, row: StepRecord | None, look: ViewRequest | None) -> dict[str, Any]:
         return shown(self.scene, self.models, None if row is None else row.seen, look)
 
     def clear(self) -> None:
@@ -122,7 +122,9 @@ def generate(
     if config.source:
         raise ConfigError(f"source is {config.source!r}: a run from nothing has none, `splatgen edit` does")
     device = pick_device(config.device)
-    splats = starting_splats(config, kept(config, device))  # before the models: Shap-E needs the room
+    splats = starting_splats(
+        config, load_options_for(config, device)
+    )  # before the models: Shap-E needs the room
     models = models or load_models(config, device)
     steered = [] if changes is None else steering.read(changes)
 
@@ -241,7 +243,7 @@ def _last_scene(config: Config, run: Run, device: str) -> tuple[Scene, dict[str,
     try:
         scene, learned = load_scene(config, run.checkpoints, device)
     except FileNotFoundError:
-        start = source or starting_splats(config, kept(config, device))
+        start = source or starting_splats(config, load_options_for(config, device))
         scene, learned = new_scene(config, start, device), None
     scene.source = source
     return scene, learned
@@ -256,9 +258,9 @@ def _finish(
     should_stop: Callable[[], bool],
     channel: Channel | None,
 ) -> Result:
-    subject = Sculpture(config=config, models=models, scene=scene, run=run)
+    subject = ObjectRun(config=config, models=models, scene=scene, run=run)
     try:
-        status = run_loop(subject, pace(config, config.output), run, report, should_stop, channel)
+        status = run_loop(subject, loop_settings(config, config.output), run, report, should_stop, channel)
         rewards = {}
         if status == "done":
             _write(config, run, subject.scene)

@@ -20,8 +20,8 @@ from splatgen import formats
 from splatgen.config import Config, ConfigError
 from splatgen.config.validation import validate
 from splatgen.guidance.denoiser import Denoiser
-from splatgen.loop.snapshot import Candidate, Cloud, Look, Picture
-from splatgen.loop.step import Models, Seen
+from splatgen.loop.snapshot import Candidate, Cloud, Picture, ViewRequest
+from splatgen.loop.step import Models, StepResult
 from splatgen.render import render
 from splatgen.scene.cameras import Cameras
 from splatgen.scene.parameters import Scene
@@ -49,8 +49,8 @@ def steered(
     elif kind == "reward" and name in config.rewards():
         weights = {**config.rewards(), name: value}
         changed = dataclasses.replace(config, reward=tuple(f"{n}={w!r}" for n, w in weights.items()))
-        panel = dataclasses.replace(models.panel, weights=tuple(weights.values()))
-        models = dataclasses.replace(models, panel=panel)
+        ensemble = dataclasses.replace(models.ensemble, weights=tuple(weights.values()))
+        models = dataclasses.replace(models, ensemble=ensemble)
     else:
         known = ", ".join(("guidance.scale", "lr.factor", *(f"reward.{name}" for name in config.rewards())))
         raise ConfigError(f"no setting {setting[:60]!r} can change in a run; those that can: {known}")
@@ -60,14 +60,14 @@ def steered(
 def unsteered(base: Config, models: Models) -> Models:
     """Models as they were before a user changed anything."""
     options = dataclasses.replace(models.denoiser.options, scale=base.guidance.scale)
-    panel = dataclasses.replace(models.panel, weights=tuple(base.rewards().values()))
-    return dataclasses.replace(models, denoiser=Denoiser(models.prior, options), panel=panel)
+    ensemble = dataclasses.replace(models.ensemble, weights=tuple(base.rewards().values()))
+    return dataclasses.replace(models, denoiser=Denoiser(models.prior, options), ensemble=ensemble)
 
 
 RATES = ("means", "scales", "quats", "opacities", "sh")
 
 
-def shown(scene: Scene, models: Models, seen: Seen | None, look: Look | None) -> dict[str, Any]:
+def shown(scene: Scene, models: Models, seen: StepResult | None, look: ViewRequest | None) -> dict[str, Any]:
     """The fields of a Snapshot that are about the splats and the last step."""
     splats = scene.splats.detach()
     fields: dict[str, Any] = {"cloud": cloud(splats)}
@@ -115,7 +115,7 @@ def matrices(quats: Tensor) -> Tensor:
     return torch.stack([torch.stack(row, -1) for row in rows], -2)
 
 
-def picture(splats: Splats, look: Look) -> Picture:
+def picture(splats: Splats, look: ViewRequest) -> Picture:
     """Our own rasterizer's picture from a browser's camera, on white, of limited size."""
     share = min(1.0, (MOST_PIXELS / (look.width * look.height)) ** 0.5)
     width, height = max(int(look.width * share), 8), max(int(look.height * share), 8)
@@ -136,7 +136,7 @@ def picture(splats: Splats, look: Look) -> Picture:
     return found
 
 
-def candidates(models: Models, seen: Seen) -> tuple[Candidate, ...]:
+def candidates(models: Models, seen: StepResult) -> tuple[Candidate, ...]:
     """The one-step estimates of the first view, with their rewards and what became of them."""
     found = seen.found
     with torch.no_grad():

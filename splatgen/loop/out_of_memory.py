@@ -20,17 +20,17 @@ def lighter(models: Models) -> Models | None:
 
     Everything that learns is shared with the models that are given.
     """
-    denoiser, panel, views = models.denoiser, models.panel, models.prior.views
+    denoiser, ensemble, views = models.denoiser, models.ensemble, models.prior.views
     most = denoiser.largest or 2 * views  # nothing went through yet: two prompts of one item
-    denoise, decode = denoiser.options.batch or most, panel.options.batch or most
+    denoise, decode = denoiser.options.batch or most, ensemble.options.batch or most
     if denoise <= views and decode <= 1:
         return None
     guidance = dataclasses.replace(denoiser.options, batch=max(denoise // 2, 1))
-    options = dataclasses.replace(panel.options, batch=max(decode // 2, 1))
+    options = dataclasses.replace(ensemble.options, batch=max(decode // 2, 1))
     return dataclasses.replace(
         models,
         denoiser=Denoiser(denoiser.prior, guidance),
-        panel=dataclasses.replace(panel, options=options),
+        ensemble=dataclasses.replace(ensemble, options=options),
         halved=True,
     )
 

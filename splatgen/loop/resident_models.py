@@ -20,20 +20,20 @@ from splatgen.loop import object_run
 from splatgen.loop.loop import Progress, Result
 from splatgen.loop.snapshot import Channel, Command
 from splatgen.loop.step import Models, load_models
-from splatgen.models.budget import Keep
-from splatgen.priors import Prior, kept, load_prior
+from splatgen.models.budget import LoadOptions
+from splatgen.priors import Prior, load_options_for, load_prior
 from splatgen.rewards import Reward, load_reward
 
 State = Literal["idle", "loading", "running", "paused", "writing", "done", "stopped", "failed"]
 BUSY = ("loading", "running", "paused", "writing")
 
-PriorKey = tuple[str, PriorOptions, Keep]  # what its loader is told
-RewardKey = tuple[str, Keep]
+PriorKey = tuple[str, PriorOptions, LoadOptions]  # what its loader is told
+RewardKey = tuple[str, LoadOptions]
 
 _log = logging.getLogger(__name__)
 
 
-class Residence:
+class ResidentModels:
     """The networks of the last run, kept under what their loaders were told.
 
     A loader is told everything that its network depends on but the content of the files, which is read once.
@@ -49,7 +49,7 @@ class Residence:
         What this run has no use for is let go before anything is loaded.
         """
         device = object_run.pick_device(config.device)
-        how = kept(config, device)
+        how = load_options_for(config, device)
         names = (*config.rewards(), *config.holdout_reward)
         self._let_go({(config.prior, config.prior_options, how)}, {(name, how) for name in names})
         return load_models(config, device, self._prior, self._reward)
@@ -120,7 +120,7 @@ class Session:
 
     def __init__(
         self,
-        residence: Residence,
+        residence: ResidentModels,
         *,
         check: Callable[[Config], Config],
         describe: Callable[[BaseException], str | None],

@@ -63,7 +63,7 @@ class Snapshot:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Look:
+class ViewRequest:
     """A camera that wants our own rasterizer's picture."""
 
     c2w: Floats  # [4, 4] OpenGL
@@ -79,11 +79,11 @@ class Command:
     kind: Literal["pause", "continue", "stop", "checkpoint", "save", "set", "look"]
     setting: str = ""  # set: guidance.scale, lr.factor or reward.NAME
     value: float = 0.0
-    look: Look | None = None  # look: from where; None to stop looking
+    look: ViewRequest | None = None  # look: from where; None to stop looking
 
 
 @dataclass(frozen=True, kw_only=True)
-class File:
+class SavedFile:
     """What `save` asked for, for the user to keep."""
 
     name: str
@@ -97,7 +97,7 @@ class Channel:
     interval: float = 0.1  # seconds between snapshots, at least
     commands: queue.SimpleQueue[Command] = field(default_factory=queue.SimpleQueue)
     messages: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)  # for the user, in words
-    files: queue.SimpleQueue[File] = field(default_factory=queue.SimpleQueue)  # that `save` asked for
+    files: queue.SimpleQueue[SavedFile] = field(default_factory=queue.SimpleQueue)  # that `save` asked for
     _slot: tuple[int, Snapshot | None] = (0, None)
     _taken: int = 0
     _shown: float = 0.0

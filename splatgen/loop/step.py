@@ -17,18 +17,18 @@ import torch
 from torch import Tensor
 
 from splatgen.config import Config, ImageConfig, Method, PriorOptions
-from splatgen.guidance.conditioning import Told, conditions, tell
+from splatgen.guidance.conditioning import PromptEmbedding, conditions, embed_prompt
 from splatgen.guidance.denoiser import Denoiser
 from splatgen.guidance.distillation import Gradient, chosen_weighting, draw_times, gradient, inject
 from splatgen.guidance.moment import Moment, Source
 from splatgen.guidance.preferences import Preference, make_preference
 from splatgen.guidance.scores import Delta, Score, make_score
 from splatgen.loop import object_edit
-from splatgen.models.budget import BUDGETS, Keep
-from splatgen.priors import PRIORS, Conditioning, Prior, kept, load_prior
+from splatgen.models.budget import BUDGETS, LoadOptions
+from splatgen.priors import PRIORS, Conditioning, Prior, load_options_for, load_prior
 from splatgen.render import Render, render
 from splatgen.rewards import Reward, load_reward
-from splatgen.rewards.ensemble import Panel
+from splatgen.rewards.ensemble import RewardEnsemble
 from splatgen.runs.rng import rng
 from splatgen.scene.backgrounds import backgrounds
 from splatgen.scene.cameras import Cameras, sample_orbit
@@ -42,19 +42,19 @@ class Models:
     """What stays loaded over a run: networks, embedded prompts, and what learns beside the splats."""
 
     denoiser: Denoiser
-    panel: Panel  # guides
+    ensemble: RewardEnsemble  # guides
     holdouts: tuple[Reward, ...]  # watch
     score: Score
     preference: Preference
-    target: Told
-    source: Told | None  # what an edit starts from
+    target: PromptEmbedding
+    source: PromptEmbedding | None  # what an edit starts from
     negative: Conditioning  # one row
     halved: bool = False  # batches, because memory ran out
 
     @property
     def rewards(self) -> tuple[Reward, ...]:
         """Those that guide and those that watch."""
-        return (*self.panel.rewards, *self.holdouts)
+        return (*self.ensemble.rewards, *self.holdouts)
 
     def sources(self) -> dict[str, str]:
         """Where the weights are from, by slot and name."""
@@ -76,7 +76,7 @@ class Models:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class StepResult:
     """What a step leaves for the metrics; tensors, so that CUDA is waited for only when they are read."""
 
     loss: Tensor  # [] mean square of G
@@ -108,15 +108,15 @@ class Seen:
 def load_models(
     config: Config | ImageConfig,
     device: str,
-    prior: Callable[[str, PriorOptions, Keep], Prior] = load_prior,
-    reward: Callable[[str, Keep], Reward] = load_reward,
+    prior: Callable[[str, PriorOptions, LoadOptions], Prior] = load_prior,
+    reward: Callable[[str, LoadOptions], Reward] = load_reward,
 ) -> Models:
     """Load the networks, by other loaders where they may be there already, and embed the prompts."""
-    how, weights = kept(config, device), config.rewards()
+    how, weights = load_options_for(config, device), config.rewards()
     return assemble(
         config,
         prior(config.prior, config.prior_options, how),
-        Panel(
+        RewardEnsemble(
             rewards=tuple(reward(name, how) for name in weights),
             weights=tuple(weights.values()),
             options=config.reward_options,
@@ -126,7 +126,7 @@ def load_models(
 
 
 def assemble(
-    config: Config | ImageConfig, prior: Prior, panel: Panel, holdouts: tuple[Reward, ...]
+    config: Config | ImageConfig, prior: Prior, ensemble: RewardEnsemble, holdouts: tuple[Reward, ...]
 ) -> Models:
     """A run's models out of networks that are loaded, within the run's budget.
 
@@ -134,16 +134,16 @@ def assemble(
     """
     budget = BUDGETS[config.budget]
     guidance = dataclasses.replace(config.guidance, batch=config.guidance.batch or budget.denoise)
-    options = dataclasses.replace(panel.options, batch=panel.options.batch or budget.decode)
+    options = dataclasses.replace(ensemble.options, batch=ensemble.options.batch or budget.decode)
     score = make_score(config, prior)
     models = Models(
         denoiser=Denoiser(prior, guidance),
-        panel=dataclasses.replace(panel, options=options),
+        ensemble=dataclasses.replace(ensemble, options=options),
         holdouts=holdouts,
         score=Delta(score) if config.source else score,
         preference=make_preference(config),
-        target=tell(prior, config.prompt),
-        source=tell(prior, config.source) if config.source else None,
+        target=embed_prompt(prior, config.prompt),
+        source=embed_prompt(prior, config.source) if config.source else None,
         negative=prior.embed([config.negative]),
     )
     told = view_prompts(config.prompt) if config.reward_options.view_prompts else (config.prompt,)
@@ -156,7 +156,7 @@ def assemble(
     return models
 
 
-def look(config: Config, scene: Scene, fraction: float) -> tuple[Render, Cameras]:
+def render_views(config: Config, scene: Scene, fraction: float) -> tuple[Render, Cameras]:
     """Render the scene from this step's cameras."""
     v = config.views
     size = v.size[min(int(fraction * len(v.size)), len(v.size) - 1)]
@@ -198,7 +198,7 @@ def descend(config: Config, scene: Scene, out: Render, whole: Tensor) -> Tensor:
     return failed
 
 
-def before_edit(config: Config, scene: Scene, cameras: Cameras) -> Tensor | None:
+def render_source(config: Config, scene: Scene, cameras: Cameras) -> Tensor | None:
     """What an edit started from, seen by this step's cameras, [B, 3, H, W]."""
     if scene.source is None:
         return None
@@ -206,7 +206,7 @@ def before_edit(config: Config, scene: Scene, cameras: Cameras) -> Tensor | None
         return render(scene.source, cameras, background(config, scene.step, cameras)).rgb
 
 
-def observe(
+def make_moment(
     config: Method,
     models: Models,
     *,
@@ -252,16 +252,16 @@ def reward_prompts(config: Method, cameras: Cameras) -> tuple[str, ...]:
     return tuple(view_prompt(config.prompt, view_word(a, e)) for a, e in angles)
 
 
-def advance(config: Config, models: Models, scene: Scene) -> Seen:
+def advance(config: Config, models: Models, scene: Scene) -> StepResult:
     """One step of the optimisation."""
     clock = [time.perf_counter()]
-    out, cameras = look(config, scene, scene.step / config.steps)
+    out, cameras = render_views(config, scene, scene.step / config.steps)
     clock.append(time.perf_counter())
 
     x = models.prior.encode(out.rgb)
-    before = before_edit(config, scene, cameras)
-    moment = observe(config, models, step=scene.step, x=x, images=out.rgb, cameras=cameras, before=before)
-    found = gradient(moment, models.score, models.preference, models.panel)
+    before = render_source(config, scene, cameras)
+    moment = make_moment(config, models, step=scene.step, x=x, images=out.rgb, cameras=cameras, before=before)
+    found = gradient(moment, models.score, models.preference, models.ensemble)
     clock.append(time.perf_counter())
 
     value = found.value
@@ -278,7 +278,7 @@ def advance(config: Config, models: Models, scene: Scene) -> Seen:
     failed = descend(config, scene, out, torch.stack([*finite.values()]).all())
     clock.append(time.perf_counter())
     stages = ("render", "model", "backward", "update")
-    return Seen(
+    return StepResult(
         loss=found.value.square().mean(),
         failed=failed,
         t_max=moment.t.max(),
@@ -296,7 +296,7 @@ def advance(config: Config, models: Models, scene: Scene) -> Seen:
 
 def score_rewards(models: Models, picture: Tensor, prompts: Sequence[str]) -> dict[str, float]:
     """Every reward of pictures [B, 3, H, W], averaged."""
-    watched = {f"reward/{r.name}": r for r in models.panel.rewards}
+    watched = {f"reward/{r.name}": r for r in models.ensemble.rewards}
     watched |= {f"holdout/{r.name}": r for r in models.holdouts}
     with torch.no_grad():
         return {key: float(r(picture.clamp(0, 1), prompts).mean()) for key, r in watched.items()}

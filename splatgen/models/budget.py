@@ -32,7 +32,7 @@ BUDGETS: dict[str, Budget] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keep:
+class LoadOptions:
     """How the models of a run are loaded and kept: what every loader is told."""
 
     device: str = "cpu"
@@ -49,12 +49,12 @@ class Keep:
         return self.device == "cuda" and self.precision != "float32"
 
 
-def keep(config: Method, device: str, half: Precision = "float16") -> Keep:
+def load_options(config: Method, device: str, half: Precision = "float16") -> LoadOptions:
     """How a run's models are kept on a device; half is what the prior likes best on CUDA."""
     budget = BUDGETS[config.budget]
     chosen = config.prior_options.dtype
     precision: Precision = ("float32" if device == "cpu" else half) if chosen == "auto" else chosen
-    return Keep(
+    return LoadOptions(
         device=device,
         precision=precision,
         weights=config.weights,

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from splatgen.models import weights
 from splatgen.models.catalogue import Part, Published, published
-from splatgen.models.weights import Found, WeightsError
+from splatgen.models.weights import ModelFiles, WeightsError
 from splatgen.runs import atomic
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ MAX_ELSEWHERE = 16_000_000  # bytes of a file that is not on the hub
 
 
 @dataclass(frozen=True, kw_only=True)
-class Item:
+class DownloadItem:
     """One file to fetch."""
 
     part: Part
@@ -39,7 +39,7 @@ class Item:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class DownloadPlan:
     """What it takes to have a model here."""
 
     name: str
@@ -47,7 +47,7 @@ class Plan:
     weights: str | None  # the folder of weights, or None for the cache
     small: bool
     without: tuple[str, ...]
-    items: tuple[Item, ...]  # that are not here yet
+    items: tuple[DownloadItem, ...]  # that are not here yet
     commits: dict[str, str]  # of the parts, by their folders
 
     @property
@@ -62,7 +62,7 @@ def plan(
     small: bool = False,
     full: bool = False,
     without: tuple[str, ...] = (),
-) -> Plan:
+) -> DownloadPlan:
     """Ask the hub what of a model is not here.
 
     small wants no weights, full wants them in full precision where there is a choice, and without leaves out
@@ -72,7 +72,7 @@ def plan(
     ConnectionError when it can't be asked.
     """
     model = published(name)
-    items: list[Item] = []
+    items: list[DownloadItem] = []
     commits = {}
     for part in model.parts:
         entries = weights.needed(part, small=small, without=without)
@@ -85,8 +85,8 @@ def plan(
         if not (folder or part.url) and weights.cached(part.repo, part.revision) != place:
             known = {item.name for item in items if item.part is part}
             if wanted[0] not in known:  # it costs nothing, and tells the cache which commit the branch is
-                items.append(Item(part=part, name=wanted[0], size=0))
-    return Plan(
+                items.append(DownloadItem(part=part, name=wanted[0], size=0))
+    return DownloadPlan(
         name=name,
         model=model,
         weights=folder,
@@ -97,13 +97,13 @@ def plan(
     )
 
 
-def _item(part: Part, place: Path, file: str, size: int) -> Item | None:
+def _item(part: Part, place: Path, file: str, size: int) -> DownloadItem | None:
     """What there is to fetch of a file: nothing when it is here, whole."""
     path = place / file
     if not path.is_file():
-        return Item(part=part, name=file, size=size)
+        return DownloadItem(part=part, name=file, size=size)
     if (size and path.stat().st_size != size) or weights.torn(path):
-        return Item(part=part, name=file, size=size, broken=True)
+        return DownloadItem(part=part, name=file, size=size, broken=True)
     return None
 
 
@@ -156,7 +156,7 @@ def target(folder: str | None) -> Path:
     return Path(folder).expanduser() if folder else Path(constants.HF_HUB_CACHE)
 
 
-def check_room(plans: Sequence[Plan], folder: str | None) -> None:
+def check_room(plans: Sequence[DownloadPlan], folder: str | None) -> None:
     """Raise OSError unless what is to be fetched fits on the disk, with a little to spare."""
     into = target(folder)
     existing = next(path for path in (into.absolute(), *into.absolute().parents) if path.exists())
@@ -172,7 +172,7 @@ def check_room(plans: Sequence[Plan], folder: str | None) -> None:
         )
 
 
-def fetch(made: Plan, tell: Callable[[str], None] = lambda _: None) -> Found:
+def fetch(made: DownloadPlan, tell: Callable[[str], None] = lambda _: None) -> ModelFiles:
     """Fetch what a plan lists; whole files stay when it is interrupted. Returns where the model is then.
 
     Raises what `plan` does, and OSError for the disk.
@@ -189,7 +189,7 @@ def fetch(made: Plan, tell: Callable[[str], None] = lambda _: None) -> Found:
     return weights.find(made.name, made.weights, small=made.small, without=made.without)
 
 
-def _from_the_hub(made: Plan, item: Item, *, named: bool) -> None:
+def _from_the_hub(made: DownloadPlan, item: DownloadItem, *, named: bool) -> None:
     """Fetch a file; named asks by branch, so that the cache notes which commit that is."""
     from huggingface_hub import hf_hub_download
 
@@ -204,7 +204,7 @@ def _from_the_hub(made: Plan, item: Item, *, named: bool) -> None:
     )
 
 
-def _download(item: Item, folder: Path) -> None:
+def _download(item: DownloadItem, folder: Path) -> None:
     """Fetch the one file of a part that is not on the hub; its hash decides whether it is the one."""
     from urllib.request import urlopen
 

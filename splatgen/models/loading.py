@@ -17,15 +17,15 @@ from typing import Any, Generic, TypeVar, cast
 
 import torch
 
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.weights import WeightsError
 
 N = TypeVar("N", bound=torch.nn.Module)
 
 
-def torch_dtype(keep: Keep) -> torch.dtype:
+def torch_dtype(load_options: LoadOptions) -> torch.dtype:
     """The precision of a run's networks."""
-    found: torch.dtype = getattr(torch, keep.precision)
+    found: torch.dtype = getattr(torch, load_options.precision)
     return found
 
 
@@ -140,19 +140,19 @@ class Lazy(Generic[N]):
             torch.cuda.empty_cache()
 
 
-def placed(network: N, keep: Keep, *, device: str | None = None) -> N:
+def placed(network: N, load_options: LoadOptions, *, device: str | None = None) -> N:
     """The network on the run's device, or another, in the layout and with the memory that were asked for."""
-    network.to(device or keep.device)
-    if keep.channels_last:
+    network.to(device or load_options.device)
+    if load_options.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if keep.checkpointing and getattr(network, "_supports_gradient_checkpointing", False):
+    if load_options.checkpointing and getattr(network, "_supports_gradient_checkpointing", False):
         network.enable_gradient_checkpointing()  # type: ignore[operator]
     return network
 
 
-def compiled(denoiser: N, keep: Keep) -> N:
+def compiled(denoiser: N, load_options: LoadOptions) -> N:
     """The denoiser, compiled at its first call where that was asked for."""
-    if keep.compile:
+    if load_options.compile:
         denoiser.compile()
     return denoiser
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from splatgen.models import loading, weights
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.weights import WeightsError
 
 if TYPE_CHECKING:
@@ -25,18 +25,20 @@ GRID = 128  # points a side at which distances are asked for
 BATCH = 65_536  # of these points at once
 
 
-def generate(prompt: str, keep: Keep, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+def generate(
+    prompt: str, load_options: LoadOptions, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
     """Vertices [V, 3] in the internal frame, faces [F, 3], colours [V, 3] in 0..1 as displayed; on the CPU.
 
     Every network is gone from the device afterwards. Raises ValueError for a prompt that is too long or of
     which nothing was made, WeightsError for weights that are missing or damaged.
     """
-    folder = weights.find("shap-e", keep.weights).main
-    found = latents(folder, prompt, keep, generator)
-    let_go(keep.device)
-    renderer = load_renderer(folder).to(keep.device)
+    folder = weights.find("shap-e", load_options.weights).main
+    found = latents(folder, prompt, load_options, generator)
+    let_go(load_options.device)
+    renderer = load_renderer(folder).to(load_options.device)
     try:
-        mesh = renderer.decode_to_mesh(found, keep.device, grid_size=GRID, query_batch_size=BATCH)
+        mesh = renderer.decode_to_mesh(found, load_options.device, grid_size=GRID, query_batch_size=BATCH)
     except (RuntimeError, ValueError) as error:  # which of them depends on the version of torch
         if "non-empty list" not in str(error):  # what torch.cat says when there is no vertex to colour
             raise
@@ -45,7 +47,7 @@ def generate(prompt: str, keep: Keep, generator: torch.Generator) -> tuple[Tenso
     channels = torch.stack([mesh.vertex_channels[name] for name in "RGB"], -1)
     result = upright(mesh.verts.double().cpu()), mesh.faces.cpu(), displayed(channels.double().cpu())
     del renderer, mesh
-    let_go(keep.device)
+    let_go(load_options.device)
     return result
 
 
@@ -64,13 +66,13 @@ def displayed(linear: Tensor) -> Tensor:
     return torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear.pow(1 / 2.4) - 0.055)
 
 
-def latents(folder: Path, prompt: str, keep: Keep, generator: torch.Generator) -> Tensor:
+def latents(folder: Path, prompt: str, load_options: LoadOptions, generator: torch.Generator) -> Tensor:
     """A sample for a prompt, [1, L, D] float32 on the device."""
     from diffusers import HeunDiscreteScheduler, PriorTransformer, ShapEPipeline
     from transformers import CLIPTextModelWithProjection
 
     # bfloat16 has too few digits for the steps of the sampler; the weights are published in float16.
-    dtype = torch.float32 if keep.precision == "float32" else torch.float16
+    dtype = torch.float32 if load_options.precision == "float32" else torch.float16
     tokenizer = read_tokenizer(folder / "tokenizer", prompt)
     place = folder / "scheduler"
     with loading.explained(HeunDiscreteScheduler, place):
@@ -79,8 +81,8 @@ def latents(folder: Path, prompt: str, keep: Keep, generator: torch.Generator) -
     words = loading.component(CLIPTextModelWithProjection, folder, "text_encoder", dtype=dtype)
     with loading.quiet():
         pipeline = ShapEPipeline(
-            prior=prior.to(keep.device),
-            text_encoder=words.to(keep.device),
+            prior=prior.to(load_options.device),
+            text_encoder=words.to(load_options.device),
             tokenizer=tokenizer,
             scheduler=scheduler,
             shap_e_renderer=None,  # loaded when the prior is gone

@@ -19,8 +19,8 @@ from pathlib import Path
 from splatgen.models.catalogue import PUBLISHED, Part, Published, published
 
 __all__ = [
-    "PUBLISHED", "SINGLE_FILES", "Found", "Part", "Published", "Stock", "WeightsError", "cached", "choose",
-    "find", "given", "missing", "published", "stock", "torn",
+    "PUBLISHED", "SINGLE_FILES", "Inventory", "ModelFiles", "Part", "Published", "WeightsError", "cached",
+    "choose", "find", "given", "inventory", "missing", "published", "torn",
 ]  # fmt: skip
 
 SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
@@ -37,7 +37,7 @@ class WeightsError(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class ModelFiles:
     """Where the parts of a model are, by their folders, and which revisions those are."""
 
     folders: Mapping[str, Path]
@@ -54,10 +54,10 @@ class Found:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stock:
+class Inventory:
     """What of a published model is on this machine."""
 
-    found: Found
+    found: ModelFiles
     files: tuple[Path, ...]  # that it takes
     lacking: tuple[str, ...]  # patterns that nothing answers to, below their folders
     torn: tuple[Path, ...]  # files that are cut short, or pointers to the real ones
@@ -73,7 +73,7 @@ class Stock:
 
 def find(
     name: str, weights: str | None = None, *, small: bool = False, without: tuple[str, ...] = ()
-) -> Found:
+) -> ModelFiles:
     """Where a published model is, whole; small asks for its configurations and tokenizers only.
 
     Files whose patterns begin with one of `without` may be missing.
@@ -83,7 +83,7 @@ def find(
     model = published(name)
     into = f" --weights {shlex.quote(weights)}" if weights else ""
     command = f"splatgen fetch {name}{' --small' if small else ''}{into}"
-    here = stock(name, weights, small=small, without=without)
+    here = inventory(name, weights, small=small, without=without)
     if here is None:
         where = f"neither in {weights} nor in the cache" if weights else "not on this machine"
         size = "" if small else f" ({model.gigabytes:g} GB)"
@@ -97,9 +97,9 @@ def find(
     return here.found
 
 
-def stock(
+def inventory(
     name: str, weights: str | None = None, *, small: bool = False, without: tuple[str, ...] = ()
-) -> Stock | None:
+) -> Inventory | None:
     """What of a published model is in `WEIGHTS/NAME/` or else in the cache; None when parts are nowhere."""
     model = published(name)
     found = _own(name, model, weights) or _in_cache(model)
@@ -115,18 +115,18 @@ def stock(
             if not chosen:
                 lacking.append(f"{entry.split('|')[0]} in {folder}")
     torn_files = tuple(path for path in files if torn(path))
-    return Stock(found=found, files=tuple(files), lacking=tuple(lacking), torn=torn_files)
+    return Inventory(found=found, files=tuple(files), lacking=tuple(lacking), torn=torn_files)
 
 
-def _own(name: str, model: Published, weights: str | None) -> Found | None:
+def _own(name: str, model: Published, weights: str | None) -> ModelFiles | None:
     own = Path(weights).expanduser() / name if weights else None
     if own is None or not own.is_dir():
         return None
     folders = {part.folder: own / part.folder for part in model.parts}
-    return Found(folders=folders, sources={"": str(own)})
+    return ModelFiles(folders=folders, sources={"": str(own)})
 
 
-def _in_cache(model: Published) -> Found | None:
+def _in_cache(model: Published) -> ModelFiles | None:
     folders, sources = {}, {}
     for part in model.parts:
         folder = elsewhere(part) if part.url else cached(part.repo, part.revision)
@@ -134,7 +134,7 @@ def _in_cache(model: Published) -> Found | None:
             return None
         folders[part.folder] = folder
         sources[part.folder] = f"{part.repo}@{folder.name}"
-    return Found(folders=folders, sources=sources)
+    return ModelFiles(folders=folders, sources=sources)
 
 
 def elsewhere(part: Part) -> Path:
@@ -164,7 +164,7 @@ def cached(repo: str, revision: str | None = None) -> Path | None:
         return None
 
 
-def given(model: str, revision: str | None = None) -> Found:
+def given(model: str, revision: str | None = None) -> ModelFiles:
     """Weights that a user names: a folder, a single file, or an id in the Hugging Face cache.
 
     Raises WeightsError when there is none, or a file that can't be weights.
@@ -181,11 +181,11 @@ def given(model: str, revision: str | None = None) -> Found:
     if kind == "file" and torn(path):
         raise WeightsError(f"{shown} is cut short or no weights: fetch it again")
     if kind in ("file", "folder"):
-        return Found(folders={"": path}, sources={"": str(path)})
+        return ModelFiles(folders={"": path}, sources={"": str(path)})
     folder = cached(model, revision)
     if folder is None:
         raise WeightsError(f"there are no weights at {shown}: {_hint(model, revision)}")
-    return Found(folders={"": folder}, sources={"": f"{model}@{folder.name}"})
+    return ModelFiles(folders={"": folder}, sources={"": f"{model}@{folder.name}"})
 
 
 _ADVICE = "give a folder, a file, or an id that is in the Hugging Face cache"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from splatgen.models import registry
-from splatgen.models.budget import Keep, Precision, keep
+from splatgen.models.budget import LoadOptions, Precision, load_options
 
 if TYPE_CHECKING:
     import torch
@@ -111,15 +111,15 @@ PRIORS = {
 }
 
 
-def kept(config: Method, device: str) -> Keep:
+def load_options_for(config: Method, device: str) -> LoadOptions:
     """How a run's models are kept on a device, in the half precision that suits its prior.
 
     Raises ValueError for a prior that is not there.
     """
-    return keep(config, device, registry.entry(PRIORS, "prior", config.prior).half)
+    return load_options(config, device, registry.entry(PRIORS, "prior", config.prior).half)
 
 
-def load_prior(name: str, options: PriorOptions, keep: Keep) -> Prior:
+def load_prior(name: str, options: PriorOptions, load_options: LoadOptions) -> Prior:
     """Load a prior by name; ValueError for a name that is not there, WeightsError for what is not whole."""
-    prior: Prior = registry.loader(registry.entry(PRIORS, "prior", name).loader)(options, keep)
+    prior: Prior = registry.loader(registry.entry(PRIORS, "prior", name).loader)(options, load_options)
     return prior

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from splatgen.config import PriorOptions
 from splatgen.models import weights
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.loading import compiled, placed, torch_dtype
 from splatgen.models.weights import WeightsError
 from splatgen.priors import Conditioning
@@ -94,7 +94,7 @@ class DeepFloydPrior:
         return LoraAdapter(self.unet, self.predict, rank=rank, generator=generator)
 
 
-def load(options: PriorOptions, keep: Keep) -> DeepFloydPrior:
+def load(options: PriorOptions, load_options: LoadOptions) -> DeepFloydPrior:
     """The published first stage, or the one that `options.model` names.
 
     Raises WeightsError for what is missing, damaged or another model.
@@ -103,7 +103,9 @@ def load(options: PriorOptions, keep: Keep) -> DeepFloydPrior:
 
     name = "deepfloyd"
     found = (
-        weights.given(options.model, options.revision) if options.model else weights.find(name, keep.weights)
+        weights.given(options.model, options.revision)
+        if options.model
+        else weights.find(name, load_options.weights)
     )
     if found.main.is_file():
         raise WeightsError(f"{found.main} is a single file: give {name} as a folder in diffusers' layout")
@@ -118,10 +120,10 @@ def load(options: PriorOptions, keep: Keep) -> DeepFloydPrior:
             f"{model.path} takes {taken} channels and predicts {prediction_type}: give a first stage of "
             f"DeepFloyd IF, which takes {CHANNELS} and predicts epsilon"
         )
-    text = t5_text(model.path, "", keep, length=TOKENS, masked=True, name=name)
-    unet = model.network(UNet2DConditionModel, "unet", dtype=torch_dtype(keep))
+    text = t5_text(model.path, "", load_options, length=TOKENS, masked=True, name=name)
+    unet = model.network(UNet2DConditionModel, "unet", dtype=torch_dtype(load_options))
     return DeepFloydPrior(
-        unet=compiled(placed(unet, keep), keep),
+        unet=compiled(placed(unet, load_options), load_options),
         text=text,
         alphas_cumprod=alphas_cumprod,
         name=name,

@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from splatgen.config import PriorOptions
 from splatgen.models import weights
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.loading import Lazy, compiled, placed, read_json, torch_dtype
 from splatgen.models.weights import WeightsError
 from splatgen.priors import Conditioning
@@ -153,24 +153,28 @@ class FlowText:
             self._t5.release()
 
 
-def load_sd3(options: PriorOptions, keep: Keep) -> FlowPrior:
+def load_sd3(options: PriorOptions, load_options: LoadOptions) -> FlowPrior:
     """Stable Diffusion 3 medium, or the model of its kind that `options.model` names."""
-    return _load("sd3", options, keep)
+    return _load("sd3", options, load_options)
 
 
-def load_sd35(options: PriorOptions, keep: Keep) -> FlowPrior:
+def load_sd35(options: PriorOptions, load_options: LoadOptions) -> FlowPrior:
     """Stable Diffusion 3.5 medium, or the model of its kind that `options.model` names, as its large one."""
-    return _load("sd35", options, keep)
+    return _load("sd35", options, load_options)
 
 
-def _load(name: str, options: PriorOptions, keep: Keep) -> FlowPrior:
+def _load(name: str, options: PriorOptions, load_options: LoadOptions) -> FlowPrior:
     """Either of them out of files; raises WeightsError for what is missing, damaged or another model."""
     from diffusers import AutoencoderKL, SD3Transformer2DModel
 
-    model, dtype = _checkpoint(name, options, keep), torch_dtype(keep)
+    model, dtype = _checkpoint(name, options, load_options), torch_dtype(load_options)
     lora = read_lora(options, ("transformer", *CLIPS))
-    t5 = t5_text(model.path, "_3", keep, length=T5_TOKENS, masked=False, name=name) if options.t5 else None
-    clips = [_clip(model, part, lora, keep) for part in CLIPS]
+    t5 = (
+        t5_text(model.path, "_3", load_options, length=T5_TOKENS, masked=False, name=name)
+        if options.t5
+        else None
+    )
+    clips = [_clip(model, part, lora, load_options) for part in CLIPS]
     transformer = lora.merge("transformer", model.network(SD3Transformer2DModel, "transformer", dtype=dtype))
     vae = model.network(AutoencoderKL, "vae", dtype=dtype)
     config, channels = transformer.config, vae.config.latent_channels
@@ -183,12 +187,12 @@ def _load(name: str, options: PriorOptions, keep: Keep) -> FlowPrior:
         clips=clips, t5=t5, width=config.joint_attention_dim, pooled=config.pooled_projection_dim, name=name
     )
     return FlowPrior(
-        transformer=compiled(placed(transformer, keep), keep),
+        transformer=compiled(placed(transformer, load_options), load_options),
         latents=Latents(
-            placed(vae, keep),
+            placed(vae, load_options),
             resolution=trained_side(transformer, vae),
-            tiny=tiny_autoencoder("taesd3", options, keep),
-            at_once=keep.decode,
+            tiny=tiny_autoencoder("taesd3", options, load_options),
+            at_once=load_options.decode,
         ),
         text=text,
         name=name,
@@ -196,7 +200,7 @@ def _load(name: str, options: PriorOptions, keep: Keep) -> FlowPrior:
     )
 
 
-def _checkpoint(name: str, options: PriorOptions, keep: Keep) -> Checkpoint:
+def _checkpoint(name: str, options: PriorOptions, load_options: LoadOptions) -> Checkpoint:
     """The published model, or what the options name in its place; WeightsError unless it is such a flow.
 
     Without T5 its files need not be there: they are most of the model.
@@ -205,7 +209,7 @@ def _checkpoint(name: str, options: PriorOptions, keep: Keep) -> Checkpoint:
     found = (
         weights.given(options.model, options.revision)
         if options.model
-        else weights.find(name, keep.weights, without=spare)
+        else weights.find(name, load_options.weights, without=spare)
     )
     folder = found.main
     if folder.is_file():
@@ -221,14 +225,14 @@ def _checkpoint(name: str, options: PriorOptions, keep: Keep) -> Checkpoint:
 
 
 def _clip(
-    model: Checkpoint, part: str, lora: LoraFile, keep: Keep
+    model: Checkpoint, part: str, lora: LoraFile, load_options: LoadOptions
 ) -> tuple[Any, Lazy[CLIPTextModelWithProjection]]:
     """The tokenizer and the text encoder of one CLIP."""
     from transformers import CLIPTextModelWithProjection
 
     def load() -> CLIPTextModelWithProjection:
-        network = model.network(CLIPTextModelWithProjection, part, dtype=torch_dtype(keep))
-        return placed(lora.merge(part, network), keep)
+        network = model.network(CLIPTextModelWithProjection, part, dtype=torch_dtype(load_options))
+        return placed(lora.merge(part, network), load_options)
 
     model.settings(part)  # it is loaded later, and should not be found missing then
     return model.tokenizer(part.replace("text_encoder", "tokenizer")), Lazy(load)

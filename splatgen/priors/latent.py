@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from splatgen.config import PriorOptions
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.loading import component, placed, torch_dtype
 from splatgen.models.weights import find
 
@@ -167,13 +167,16 @@ def trained_side(unet: UNet2DConditionModel, vae: AutoencoderKL) -> int:
     return side
 
 
-def tiny_autoencoder(name: str, options: PriorOptions, keep: Keep) -> AutoencoderTiny | None:
+def tiny_autoencoder(name: str, options: PriorOptions, load_options: LoadOptions) -> AutoencoderTiny | None:
     """The published autoencoder for previews (taesd, taesdxl, ...), if the options ask for one."""
     if options.preview != "tiny":
         return None
     from diffusers import AutoencoderTiny
 
-    return placed(component(AutoencoderTiny, find(name, keep.weights).main, dtype=torch_dtype(keep)), keep)
+    return placed(
+        component(AutoencoderTiny, find(name, load_options.weights).main, dtype=torch_dtype(load_options)),
+        load_options,
+    )
 
 
 def full(states: Tensor) -> Tensor:

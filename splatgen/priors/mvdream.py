@@ -19,7 +19,7 @@ from torch import Tensor
 
 from splatgen.config import PriorOptions
 from splatgen.models import weights
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.loading import (
     Lazy,
     compiled,
@@ -32,7 +32,7 @@ from splatgen.models.loading import (
     read_tensors,
     torch_dtype,
 )
-from splatgen.models.weights import Found, WeightsError
+from splatgen.models.weights import ModelFiles, WeightsError
 from splatgen.priors import Conditioning, mvdream_weights
 from splatgen.priors.latent import (
     Latents,
@@ -219,44 +219,48 @@ class Networks:
     tokenizer: Path
 
 
-def load(options: PriorOptions, keep: Keep) -> MVDreamPrior:
+def load(options: PriorOptions, load_options: LoadOptions) -> MVDreamPrior:
     """MVDream on Stable Diffusion 2.1: the published file, or a folder in diffusers' layout.
 
     In a folder the UNet may have diffusers' names or the published ones (`mvdream_diffusers` has those).
     Raises WeightsError for what is missing, damaged or of another architecture.
     """
     found = (
-        weights.given(options.model, options.revision) if options.model else weights.find(NAME, keep.weights)
+        weights.given(options.model, options.revision)
+        if options.model
+        else weights.find(NAME, load_options.weights)
     )
-    networks = _networks(found, keep)
+    networks = _networks(found, load_options)
     with explained(MVDreamPrior, found.main):
         return MVDreamPrior(
-            unet=compiled(placed(networks.unet, keep), keep),
-            vae=placed(networks.vae, keep),
-            text_encoder=Lazy(lambda: placed(networks.text_encoder(), keep)),
+            unet=compiled(placed(networks.unet, load_options), load_options),
+            vae=placed(networks.vae, load_options),
+            text_encoder=Lazy(lambda: placed(networks.text_encoder(), load_options)),
             tokenizer=_tokenizer(networks.tokenizer),
             camera=options.camera,
             source=found.source,
-            tiny=tiny_autoencoder("taesd", options, keep),
-            decode=keep.decode,
+            tiny=tiny_autoencoder("taesd", options, load_options),
+            decode=load_options.decode,
         )
 
 
-def _networks(found: Found, keep: Keep) -> Networks:
+def _networks(found: ModelFiles, load_options: LoadOptions) -> Networks:
     place = found.main
     file = place if place.is_file() else place / FILE
     if file.is_file():
-        return _from_file(file, found.folders.get("tokenizer") or _words(file.parent, keep), keep)
+        return _from_file(
+            file, found.folders.get("tokenizer") or _words(file.parent, load_options), load_options
+        )
     if (place / "unet").is_dir():
-        return _from_folder(place, keep)
+        return _from_folder(place, load_options)
     raise WeightsError(
         f"{place} holds neither {FILE} nor a folder unet: give the published file, or a folder in "
         "diffusers' layout"
     )
 
 
-def _from_file(file: Path, tokenizer: Path, keep: Keep) -> Networks:
-    checkpoint, dtype = mvdream_weights.read(file), torch_dtype(keep)
+def _from_file(file: Path, tokenizer: Path, load_options: LoadOptions) -> Networks:
+    checkpoint, dtype = mvdream_weights.read(file), torch_dtype(load_options)
     return Networks(
         unet=mvdream_weights.load_unet(checkpoint.unet, file, dtype),
         vae=mvdream_weights.load_vae(checkpoint.vae, file, dtype),
@@ -265,11 +269,11 @@ def _from_file(file: Path, tokenizer: Path, keep: Keep) -> Networks:
     )
 
 
-def _from_folder(place: Path, keep: Keep) -> Networks:
+def _from_folder(place: Path, load_options: LoadOptions) -> Networks:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
 
-    dtype = torch_dtype(keep)
+    dtype = torch_dtype(load_options)
     _check_schedule(place / "scheduler" / "scheduler_config.json")
     if read_json(place / "unet" / "config.json").get("_class_name") == "MultiViewUNetModel":
         files = [*(place / "unet").glob("*.safetensors"), *(place / "unet").glob("*.bin"), place / "unet"]
@@ -305,12 +309,12 @@ def _check_schedule(path: Path) -> None:
             )
 
 
-def _words(beside: Path, keep: Keep) -> Path:
+def _words(beside: Path, load_options: LoadOptions) -> Path:
     """CLIP's tokenizer for a file that came without: next to it, or where the published one is."""
     part = next(part for part in weights.PUBLISHED[NAME].parts if part.folder == "tokenizer")
     own = [beside / "tokenizer"]
-    if keep.weights:
-        own.append(Path(keep.weights).expanduser() / NAME / "tokenizer")
+    if load_options.weights:
+        own.append(Path(load_options.weights).expanduser() / NAME / "tokenizer")
     place = next((folder for folder in own if not weights.missing(folder, part.files)), None)
     place = place or weights.cached(part.repo, part.revision)
     if place is None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from splatgen.config import PriorOptions
 from splatgen.models import weights
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.loading import component, explained, quiet, read_json, read_tensors
 from splatgen.models.weights import WeightsError
 from splatgen.priors.single_file import from_single_file
@@ -76,13 +76,15 @@ class Checkpoint:
             return CLIPTokenizer.from_pretrained(place, local_files_only=True)
 
 
-def checkpoint(name: str, family: str, options: PriorOptions, keep: Keep) -> Checkpoint:
+def checkpoint(name: str, family: str, options: PriorOptions, load_options: LoadOptions) -> Checkpoint:
     """The published model of that name, or what the options name in its place.
 
     Raises WeightsError for a model that is not here, and for one of another family.
     """
     found = (
-        weights.given(options.model, options.revision) if options.model else weights.find(name, keep.weights)
+        weights.given(options.model, options.revision)
+        if options.model
+        else weights.find(name, load_options.weights)
     )
     path = found.main
     if path.is_dir():
@@ -92,7 +94,7 @@ def checkpoint(name: str, family: str, options: PriorOptions, keep: Keep) -> Che
         tensors = read_tensors(path)
         tensors = tensors.get("state_dict", tensors)
         expect(path, family, file_family(tensors))
-    return Checkpoint(base=_base(name, path, keep), path=path, source=found.source, tensors=tensors)
+    return Checkpoint(base=_base(name, path, load_options), path=path, source=found.source, tensors=tensors)
 
 
 def expect(path: Path, family: str, found: str) -> None:
@@ -142,9 +144,9 @@ def shown_a_picture(channels: int) -> str:
     return f"a model that is shown a picture, too ({channels} channels in)"
 
 
-def _base(name: str, path: Path, keep: Keep) -> Path:
+def _base(name: str, path: Path, load_options: LoadOptions) -> Path:
     """The folder of the published model, of which the small files will do."""
     try:
-        return weights.find(name, keep.weights, small=True).main
+        return weights.find(name, load_options.weights, small=True).main
     except WeightsError as error:
         raise WeightsError(f"{path.name} is a single file, without configuration, and {error}") from error

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from splatgen.config import PriorOptions
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.loading import Lazy, compiled, explained, frozen, placed, torch_dtype
 from splatgen.priors import Conditioning
 from splatgen.priors.latent import (
@@ -147,32 +147,32 @@ def _like(rows: Tensor, value: Tensor) -> Tensor:
     return rows.view(-1, *[1] * (value.dim() - 1))
 
 
-def load(options: PriorOptions, keep: Keep) -> SDXLPrior:
+def load(options: PriorOptions, load_options: LoadOptions) -> SDXLPrior:
     """SDXL's base model, or one made from it; raises WeightsError for what is missing, damaged or another."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-    model, dtype = checkpoint("sdxl", SDXL, options, keep), torch_dtype(keep)
+    model, dtype = checkpoint("sdxl", SDXL, options, load_options), torch_dtype(load_options)
     names = ("text_encoder", "text_encoder_2")
     lora = read_lora(options, ("unet", *names), model.settings("unet"))
     alphas_cumprod, prediction_type = model.schedule()
     tokenizers = model.tokenizer("tokenizer"), model.tokenizer("tokenizer_2")
-    words = torch.float32 if keep.text_device == "cpu" else dtype
+    words = torch.float32 if load_options.text_device == "cpu" else dtype
 
     def text_encoder() -> CLIPTextModel:
         found = lora.merge(names[0], model.network(CLIPTextModel, names[0], dtype=words))
-        return placed(found, keep, device=keep.text_device)
+        return placed(found, load_options, device=load_options.text_device)
 
     def text_encoder_2() -> CLIPTextModelWithProjection:
         found = lora.merge(names[1], model.network(CLIPTextModelWithProjection, names[1], dtype=words))
-        return placed(found, keep, device=keep.text_device)
+        return placed(found, load_options, device=load_options.text_device)
 
     vae = model.network(AutoencoderKL, "vae", dtype=torch.float32)
     unet = lora.merge("unet", model.network(UNet2DConditionModel, "unet", dtype=dtype))
     with explained(SDXLPrior, model.path):
         return SDXLPrior(
-            unet=compiled(placed(unet, keep), keep),
-            vae=placed(vae, keep),
+            unet=compiled(placed(unet, load_options), load_options),
+            vae=placed(vae, load_options),
             text_encoders=(Lazy(text_encoder), Lazy(text_encoder_2)),
             tokenizers=tokenizers,
             alphas_cumprod=alphas_cumprod,
@@ -181,6 +181,6 @@ def load(options: PriorOptions, keep: Keep) -> SDXLPrior:
             resolution=trained_side(unet, vae),
             source=model.source + lora.source,
             zero_empty=model.zero_empty(),
-            tiny=tiny_autoencoder("taesdxl", options, keep),
-            decode=keep.decode,
+            tiny=tiny_autoencoder("taesdxl", options, load_options),
+            decode=load_options.decode,
         )

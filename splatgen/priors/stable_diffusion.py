@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from splatgen.config import PriorOptions
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.loading import Lazy, compiled, explained, frozen, placed, torch_dtype
 from splatgen.priors import Conditioning
 from splatgen.priors.latent import (
@@ -122,37 +122,38 @@ class StableDiffusionPrior:
         return LoraAdapter(self.unet, self.predict, rank=rank, generator=generator)
 
 
-def load_sd15(options: PriorOptions, keep: Keep) -> StableDiffusionPrior:
+def load_sd15(options: PriorOptions, load_options: LoadOptions) -> StableDiffusionPrior:
     """Stable Diffusion 1.5, or a model made from it."""
-    return load("sd15", options, keep)
+    return load("sd15", options, load_options)
 
 
-def load_sd21(options: PriorOptions, keep: Keep) -> StableDiffusionPrior:
+def load_sd21(options: PriorOptions, load_options: LoadOptions) -> StableDiffusionPrior:
     """Stable Diffusion 2.1 (base), or a model made from it."""
-    return load("sd21", options, keep)
+    return load("sd21", options, load_options)
 
 
-def load(name: str, options: PriorOptions, keep: Keep) -> StableDiffusionPrior:
+def load(name: str, options: PriorOptions, load_options: LoadOptions) -> StableDiffusionPrior:
     """Either of them out of files; raises WeightsError for what is missing, damaged or another model."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
 
-    model, dtype = checkpoint(name, STABLE_DIFFUSION, options, keep), torch_dtype(keep)
+    model, dtype = checkpoint(name, STABLE_DIFFUSION, options, load_options), torch_dtype(load_options)
     lora = read_lora(options, ("unet", "text_encoder"), model.settings("unet"))
     alphas_cumprod, prediction_type = model.schedule()
     tokenizer = model.tokenizer()
 
     def text_encoder() -> CLIPTextModel:
         return placed(
-            lora.merge("text_encoder", model.network(CLIPTextModel, "text_encoder", dtype=dtype)), keep
+            lora.merge("text_encoder", model.network(CLIPTextModel, "text_encoder", dtype=dtype)),
+            load_options,
         )
 
     vae = model.network(AutoencoderKL, "vae", dtype=dtype)
     unet = lora.merge("unet", model.network(UNet2DConditionModel, "unet", dtype=dtype))
     with explained(StableDiffusionPrior, model.path):
         return StableDiffusionPrior(
-            unet=compiled(placed(unet, keep), keep),
-            vae=placed(vae, keep),
+            unet=compiled(placed(unet, load_options), load_options),
+            vae=placed(vae, load_options),
             text_encoder=Lazy(text_encoder),
             tokenizer=tokenizer,
             alphas_cumprod=alphas_cumprod,
@@ -160,6 +161,6 @@ def load(name: str, options: PriorOptions, keep: Keep) -> StableDiffusionPrior:
             name=name,
             resolution=trained_side(unet, vae),
             source=model.source + lora.source,
-            tiny=tiny_autoencoder("taesd", options, keep),
-            decode=keep.decode,
+            tiny=tiny_autoencoder("taesd", options, load_options),
+            decode=load_options.decode,
         )

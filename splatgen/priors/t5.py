@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.loading import Lazy, component, explained, quiet
 from splatgen.models.weights import WeightsError
 from splatgen.priors.latent import full
@@ -65,7 +65,9 @@ class T5Text:
         self._encoder.release()
 
 
-def t5_text(folder: Path, number: str, keep: Keep, *, length: int, masked: bool, name: str) -> T5Text:
+def t5_text(
+    folder: Path, number: str, load_options: LoadOptions, *, length: int, masked: bool, name: str
+) -> T5Text:
     """From `text_encoder{number}` and `tokenizer{number}` in a folder of diffusers' layout.
 
     The encoder computes in bfloat16 where the run is in half precision (float16 overflows in it), on the
@@ -78,8 +80,8 @@ def t5_text(folder: Path, number: str, keep: Keep, *, length: int, masked: bool,
     def load() -> T5EncoderModel:
         from transformers import T5EncoderModel
 
-        dtype = torch.float32 if keep.precision == "float32" else torch.bfloat16
-        return component(T5EncoderModel, folder, part, dtype=dtype).to(keep.text_device)
+        dtype = torch.float32 if load_options.precision == "float32" else torch.bfloat16
+        return component(T5EncoderModel, folder, part, dtype=dtype).to(load_options.text_device)
 
     tokenizer = read_tokenizer(folder / f"tokenizer{number}")
     return T5Text(tokenizer=tokenizer, encoder=Lazy(load), length=length, masked=masked, name=name)

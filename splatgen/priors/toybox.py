@@ -12,7 +12,7 @@ from torch import Tensor
 
 from splatgen import __version__
 from splatgen.config import PriorOptions
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.priors import Conditioning
 from splatgen.priors.lora import LoraAdapter
 from splatgen.priors.pixels import from_pixels, to_side
@@ -80,7 +80,9 @@ class ToyboxPrior:
         return next(self.net.parameters()).device
 
 
-def load(options: PriorOptions, keep: Keep, weights: str = "prior", name: str = "toybox") -> ToyboxPrior:
+def load(
+    options: PriorOptions, load_options: LoadOptions, weights: str = "prior", name: str = "toybox"
+) -> ToyboxPrior:
     """The packaged prior, or the one in the folder `options.model`. It always computes in float32."""
     folder = Path(options.model) if options.model else weights_folder()
     net = load_net(folder, weights)
@@ -89,9 +91,9 @@ def load(options: PriorOptions, keep: Keep, weights: str = "prior", name: str = 
             f"{folder / weights}.json describes a reward model: give a folder that holds a prior"
         )
     source = options.model or f"splatgen {__version__}"
-    return ToyboxPrior(net.to(keep.device), name=name, camera=options.camera, source=source)
+    return ToyboxPrior(net.to(load_options.device), name=name, camera=options.camera, source=source)
 
 
-def load_mini(options: PriorOptions, keep: Keep) -> ToyboxPrior:
+def load_mini(options: PriorOptions, load_options: LoadOptions) -> ToyboxPrior:
     """A miniature of 16 pixels for tests and drafts."""
-    return load(options, keep, weights="mini-prior", name="toybox-mini")
+    return load(options, load_options, weights="mini-prior", name="toybox-mini")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from splatgen.models import registry
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +63,7 @@ JUDGES = {  # these only watch
 }
 
 
-def load_reward(name: str, keep: Keep) -> Reward:
+def load_reward(name: str, load_options: LoadOptions) -> Reward:
     """Load a reward or judge by name; ValueError for an unknown name, WeightsError for what is not whole."""
-    reward: Reward = registry.loader(registry.entry(JUDGES, "reward", name).loader)(keep)
+    reward: Reward = registry.loader(registry.entry(JUDGES, "reward", name).loader)(load_options)
     return reward

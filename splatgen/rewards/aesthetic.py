@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.loading import fill, read_tensors
 from splatgen.models.weights import find
 from splatgen.rewards.clip import clip_config, embedded, image_tower
@@ -54,25 +54,27 @@ class AestheticReward:
         return found.squeeze(-1)
 
 
-def load(keep: Keep) -> AestheticReward:
+def load(load_options: LoadOptions) -> AestheticReward:
     """Aesthetic v1: linear (LAION's aesthetic-predictor, which RewardSDS uses)."""
-    return _load("aesthetic", "sa_0_4_vit_l_14_linear.pth", lambda width: nn.Linear(width, 1), keep)
+    return _load("aesthetic", "sa_0_4_vit_l_14_linear.pth", lambda width: nn.Linear(width, 1), load_options)
 
 
-def load_v2(keep: Keep) -> AestheticReward:
+def load_v2(load_options: LoadOptions) -> AestheticReward:
     """Aesthetic v2: several linear layers (Schuhmann's improved predictor, which DDPO uses)."""
-    return _load("aesthetic-v2", "aesthetic-model.pth", _Layers, keep)
+    return _load("aesthetic-v2", "aesthetic-model.pth", _Layers, load_options)
 
 
-def _load(name: str, file: str, head: Callable[[int], nn.Module], keep: Keep) -> AestheticReward:
-    found = find(name, keep.weights)
+def _load(
+    name: str, file: str, head: Callable[[int], nn.Module], load_options: LoadOptions
+) -> AestheticReward:
+    found = find(name, load_options.weights)
     path, whole = found.folders["head"] / file, found.main / "model.safetensors"
     config = clip_config(found.main)
     tensors = read_tensors(path)
     return AestheticReward(
         name=name,
-        image_tower=image_tower(config, read_tensors(whole), whole, keep),
-        head=fill(head(config.projection_dim), tensors, path).float().to(keep.device),
+        image_tower=image_tower(config, read_tensors(whole), whole, load_options),
+        head=fill(head(config.projection_dim), tensors, path).float().to(load_options.device),
         source=found.source,
     )
 

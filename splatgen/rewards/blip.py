@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.loading import explained, fill, quiet, read_tensors, torch_dtype
 from splatgen.models.weights import WeightsError
 
@@ -71,7 +71,7 @@ N = TypeVar("N", bound=torch.nn.Module)
 def load_network(
     make: Callable[[Blip], N],
     path: Path,
-    keep: Keep,
+    load_options: LoadOptions,
     *,
     med: Mapping[str, Any],
     vision_heads: int | None = None,
@@ -85,8 +85,8 @@ def load_network(
     with explained(Blip, path), torch.device("meta"), quiet():  # no memory, no random numbers
         blip = architecture(tensors, path, med, vision_heads)
         network = make(blip)
-    blip.to(torch_dtype(keep))
-    network.to_empty(device=keep.device)
+    blip.to(torch_dtype(load_options))
+    network.to_empty(device=load_options.device)
     positions = blip.text.embeddings.position_ids  # [1, 512], in no file
     positions.copy_(torch.arange(positions.shape[-1]))
     return fill(network, renamed(tensors), path)

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.loading import Lazy, check_report, explained, frozen, quiet, read_tensors, torch_dtype
-from splatgen.models.weights import Found, WeightsError, find
+from splatgen.models.weights import ModelFiles, WeightsError, find
 from splatgen.rewards.pictures import cropped, normalised
 
 if TYPE_CHECKING:
@@ -117,23 +117,23 @@ def unit(vectors: Tensor) -> Tensor:
     return normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
 
 
-def load(keep: Keep) -> ClipReward:
+def load(load_options: LoadOptions) -> ClipReward:
     """CLIP score with ViT-L/14: 100 x cosine, as torchmetrics has it, but not cut off at 0.
 
     (Hessel et al. 2021 define 2.5 x cosine, cut off at 0. Scores of other CLIP models are not comparable.)
     """
-    return _load("clip", keep, scale=100.0)
+    return _load("clip", load_options, scale=100.0)
 
 
-def load_pickscore(keep: Keep) -> ClipReward:
+def load_pickscore(load_options: LoadOptions) -> ClipReward:
     """PickScore (Kirstain et al. 2023): exp(logit_scale) x cosine of a ViT-H/14 tuned on people's choices."""
-    return _load("pickscore", keep, scale=None)
+    return _load("pickscore", load_options, scale=None)
 
 
-def _load(name: str, keep: Keep, scale: float | None) -> ClipReward:
+def _load(name: str, load_options: LoadOptions, scale: float | None) -> ClipReward:
     from transformers import CLIPTextModelWithProjection
 
-    found = find(name, keep.weights)
+    found = find(name, load_options.weights)
     path = found.main / "model.safetensors"
     config = clip_config(found.main)
     tensors = read_tensors(path)
@@ -141,11 +141,11 @@ def _load(name: str, keep: Keep, scale: float | None) -> ClipReward:
 
     def text_tower() -> CLIPTextModelWithProjection:
         chosen = _part(read_tensors(path), "text")
-        return assembled(CLIPTextModelWithProjection, config.text_config, chosen, path, keep)
+        return assembled(CLIPTextModelWithProjection, config.text_config, chosen, path, load_options)
 
     return ClipReward(
         name=name,
-        image_tower=image_tower(config, tensors, path, keep),
+        image_tower=image_tower(config, tensors, path, load_options),
         text_tower=Lazy(text_tower),
         tokenizer=clip_tokenizer(words_folder(found), config.text_config.vocab_size),
         scale=scale or float(tensors["logit_scale"].double().exp()),
@@ -166,16 +166,18 @@ def clip_config(folder: Path) -> CLIPConfig:
 
 
 def image_tower(
-    config: CLIPConfig, tensors: Mapping[str, Any], path: Path, keep: Keep
+    config: CLIPConfig, tensors: Mapping[str, Any], path: Path, load_options: LoadOptions
 ) -> CLIPVisionModelWithProjection:
     """The image tower of a whole CLIP model's tensors; the text tower may be left out of them."""
     from transformers import CLIPVisionModelWithProjection
 
     chosen = _part(tensors, "vision")
-    return assembled(CLIPVisionModelWithProjection, config.vision_config, chosen, path, keep)
+    return assembled(CLIPVisionModelWithProjection, config.vision_config, chosen, path, load_options)
 
 
-def assembled(kind: type[N], config: Any, tensors: Mapping[str, Any], path: Path, keep: Keep) -> N:
+def assembled(
+    kind: type[N], config: Any, tensors: Mapping[str, Any], path: Path, load_options: LoadOptions
+) -> N:
     """A network of transformers from tensors that must be exactly its own, where and as a run keeps it.
 
     Raises WeightsError for what is missing, left over or of another shape. (`kind(config)` would fill it
@@ -186,12 +188,12 @@ def assembled(kind: type[N], config: Any, tensors: Mapping[str, Any], path: Path
             None,
             config=config,
             state_dict=dict(tensors),
-            dtype=torch_dtype(keep),
+            dtype=torch_dtype(load_options),
             ignore_mismatched_sizes=True,  # they come with the report, and are refused here
             output_loading_info=True,
         )
     check_report(kind, path, report)
-    frozen(network).to(keep.device)
+    frozen(network).to(load_options.device)
     return cast("N", network)
 
 
@@ -209,7 +211,7 @@ def clip_tokenizer(folder: Path, vocabulary: int) -> Any:
     return tokenizer
 
 
-def words_folder(found: Found) -> Path:
+def words_folder(found: ModelFiles) -> Path:
     """Where a model's tokenizer is: a folder of its own, or with the weights."""
     return found.folders.get("tokenizer", found.main)
 

@@ -16,7 +16,7 @@ from splatgen.rewards import Reward
 
 
 @dataclass(frozen=True, kw_only=True)
-class Panel:
+class RewardEnsemble:
     """The rewards that guide a run."""
 
     rewards: tuple[Reward, ...]

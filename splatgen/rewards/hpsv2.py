@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from splatgen.models import open_clip
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.loading import Lazy, read_tensors
 from splatgen.models.weights import WeightsError, find
 from splatgen.rewards.clip import ClipReward, assembled, clip_tokenizer, open_clip_text, words_folder
@@ -27,23 +27,29 @@ USUAL = {"hpsv2": (0.28, 0.03), "hpsv2.0": (0.27, 0.02)}
 HEADS = (80, 64)  # width of a head in the image and the text tower of ViT-H-14
 
 
-def load(keep: Keep) -> ClipReward:
+def load(load_options: LoadOptions) -> ClipReward:
     """HPSv2.1: cosine, some 0.15 to 0.4; not comparable with 2.0, nor between prompts."""
-    return _load("hpsv2", "HPS_v2.1_compressed.pt", keep)
+    return _load("hpsv2", "HPS_v2.1_compressed.pt", load_options)
 
 
-def load_v20(keep: Keep) -> ClipReward:
+def load_v20(load_options: LoadOptions) -> ClipReward:
     """HPSv2.0, which the package takes by default."""
-    return _load("hpsv2.0", "HPS_v2_compressed.pt", keep)
+    return _load("hpsv2.0", "HPS_v2_compressed.pt", load_options)
 
 
-def _load(name: str, file: str, keep: Keep) -> ClipReward:
-    found = find(name, keep.weights)
-    return from_file(found.main / file, words_folder(found), keep, name=name, source=found.source)
+def _load(name: str, file: str, load_options: LoadOptions) -> ClipReward:
+    found = find(name, load_options.weights)
+    return from_file(found.main / file, words_folder(found), load_options, name=name, source=found.source)
 
 
 def from_file(
-    path: Path, words: Path, keep: Keep, *, name: str, source: str, heads: tuple[int, int] = HEADS
+    path: Path,
+    words: Path,
+    load_options: LoadOptions,
+    *,
+    name: str,
+    source: str,
+    heads: tuple[int, int] = HEADS,
 ) -> ClipReward:
     """The reward from a file as published and a folder with CLIP's tokenizer."""
     from transformers import CLIPTextModelWithProjection, CLIPVisionModelWithProjection
@@ -53,7 +59,7 @@ def from_file(
 
     def text_tower() -> CLIPTextModelWithProjection:
         renamed = open_clip.text_tower(_tensors(path))
-        return assembled(CLIPTextModelWithProjection, text, renamed, path, keep)
+        return assembled(CLIPTextModelWithProjection, text, renamed, path, load_options)
 
     return ClipReward(
         name=name,
@@ -62,7 +68,7 @@ def from_file(
             open_clip.vision_config(tensors, path, heads[0]),
             open_clip.vision_tower(tensors),
             path,
-            keep,
+            load_options,
         ),
         text_tower=Lazy(text_tower),
         tokenizer=clip_tokenizer(words, text.vocab_size),

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.loading import explained
 from splatgen.models.weights import find
 from splatgen.rewards.blip import Blip, Words, load_network, load_words
@@ -90,12 +90,12 @@ def read_med(path: Path) -> dict[str, Any]:
         }
 
 
-def load(keep: Keep) -> ImageReward:
+def load(load_options: LoadOptions) -> ImageReward:
     """The published weights; raises WeightsError where they are not whole."""
-    found = find("image-reward", keep.weights)
+    found = find("image-reward", load_options.weights)
     med = read_med(found.main / "med_config.json")
-    network = load_network(ImageRewardNetwork, found.main / "ImageReward.pt", keep, med=med)
+    network = load_network(ImageRewardNetwork, found.main / "ImageReward.pt", load_options, med=med)
     words = load_words(
-        found.folders["tokenizer"], network.blip, most=TOKENS, name="image-reward", device=keep.device
+        found.folders["tokenizer"], network.blip, most=TOKENS, name="image-reward", device=load_options.device
     )
     return ImageReward(network, words, found.source)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.weights import find
 from splatgen.rewards.blip import HEAD_WIDTH, Blip, Words, load_network, load_words
 from splatgen.rewards.image_reward import MEAN, SPREAD, head
@@ -112,18 +112,22 @@ class Reward3D:
         return scores.repeat_interleave(VIEWS)
 
 
-def load(keep: Keep) -> Reward3D:
+def load(load_options: LoadOptions) -> Reward3D:
     """The paper's variant; raises WeightsError where its weights are not whole."""
-    return _load("reward3d", "Reward3D_Scorer.pt", Scorer, keep)
+    return _load("reward3d", "Reward3D_Scorer.pt", Scorer, load_options)
 
 
-def load_fusion(keep: Keep) -> Reward3D:
+def load_fusion(load_options: LoadOptions) -> Reward3D:
     """The variant whose views attend to each other; raises WeightsError where its weights are not whole."""
-    return _load("reward3d-fusion", "Reward3D_CrossViewFusion.pt", Fusion, keep)
+    return _load("reward3d-fusion", "Reward3D_CrossViewFusion.pt", Fusion, load_options)
 
 
-def _load(name: str, file: str, make: Callable[[Blip], Scorer | Fusion], keep: Keep) -> Reward3D:
-    found = find(name, keep.weights)
-    network = load_network(make, found.main / file, keep, med={})
-    words = load_words(found.folders["tokenizer"], network.blip, most=TOKENS, name=name, device=keep.device)
+def _load(
+    name: str, file: str, make: Callable[[Blip], Scorer | Fusion], load_options: LoadOptions
+) -> Reward3D:
+    found = find(name, load_options.weights)
+    network = load_network(make, found.main / file, load_options, med={})
+    words = load_words(
+        found.folders["tokenizer"], network.blip, most=TOKENS, name=name, device=load_options.device
+    )
     return Reward3D(network, words, name=name, source=found.source)

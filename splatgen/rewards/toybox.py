@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from splatgen import __version__
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.scene.view_prompts import split_view
 from splatgen.worlds.toybox import weights_folder
 from splatgen.worlds.toybox.grammar import parse
@@ -54,19 +54,19 @@ class ToyboxReward:
         return (self.net.embed_images(images) * captions[row]).sum(-1)
 
 
-def load(keep: Keep, weights: str = "reward", name: str = "toybox") -> ToyboxReward:
+def load(load_options: LoadOptions, weights: str = "reward", name: str = "toybox") -> ToyboxReward:
     """The packaged reward."""
     net = load_net(weights_folder(), weights)
     if not isinstance(net, RewardNet):
         raise ValueError(f"{weights}.json describes a prior: the package is damaged, install it again")
-    return ToyboxReward(net.to(keep.device), name, USUAL[name])
+    return ToyboxReward(net.to(load_options.device), name, USUAL[name])
 
 
-def load_mini(keep: Keep) -> ToyboxReward:
+def load_mini(load_options: LoadOptions) -> ToyboxReward:
     """A miniature of 16 pixels for tests."""
-    return load(keep, weights="mini-reward", name="toybox-mini")
+    return load(load_options, weights="mini-reward", name="toybox-mini")
 
 
-def load_judge(keep: Keep) -> ToyboxReward:
+def load_judge(load_options: LoadOptions) -> ToyboxReward:
     """A reward of another seed and width that only evaluates: it is in JUDGES, not in REWARDS."""
-    return load(keep, weights="judge", name="toybox-judge")
+    return load(load_options, weights="judge", name="toybox-judge")

@@ -20,7 +20,7 @@ MOST_BYTES = 10_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class SettingChange:
     """A setting from a step on."""
 
     step: int
@@ -28,7 +28,7 @@ class Change:
     value: float
 
 
-def read(path: Path) -> list[Change]:
+def read(path: Path) -> list[SettingChange]:
     """The changes in a file, in its order; none without a file. Raises ValueError for other content."""
     if not path.is_file():
         return []
@@ -39,7 +39,7 @@ def read(path: Path) -> list[Change]:
         try:
             match json.loads(line):
                 case {"step": int(step), "setting": str(setting), "value": int(value) | float(value)}:
-                    changes.append(Change(step=step, setting=setting, value=float(value)))
+                    changes.append(SettingChange(step=step, setting=setting, value=float(value)))
                     continue
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} line {number} is not JSON: give a run's {FILE}") from error
@@ -50,7 +50,7 @@ def read(path: Path) -> list[Change]:
     return changes
 
 
-def write(path: Path, changes: Sequence[Change]) -> None:
+def write(path: Path, changes: Sequence[SettingChange]) -> None:
     """Replace the file, atomically."""
     text = "".join(json.dumps(asdict(change)) + "\n" for change in changes)
     atomic.write_text(path, text)

@@ -24,7 +24,7 @@ import naive_step
 import random_models
 import tiny_decoder
 
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 
 PREDICTIONS = {"sds": 2, "weighted-4": 8, "weighted-8x15": 2 * 8 * 8, "psd": 4, "psd-every": 4}  # of a view
 
@@ -60,12 +60,14 @@ def test_full_size_is_the_published_size(prior, unet, text):
 
 
 def test_random_weights_are_the_same_at_every_call_and_neither_fade_nor_overflow():
-    keep = Keep(precision="bfloat16")
-    first, second = (random_models.networks("sd15", random_models.TINY["sd15"], keep).unet for _ in range(2))
+    load_options = LoadOptions(precision="bfloat16")
+    first, second = (
+        random_models.networks("sd15", random_models.TINY["sd15"], load_options).unet for _ in range(2)
+    )
     assert first.dtype == torch.bfloat16
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    parts = random_models.networks("sd15", random_models.TINY["sd15"], Keep())
-    prior = random_models.prior(parts, Keep())
+    parts = random_models.networks("sd15", random_models.TINY["sd15"], LoadOptions())
+    prior = random_models.prior(parts, LoadOptions())
     x = torch.randn(2, 4, 8, 8)
     eps = prior.predict(x, torch.tensor([0.5, 0.5]), prior.embed(["a", "b"]), None)
     assert 0.1 < float(eps.std()) < 10
@@ -151,7 +153,9 @@ def test_a_row_of_the_naive_step_and_a_difference_that_is_an_error(monkeypatch):
 
 @pytest.mark.parametrize("name", ["sd15", "mvdream"])
 def test_naive_networks_are_as_before_when_it_ends(name):
-    prior = random_models.prior(random_models.networks(name, random_models.TINY[name], Keep()), Keep())
+    prior = random_models.prior(
+        random_models.networks(name, random_models.TINY[name], LoadOptions()), LoadOptions()
+    )
     prior.unet.to(memory_format=torch.channels_last)
     before = {k: type(p) for k, p in prior.unet.attn_processors.items()}
     with naive_step.written_naively(prior):

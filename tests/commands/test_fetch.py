@@ -184,7 +184,7 @@ def test_a_snapshot_whose_branch_is_not_noted_is_noted(cli: Cli, hub: Hub, cache
     offer(hub, "taesd")
     lay_model(cache, "taesd")
     shutil.rmtree(cache / f"models--{TAESD.replace('/', '--')}" / "refs")
-    assert weights.stock("taesd") is None
+    assert weights.inventory("taesd") is None
     assert cli("fetch", "taesd").code == 0
     assert weights.find("taesd").main.name == COMMIT
     assert not any(line.startswith("GET") and "/resolve/" in line for line in hub.asked)

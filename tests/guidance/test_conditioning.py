@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splatgen.config import GuidanceOptions
-from splatgen.guidance.conditioning import blend, conditions, mix, repeat, take, tell
+from splatgen.guidance.conditioning import blend, conditions, embed_prompt, mix, repeat, take
 from splatgen.scene.cameras import orbit
 from splatgen.scene.view_prompts import VIEW_WORDS, view_word
 
 PRIOR = GroupPrior()
-TOLD, DULL = tell(PRIOR, "a cat"), PRIOR.embed(["dull"])
+TOLD, DULL = embed_prompt(PRIOR, "a cat"), PRIOR.embed(["dull"])
 COLOURS = dict(zip(VIEW_WORDS, TOLD.views["colour"], strict=True))
 
 

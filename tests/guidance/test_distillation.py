@@ -22,7 +22,7 @@ from splatgen.guidance import distillation
 from splatgen.guidance.preferences import Choice, NoPreference, Preference
 from splatgen.guidance.scores import CSD, ISM, SDI, SDS, VSD
 from splatgen.guidance.scores.base import Noised
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.priors import load_prior
 from splatgen.runs.rng import rng
 from splatgen.scene.cameras import turntable
@@ -160,7 +160,7 @@ class Pick(Preference):
     def candidates(self, fraction):
         return 3
 
-    def choose(self, moment, x_t, tries, panel):
+    def choose(self, moment, x_t, tries, ensemble):
         return Choice(kept=self.kept, weights=torch.ones(self.kept.shape))
 
 
@@ -211,7 +211,7 @@ def test_the_same_seed_and_step_give_the_same_direction():
 
 
 def test_no_gradient_reaches_the_denoiser():
-    prior = load_prior("toybox-mini", PriorOptions(), Keep())
+    prior = load_prior("toybox-mini", PriorOptions(), LoadOptions())
     prior.net.requires_grad_(True)
     images = torch.full((2, 3, 16, 16), 0.4, requires_grad=True)
     x = prior.encode(images)

@@ -14,10 +14,10 @@ from PIL import Image
 from splatgen import formats
 from splatgen.commands.common import checks
 from splatgen.config import Config, ConfigError, from_dict, merge
-from splatgen.config.methods import METHODS, Plan, line_up, slots
+from splatgen.config.methods import METHODS, ComparisonPlan, line_up, slots
 from splatgen.loop import comparison as comparing
 from splatgen.loop import object_run
-from splatgen.loop.comparison import Comparison, Outcome, Watch, compare
+from splatgen.loop.comparison import Callbacks, Comparison, Outcome, compare
 from splatgen.loop.loop import Progress
 from splatgen.runs.metrics import read_metrics
 from splatgen.runs.statistics import summarise
@@ -41,7 +41,7 @@ BASE = from_dict(
 )
 
 
-def plan(*names: str, seeds: tuple[int, ...] = (3, 4), **change: object) -> Plan:
+def plan(*names: str, seeds: tuple[int, ...] = (3, 4), **change: object) -> ComparisonPlan:
     base = merge(BASE, change)
     return line_up({name: merge(base, slots(name)) for name in names}, seeds)
 
@@ -62,13 +62,13 @@ class Log:
     def step(self, progress: Progress) -> None:
         self.steps += 1
 
-    def watch(self) -> Watch:
-        return Watch(
+    def watch(self) -> Callbacks:
+        return Callbacks(
             begin=self.begin, end=self.ended.append, should_stop=lambda: self.steps >= self.stop_after
         )
 
 
-def made(what: Plan, out: Path, log: Log | None = None, folder: Path | None = None) -> Comparison:
+def made(what: ComparisonPlan, out: Path, log: Log | None = None, folder: Path | None = None) -> Comparison:
     watch = (log or Log()).watch()
     return compare(what, out=out, folder=folder, truth=False, command=["here"], watch=watch)
 

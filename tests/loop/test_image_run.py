@@ -26,7 +26,7 @@ from splatgen.loop import image_run, loop
 from splatgen.loop.image_run import Canvas
 from splatgen.loop.step import Models, assemble, load_models
 from splatgen.priors.toybox import ToyboxPrior
-from splatgen.rewards.ensemble import Panel
+from splatgen.rewards.ensemble import RewardEnsemble
 from splatgen.runs import checkpoint, run_folder
 from splatgen.runs.metrics import read_metrics
 from splatgen.worlds.toybox.grammar import parse
@@ -79,7 +79,7 @@ def as_bytes(images: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 def start(folder: Path, given: ImageConfig, **options: Any) -> loop.Result:
     picture = as_bytes(exact(given.source)) if given.source else None
-    return image_run.paint(given, out=folder, command=["test"], picture=picture, **options)
+    return image_run.generate(given, out=folder, command=["test"], picture=picture, **options)
 
 
 def stop_at(step: int) -> Callable[[], bool]:
@@ -223,8 +223,8 @@ def test_the_image_becomes_the_only_one_that_the_prior_knows(space: str) -> None
     prior = GaussianPrior(lambda cameras: goal.expand(len(cameras), -1, -1, -1))
     image = {"space": space, "lr": 0.05 if space == "latents" else 0.02, "count": 2}
     given = config(reward=[], holdout_reward=[], guidance={"scale": 1.0}, steps=200, image=image)
-    panel = Panel(rewards=(), weights=(), options=given.reward_options)
-    canvas = run(given, assemble(given, prior, panel, ()))
+    ensemble = RewardEnsemble(rewards=(), weights=(), options=given.reward_options)
+    canvas = run(given, assemble(given, prior, ensemble, ()))
     distance = shown(given, canvas) - 0.5 * (goal + 1.0)
     assert float(distance.abs().max()) < 0.02
 
@@ -258,11 +258,11 @@ def test_a_reward_gradient_reaches_the_image(space: str) -> None:
         image={"space": space, "start": "grey"},
     )
     models, canvas = fresh(given)
-    before = image_run.look(given, models, canvas)["reward/toybox-mini"]
+    before = image_run.score_images(given, models, canvas)["reward/toybox-mini"]
     while canvas.step < given.steps:
         image_run.advance(given, models, canvas)
         canvas.step += 1
-    assert image_run.look(given, models, canvas)["reward/toybox-mini"] > before + 0.1
+    assert image_run.score_images(given, models, canvas)["reward/toybox-mini"] > before + 0.1
 
 
 # Determinism, stopping and resuming
@@ -404,7 +404,7 @@ def test_settings_that_can_not_work_are_refused(changes: dict[str, Any], message
 def test_a_picture_and_what_it_shows_go_together(tmp_path: Path, source: str) -> None:
     picture = None if source else as_bytes(exact(RED))
     with pytest.raises(ValueError, match="give both or neither"):
-        image_run.paint(config(source=source), out=tmp_path, command=["test"], picture=picture)
+        image_run.generate(config(source=source), out=tmp_path, command=["test"], picture=picture)
     assert list(tmp_path.iterdir()) == []
 
 

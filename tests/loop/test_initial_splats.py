@@ -23,7 +23,7 @@ from splatgen.formats import meshes
 from splatgen.formats.meshes import Mesh, read_obj
 from splatgen.loop import initial_splats
 from splatgen.loop.initial_splats import FILL, from_splats, on_surface, reach, starting_splats
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.render import render
 from splatgen.runs.rng import rng
 from splatgen.scene.cameras import orbit, turntable
@@ -63,7 +63,7 @@ def config(init: str | Path, **change: Any) -> Config:
 
 
 def start(init: str | Path, **change: Any) -> Splats:
-    splats = starting_splats(config(init, **change), Keep())
+    splats = starting_splats(config(init, **change), LoadOptions())
     check(splats)
     assert all(value.isfinite().all() for value in splats.tensors().values())
     assert {value.dtype for value in splats.tensors().values()} == {torch.float32}

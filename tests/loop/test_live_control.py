@@ -24,13 +24,13 @@ from splatgen.config import (
 )
 from splatgen.loop import object_run, object_snapshots
 from splatgen.loop.initial_splats import starting_splats
-from splatgen.loop.snapshot import Channel, Cloud, Command, Look, Snapshot
+from splatgen.loop.snapshot import Channel, Cloud, Command, Snapshot, ViewRequest
 from splatgen.loop.step import load_models
 from splatgen.render import render
 from splatgen.runs import checkpoint, run_folder, steering
 from splatgen.runs.metrics import read_metrics
 from splatgen.runs.rng import rng
-from splatgen.runs.steering import Change
+from splatgen.runs.steering import SettingChange
 from splatgen.scene.cameras import orbit
 from splatgen.scene.splats import SH_C0, Splats
 
@@ -189,7 +189,7 @@ def test_trouble_with_a_snapshot_is_logged_and_stays_out_of_the_run(tmp_path, mo
     assert "a snapshot for the viewer failed" in caplog.text
 
 
-LOOK = Look(
+LOOK = ViewRequest(
     c2w=orbit(torch.tensor([30.0]), torch.tensor([10.0]), size=8).c2w[0].numpy(),
     fov=50.0,
     width=40,
@@ -236,7 +236,7 @@ def test_a_picture_from_the_browser_is_the_renders_own_and_never_too_large():
     expected = render(splats, cameras, torch.ones(3)).rgb[0].permute(1, 2, 0)
     found = object_snapshots.picture(splats, LOOK)
     np.testing.assert_allclose(found / 255.0, expected.clamp(0, 1).detach().numpy(), atol=0.5 / 255 + 1e-4)
-    huge = object_snapshots.picture(splats, Look(c2w=LOOK.c2w, fov=50.0, width=4096, height=2048))
+    huge = object_snapshots.picture(splats, ViewRequest(c2w=LOOK.c2w, fov=50.0, width=4096, height=2048))
     assert huge.shape[0] * huge.shape[1] <= object_snapshots.MOST_PIXELS
     assert huge.shape[1] == pytest.approx(2 * huge.shape[0], abs=2)
 
@@ -290,9 +290,9 @@ def test_changes_are_written_down_and_make_the_same_run_again(tmp_path):
     given = config(preference="weighted", weighted=WeightedOptions(stop=1.0, strategy="softmax"))
     plain, steered = start(tmp_path / "plain", given), start(tmp_path / "a", given, channel=Viewer(PLAN))
     assert steering.read(steered.run.folder / steering.FILE) == [
-        Change(step=2, setting="guidance.scale", value=4.0),
-        Change(step=5, setting="lr.factor", value=0.5),
-        Change(step=5, setting="reward.toybox-mini", value=2.0),
+        SettingChange(step=2, setting="guidance.scale", value=4.0),
+        SettingChange(step=5, setting="lr.factor", value=0.5),
+        SettingChange(step=5, setting="reward.toybox-mini", value=2.0),
     ]
     again = start(tmp_path / "b", given, changes=steered.run.folder / steering.FILE)
     assert_same(tensors(steered.run), tensors(again.run))
@@ -385,13 +385,13 @@ def test_settings_that_change_reach_models_and_config():
     now, after = object_snapshots.steered(given, given, models, "guidance.scale", 7.0)
     assert (now.guidance.scale, after.denoiser.options.scale) == (7.0, 7.0)
     now, after = object_snapshots.steered(given, now, after, "reward.toybox-mini", 3.0)
-    assert (now.rewards(), after.panel.weights) == ({"toybox-mini": 3.0}, (3.0,))
+    assert (now.rewards(), after.ensemble.weights) == ({"toybox-mini": 3.0}, (3.0,))
     now, _ = object_snapshots.steered(given, now, after, "lr.factor", 0.5)
     now, _ = object_snapshots.steered(given, now, after, "lr.factor", 0.25)
     assert now.lr.means == pytest.approx(0.25 * given.lr.means)
     assert now.lr.final == given.lr.final
     back = object_snapshots.unsteered(given, after)
-    assert (back.denoiser.options.scale, back.panel.weights) == (given.guidance.scale, (1.0,))
+    assert (back.denoiser.options.scale, back.ensemble.weights) == (given.guidance.scale, (1.0,))
     with pytest.raises(ConfigError):
         object_snapshots.steered(given, given, models, "guidance.batch", 1.0)
 
@@ -404,7 +404,7 @@ def test_run_json_does_not_hold_what_only_a_viewer_wants(tmp_path):
 
 def test_the_command_line_makes_the_changes_of_another_run_again(cli, tmp_path):
     path = tmp_path / steering.FILE
-    steering.write(path, [Change(step=1, setting="guidance.scale", value=4.0)])
+    steering.write(path, [SettingChange(step=1, setting="guidance.scale", value=4.0)])
     words = [
         "--prior",
         "toybox-mini",

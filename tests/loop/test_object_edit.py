@@ -30,7 +30,7 @@ from splatgen.config import (
     ViewOptions,
 )
 from splatgen.loop import loop, object_edit, object_run
-from splatgen.loop.step import load_models, observe
+from splatgen.loop.step import load_models, make_moment
 from splatgen.render import render
 from splatgen.runs import checkpoint
 from splatgen.runs.metrics import read_metrics
@@ -181,7 +181,7 @@ def moment_of(before: Tensor, after: Tensor) -> Any:
     given = config()
     models = load_models(given, "cpu")
     cameras = turntable(len(after), size=16)
-    return observe(given, models, step=0, x=after, images=after, cameras=cameras, before=before)
+    return make_moment(given, models, step=0, x=after, images=after, cameras=cameras, before=before)
 
 
 def test_the_pull_is_toward_the_source_and_does_not_grow_with_the_change() -> None:

@@ -30,10 +30,10 @@ from splatgen.config import (
 from splatgen.loop import loop, object_run
 from splatgen.loop import step as one_step
 from splatgen.loop.initial_splats import starting_splats
-from splatgen.loop.step import advance, assemble, load_models, look, observe
+from splatgen.loop.step import advance, assemble, load_models, make_moment, render_views
 from splatgen.priors.toybox import ToyboxPrior
 from splatgen.render import render
-from splatgen.rewards.ensemble import Panel
+from splatgen.rewards.ensemble import RewardEnsemble
 from splatgen.rewards.toybox import ToyboxReward
 from splatgen.runs import checkpoint, packing, run_folder
 from splatgen.runs.metrics import read_metrics
@@ -204,7 +204,7 @@ def test_methods_of_one_seed_see_the_same_cameras_and_times(change):
         models, scene = fresh(given)
         seen = []
         for _ in range(2):
-            _, cameras = look(given, scene, scene.step / given.steps)
+            _, cameras = render_views(given, scene, scene.step / given.steps)
             found = advance(given, models, scene)
             scene.step += 1
             seen.append((cameras, found.t_max))
@@ -438,14 +438,14 @@ def spoil(monkeypatch, place):
     if place == "prediction":
         broken_at(monkeypatch, {2})
     elif place == "render":
-        whole = one_step.look
+        whole = one_step.render_views
 
-        def look(config, scene, fraction):
+        def render_views(config, scene, fraction):
             out, cameras = whole(config, scene, fraction)
             rgb = out.rgb * math.nan if scene.step == 2 else out.rgb
             return dataclasses.replace(out, rgb=rgb), cameras
 
-        monkeypatch.setattr(one_step, "look", look)
+        monkeypatch.setattr(one_step, "render_views", render_views)
     elif place == "reward":
         call, calls = ToyboxReward.__call__, iter(range(10**6))
 
@@ -582,7 +582,7 @@ def test_schedules_are_fractions_of_the_run(fraction):
         )
         models, scene = fresh(given)
         scene.step = round(fraction * steps)
-        _, cameras = look(given, scene, fraction)
+        _, cameras = render_views(given, scene, fraction)
         seen = advance(given, models, scene)
         rate = {name: o.param_groups[0]["lr"] for name, o in scene.optimizers.items()}
         found.append((seen.t_max, seen.picture.shape[-1], rate))
@@ -593,9 +593,9 @@ def test_schedules_are_fractions_of_the_run(fraction):
 
 def observed(given, models, scene):
     """The first step as score and preference see it, and its cameras."""
-    out, cameras = look(given, scene, 0.0)
+    out, cameras = render_views(given, scene, 0.0)
     x = models.prior.encode(out.rgb)
-    seen = observe(given, models, step=0, x=x, images=out.rgb, cameras=cameras, before=None)
+    seen = make_moment(given, models, step=0, x=x, images=out.rgb, cameras=cameras, before=None)
     return seen, cameras
 
 
@@ -635,8 +635,8 @@ def test_the_views_of_an_item_share_their_time():
 
 
 def make_models(given, prior):
-    panel = Panel(rewards=(), weights=(), options=given.reward_options)
-    return assemble(given, prior, panel, ())
+    ensemble = RewardEnsemble(rewards=(), weights=(), options=given.reward_options)
+    return assemble(given, prior, ensemble, ())
 
 
 def run_scene(given, models):

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from analytic import GaussianPrior
-from analytic_rewards import Linear, panel
+from analytic_rewards import Linear, ensemble
 
 from splatgen.config import (
     Config,
@@ -65,7 +65,7 @@ def config(**change):
 
 def models(prior, given):
     given = dataclasses.replace(given, reward=("given",))
-    return assemble(given, prior, panel(Linear(), batch=given.reward_options.batch), ())
+    return assemble(given, prior, ensemble(Linear(), batch=given.reward_options.batch), ())
 
 
 def generate(folder, prior, **change):
@@ -128,7 +128,7 @@ def test_one_item_at_a_time_cannot_be_halved():
     given = config(guidance=GuidanceOptions(scale=3.0, batch=1), reward_options=RewardOptions(batch=1))
     assert lighter(models(prior, given)) is None
     more = lighter(models(prior, dataclasses.replace(given, guidance=GuidanceOptions(batch=7))))
-    assert (more.denoiser.options.batch, more.panel.options.batch, more.halved) == (3, 1, True)
+    assert (more.denoiser.options.batch, more.ensemble.options.batch, more.halved) == (3, 1, True)
 
 
 def test_other_errors_pass_through_at_once():
@@ -163,12 +163,12 @@ def test_a_2d_run_is_halved_too_and_leaves_a_checkpoint(tmp_path, monkeypatch):
     )
     loaded = models(prior, given)
     monkeypatch.setattr(image_run, "load_models", lambda *_: loaded)
-    result = image_run.paint(given, out=tmp_path, command=["test"])
+    result = image_run.generate(given, out=tmp_path, command=["test"])
     assert runs.read(result.run)["halved_at_step"] == 0
     assert prior.seen[:3] == [8, 4, 4]
     prior.most = 1
     with pytest.raises(torch.OutOfMemoryError):
-        image_run.paint(given, out=tmp_path / "more", command=["test"])
+        image_run.generate(given, out=tmp_path / "more", command=["test"])
     assert checkpoint.load_latest(run_folder(tmp_path / "more").checkpoints).step == 0
 
 
@@ -186,13 +186,13 @@ def test_a_budget_bounds_what_goes_through_at_once_and_frees_the_text_encoders(n
 
     prior, budget = Counting(most=100), BUDGETS[name]
     given = config(budget=name, reward=("given",))
-    held = assemble(given, prior, panel(Reward()), (Reward(name="watching"),))
+    held = assemble(given, prior, ensemble(Reward()), (Reward(name="watching"),))
     assert held.denoiser.options.batch == budget.denoise
-    assert held.panel.options.batch == budget.decode
+    assert held.ensemble.options.batch == budget.decode
     assert freed == (["prior", "reward", "reward"] if budget.free_text else [])
     own = dataclasses.replace(given, guidance=GuidanceOptions(batch=3), reward_options=RewardOptions(batch=5))
-    held = assemble(own, prior, panel(Linear()), ())
-    assert (held.denoiser.options.batch, held.panel.options.batch) == (3, budget.decode)
+    held = assemble(own, prior, ensemble(Linear()), ())
+    assert (held.denoiser.options.batch, held.ensemble.options.batch) == (3, budget.decode)
 
 
 def test_a_prompt_that_a_reward_cannot_read_shows_before_the_run_folder_is_made(tmp_path):
@@ -202,7 +202,7 @@ def test_a_prompt_that_a_reward_cannot_read_shows_before_the_run_folder_is_made(
 
     given = config(reward=("given",))
     with pytest.raises(ValueError, match="cannot read 'a red cube'"):
-        assemble(given, Small(most=100), panel(Picky()), ())
+        assemble(given, Small(most=100), ensemble(Picky()), ())
 
 
 def test_want_of_memory_is_told_from_other_errors():

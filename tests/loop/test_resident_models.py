@@ -27,7 +27,7 @@ from PIL import Image
 from splatgen import formats
 from splatgen.commands.common import past_runs
 from splatgen.commands.common.errors import describe
-from splatgen.commands.common.past_runs import History, finished, read_past, thumbnail
+from splatgen.commands.common.past_runs import History, finished, read_past_run, thumbnail
 from splatgen.config import (
     Config,
     ConfigError,
@@ -40,7 +40,7 @@ from splatgen.config import (
 )
 from splatgen.config.validation import validate
 from splatgen.loop import object_run, resident_models
-from splatgen.loop.resident_models import Job, Residence, Session
+from splatgen.loop.resident_models import Job, ResidentModels, Session
 from splatgen.loop.snapshot import Command
 from splatgen.loop.step import load_models
 from splatgen.runs import checkpoint, run_folder
@@ -120,7 +120,7 @@ def loads(monkeypatch):
     ],
 )
 def test_what_models_do_not_depend_on_loads_nothing(loads, change):
-    kept = Residence()
+    kept = ResidentModels()
     kept.models(config())
     assert loads == ["toybox-mini", "toybox-mini"]
     kept.models(config(**change))
@@ -139,7 +139,7 @@ def test_what_models_do_not_depend_on_loads_nothing(loads, change):
     ],
 )
 def test_what_changed_is_loaded_and_the_rest_stays(loads, change, more):
-    kept = Residence()
+    kept = ResidentModels()
     kept.models(config())
     models = kept.models(config(**change))
     assert loads[2:] == more
@@ -147,7 +147,7 @@ def test_what_changed_is_loaded_and_the_rest_stays(loads, change, more):
 
 
 def test_the_old_prior_goes_before_the_new_one_comes(monkeypatch):
-    kept = Residence()
+    kept = ResidentModels()
     old = weakref.ref(kept.models(config()).prior)
     load = resident_models.load_prior
 
@@ -164,7 +164,7 @@ def test_the_old_prior_goes_before_the_new_one_comes(monkeypatch):
 
 
 def test_a_prior_that_cannot_be_loaded_leaves_room_and_the_next_one_comes(loads, tmp_path):
-    kept = Residence()
+    kept = ResidentModels()
     kept.models(config())
     with pytest.raises(ValueError, match="no prior 'nothing'"):
         kept.models(config(prior="nothing"))
@@ -176,7 +176,7 @@ def test_a_prior_that_cannot_be_loaded_leaves_room_and_the_next_one_comes(loads,
 
 
 def test_cleared_it_holds_nothing():
-    kept = Residence()
+    kept = ResidentModels()
     models = kept.models(config())
     refs = [weakref.ref(x) for x in (models.prior, *models.rewards)]
     del models
@@ -197,7 +197,7 @@ CHAIN = (
 
 def test_runs_one_after_the_other_are_what_each_would_be_alone(tmp_path):
     """A copy that vsd trained, a negative that psd learned, another prior between: no trace."""
-    kept = Residence()
+    kept = ResidentModels()
     for number, change in enumerate(CHAIN):
         given = config(**change)
         alone = start(tmp_path / f"alone-{number}", given, models=load_models(given, "cpu"))
@@ -249,7 +249,7 @@ def test_a_latent_prior_whose_text_encoder_a_budget_freed_reads_the_next_prompt(
     tiny_diffusion.write_folder(tmp_path / "sd15", "sd15")
     given = config(prior="sd15", reward=(), weights=str(tmp_path), budget="8gb", steps=2)
     other = dataclasses.replace(given, prompt="a blue sphere")
-    kept = Residence()
+    kept = ResidentModels()
     first = kept.models(other)
     assert first.prior._text._network is None
     again = kept.models(given)
@@ -269,7 +269,7 @@ def words_of(error):
 
 
 def started(check=validate):
-    return Session(Residence(), check=check, describe=words_of)
+    return Session(ResidentModels(), check=check, describe=words_of)
 
 
 @pytest.fixture
@@ -615,7 +615,9 @@ def test_only_what_changed_is_read_again(made, tmp_path, monkeypatch):
     history = History(out)
     history.read()
     read = []
-    monkeypatch.setattr(past_runs, "read_past", lambda folder: read.append(folder.name) or read_past(folder))
+    monkeypatch.setattr(
+        past_runs, "read_past_run", lambda folder: read.append(folder.name) or read_past_run(folder)
+    )
     history.read()
     assert read == []
     run_folder.update(Run(folder=out / "20250101-000000-second"), status="failed")

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.loading import (
     Lazy,
     compiled,
@@ -417,18 +417,18 @@ def test_what_was_released_is_freed():
 
 @pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
 def test_a_precision_is_torchs_type_of_that_name(precision):
-    assert torch_dtype(Keep(precision=precision)) == getattr(torch, precision)
+    assert torch_dtype(LoadOptions(precision=precision)) == getattr(torch, precision)
 
 
 def test_a_network_is_placed_as_asked(saved):
     network = load(saved[0], "vae")
-    assert placed(network, Keep()) is network
+    assert placed(network, LoadOptions()) is network
     assert not network.decoder.gradient_checkpointing
-    placed(network, Keep(checkpointing=True))
+    placed(network, LoadOptions(checkpointing=True))
     assert network.decoder.gradient_checkpointing
-    assert placed(load(saved[0], "text"), Keep(checkpointing=True)).device.type == "cpu"
-    assert placed(network, Keep(), device="meta").device.type == "meta"
+    assert placed(load(saved[0], "text"), LoadOptions(checkpointing=True)).device.type == "cpu"
+    assert placed(network, LoadOptions(), device="meta").device.type == "meta"
 
 
 def test_a_network_is_compiled_only_if_asked():
-    assert compiled(linear(), Keep())._compiled_call_impl is None
+    assert compiled(linear(), LoadOptions())._compiled_call_impl is None

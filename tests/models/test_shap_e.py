@@ -26,7 +26,7 @@ from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 from splatgen.config import Config, SplatOptions
 from splatgen.loop.initial_splats import starting_splats
 from splatgen.models import loading, shap_e
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.weights import WeightsError
 from splatgen.render import render
 from splatgen.runs.rng import rng
@@ -161,7 +161,7 @@ def own(published: Path, tmp_path: Path) -> Path:
 
 def start(weights: Path, **change: Any) -> Splats:
     values = {"prompt": "a boot", "init": "shap-e", "splats": SplatOptions(count=600, opacity=0.5)}
-    return starting_splats(Config(**{**values, **change}), Keep(weights=str(weights)))
+    return starting_splats(Config(**{**values, **change}), LoadOptions(weights=str(weights)))
 
 
 def test_the_object_stands_upright_with_its_front_at_azimuth_0(published: Path) -> None:
@@ -179,7 +179,7 @@ def test_the_object_stands_upright_with_its_front_at_azimuth_0(published: Path) 
 
 
 def test_colours_are_as_displayed(published: Path) -> None:
-    _, _, colors = shap_e.generate("a boot", Keep(weights=str(published)), rng(0, 0, "shap-e"))
+    _, _, colors = shap_e.generate("a boot", LoadOptions(weights=str(published)), rng(0, 0, "shap-e"))
     blue = torch.sigmoid(torch.tensor(-4.0, dtype=torch.float64))  # what the network says, through its bias
     torch.testing.assert_close(colors[:, 2], blue.expand(len(colors)), atol=1e-4, rtol=0.0)
 
@@ -192,10 +192,10 @@ def test_the_seed_and_the_prompt_decide_and_nothing_else_does(published: Path) -
     torch.manual_seed(2)
     for name, value in start(published).tensors().items():
         assert torch.equal(value, getattr(first, name))
-    keep = Keep(weights=str(published))
-    vertices = shap_e.generate("a boot", keep, rng(0, 0, "shap-e"))[0]
+    load_options = LoadOptions(weights=str(published))
+    vertices = shap_e.generate("a boot", load_options, rng(0, 0, "shap-e"))[0]
     for other in (("a boot", 1), ("a shoe", 0)):
-        found = shap_e.generate(other[0], keep, rng(other[1], 0, "shap-e"))[0]
+        found = shap_e.generate(other[0], load_options, rng(other[1], 0, "shap-e"))[0]
         assert found.shape != vertices.shape or not torch.equal(found, vertices)
 
 
@@ -222,7 +222,7 @@ def test_the_networks_are_gone_afterwards(published: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test_half_precision_makes_nearly_the_same(published: Path, precision: Any) -> None:
     full, half = (
-        shap_e.generate("a boot", Keep(weights=str(published), precision=p), rng(0, 0, "shap-e"))[0]
+        shap_e.generate("a boot", LoadOptions(weights=str(published), precision=p), rng(0, 0, "shap-e"))[0]
         for p in ("float32", precision)
     )
     for corner in (Tensor.amin, Tensor.amax):
@@ -274,7 +274,7 @@ def test_weights_of_the_first_publication_lack_the_table_of_cubes(own: Path) -> 
 
 
 def test_nothing_but_tensors_is_read_from_the_pickle(own: Path) -> None:
-    torch.save({"code": Keep()}, own / "shap-e" / BINARY)
+    torch.save({"code": LoadOptions()}, own / "shap-e" / BINARY)
     with pytest.raises(WeightsError, match="more than tensors"):
         start(own)
 
@@ -282,4 +282,4 @@ def test_nothing_but_tensors_is_read_from_the_pickle(own: Path) -> None:
 def test_a_keep_without_weights_looks_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(WeightsError, match="splatgen fetch shap-e"):
-        starting_splats(dataclasses.replace(Config(prompt="a boot"), init="shap-e"), Keep())
+        starting_splats(dataclasses.replace(Config(prompt="a boot"), init="shap-e"), LoadOptions())

@@ -20,11 +20,11 @@ from splatgen.guidance.distillation import gradient
 from splatgen.guidance.inversion import ddim_step
 from splatgen.guidance.preferences import PSD, NoPreference
 from splatgen.guidance.scores import SDS, VSD
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.weights import WeightsError
 from splatgen.priors import load_prior
 from splatgen.priors.t5 import read_pieces, read_tokenizer
-from splatgen.rewards.ensemble import Panel
+from splatgen.rewards.ensemble import RewardEnsemble
 from splatgen.runs.rng import rng
 from splatgen.scene.cameras import turntable
 
@@ -47,8 +47,8 @@ def weights(tmp_path_factory):
     return folder
 
 
-def load(weights, **keep):
-    return load_prior("deepfloyd", PriorOptions(), Keep(weights=str(weights), **keep))
+def load(weights, **load_options):
+    return load_prior("deepfloyd", PriorOptions(), LoadOptions(weights=str(weights), **load_options))
 
 
 @pytest.fixture(scope="module")
@@ -281,13 +281,13 @@ def test_vsd_trains_all_of_a_copy_of_its_unet_and_leaves_the_prior(weights):
 
 def test_psd_learns_its_negative_through_the_unet(prior):
     preference = PSD(PSDOptions(interval=1, lr=1e-2))
-    panel = Panel(rewards=(Redness(),), weights=(1.0,), options=RewardOptions())
+    ensemble = RewardEnsemble(rewards=(Redness(),), weights=(1.0,), options=RewardOptions())
     given = prior.embed(["blue"])
     negative = preference.negative(given)
     at = moment(
         prior, randn(2, 3, 8, 8), 0.3, cameras=CAMERAS, options=GuidanceOptions(scale=7.5), negative=negative
     )
-    gradient(at, SDS(), preference, panel)
+    gradient(at, SDS(), preference, ensemble)
     moved = preference.negative(given)["states"] != given["states"]
     assert moved.float().mean() > 0.99  # Adam's first step is lr for whatever has a gradient
 
@@ -297,7 +297,7 @@ def test_psd_learns_its_negative_through_the_unet(prior):
 
 def test_a_folder_that_a_user_names_takes_the_place_of_the_published_one(weights):
     folder = weights / "deepfloyd"
-    prior = load_prior("deepfloyd", PriorOptions(model=str(folder)), Keep())
+    prior = load_prior("deepfloyd", PriorOptions(model=str(folder)), LoadOptions())
     assert prior.source == str(folder)
 
 
@@ -337,13 +337,13 @@ def test_a_file_that_was_cut_is_noticed_before_a_run_begins(copied, cut):
 def test_a_single_file_is_refused(weights):
     file = weights / "deepfloyd" / "unet" / "diffusion_pytorch_model.safetensors"
     with pytest.raises(WeightsError, match="is a single file: give deepfloyd as a folder"):
-        load_prior("deepfloyd", PriorOptions(model=str(file)), Keep())
+        load_prior("deepfloyd", PriorOptions(model=str(file)), LoadOptions())
 
 
 def test_a_later_stage_is_refused(tmp_path):
     tiny_t5.deepfloyd(tmp_path / "stage", channels=6)
     with pytest.raises(WeightsError, match=r"takes 6 channels .* give a first stage"):
-        load_prior("deepfloyd", PriorOptions(model=str(tmp_path / "stage")), Keep())
+        load_prior("deepfloyd", PriorOptions(model=str(tmp_path / "stage")), LoadOptions())
 
 
 def test_another_kind_of_model_is_refused(copied):

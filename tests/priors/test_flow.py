@@ -28,7 +28,7 @@ from splatgen.guidance.distillation import gradient
 from splatgen.guidance.inversion import ddim_step, posterior_std, rising, walk
 from splatgen.guidance.preferences import NoPreference
 from splatgen.guidance.scores import CSD, ISM, SDI, SDS
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.weights import WeightsError
 from splatgen.priors import load_prior
 from splatgen.runs.rng import rng
@@ -49,8 +49,8 @@ def weights(tmp_path_factory):
     return folder
 
 
-def load(weights, name="sd3", options=None, **keep):
-    return load_prior(name, options or PriorOptions(), Keep(weights=str(weights), **keep))
+def load(weights, name="sd3", options=None, **load_options):
+    return load_prior(name, options or PriorOptions(), LoadOptions(weights=str(weights), **load_options))
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +298,7 @@ def test_lora_weights_for_another_model_are_refused(weights, tmp_path, key):
 
 
 def test_a_folder_that_a_user_names_takes_the_place_of_the_published_one(weights):
-    prior = load_prior("sd35", PriorOptions(model=str(weights / "sd3")), Keep())
+    prior = load_prior("sd35", PriorOptions(model=str(weights / "sd3")), LoadOptions())
     assert (prior.name, prior.source) == ("sd35", str(weights / "sd3"))
 
 

@@ -8,7 +8,7 @@ from splatgen.config import GuidanceOptions, PriorOptions, VSDOptions
 from splatgen.guidance.distillation import gradient
 from splatgen.guidance.preferences import NoPreference
 from splatgen.guidance.scores import VSD
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.priors import load_prior
 from splatgen.runs.packing import pack, unpack
 from splatgen.runs.rng import rng
@@ -21,7 +21,7 @@ ONES = torch.ones(2)
 
 @pytest.fixture
 def prior():
-    return load_prior("toybox-mini", PriorOptions(), Keep())
+    return load_prior("toybox-mini", PriorOptions(), LoadOptions())
 
 
 def picture(purpose="x"):
@@ -161,7 +161,7 @@ def test_the_camera_tells_only_where_it_may(prior):
 def test_the_loss_falls_on_renders_that_stay(prior):
     score = VSD(VSDOptions(lr=0.02), prior, seed=0)
     train(prior, score, steps=12)
-    fresh = load_prior("toybox-mini", PriorOptions(), Keep())
+    fresh = load_prior("toybox-mini", PriorOptions(), LoadOptions())
     untrained = train(fresh, VSD(VSDOptions(lr=0.0), fresh, seed=0), steps=6, first=12)
     trained = train(prior, score, steps=6, first=12)  # the same times and noises
     print(f"loss {sum(untrained):.3f} -> {sum(trained):.3f}")
@@ -174,7 +174,7 @@ def test_the_copy_survives_a_resume_bit_for_bit(prior):
     tensors, rest = pack(score.state_dict())
     tensors = {name: value.clone() for name, value in tensors.items()}
     whole = train(prior, score, steps=2, first=3), values(score.adapter)
-    fresh = load_prior("toybox-mini", PriorOptions(), Keep())
+    fresh = load_prior("toybox-mini", PriorOptions(), LoadOptions())
     again = VSD(VSDOptions(lr=0.02), fresh, seed=0)
     again.load_state_dict(unpack(tensors, rest))
     assert train(fresh, again, steps=2, first=3) == whole[0]

@@ -33,14 +33,14 @@ from splatgen.guidance.distillation import gradient
 from splatgen.guidance.preferences import PSD, NoPreference, Weighted
 from splatgen.guidance.scores import SDS, VSD
 from splatgen.loop.initial_splats import starting_splats
-from splatgen.loop.step import look
+from splatgen.loop.step import render_views
 from splatgen.models import open_clip
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.loading import quiet
 from splatgen.models.weights import WeightsError
 from splatgen.priors import load_prior, mvdream_weights
 from splatgen.priors.mvdream import camera_numbers, zero_padded
-from splatgen.rewards.ensemble import Panel
+from splatgen.rewards.ensemble import RewardEnsemble
 from splatgen.runs.rng import rng
 from splatgen.scene.cameras import orbit, sample_orbit, turntable
 from splatgen.scene.parameters import new_scene
@@ -63,7 +63,7 @@ def home(published, tmp_path_factory):
 
 
 def load(home, **options):
-    return load_prior("mvdream", PriorOptions(**options), Keep(weights=str(home)))
+    return load_prior("mvdream", PriorOptions(**options), LoadOptions(weights=str(home)))
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_the_file_alone_makes_the_prior(prior, home):
 
 @pytest.mark.parametrize("name", ["nested.ckpt", "diffusers", "mvdream_diffusers"])
 def test_other_layouts_of_the_same_weights_predict_the_same(name, layouts, prior, tmp_path):
-    other = load_prior("mvdream", PriorOptions(model=str(layouts / name)), Keep(weights=str(tmp_path)))
+    other = load_prior("mvdream", PriorOptions(model=str(layouts / name)), LoadOptions(weights=str(tmp_path)))
     x, t, told = inputs(prior)
     torch.testing.assert_close(other.embed(["a boat"]), prior.embed(["a boat"]), **NEAR)
     expected = predict(prior, x, t, told, ring())
@@ -501,7 +501,7 @@ def test_a_run_looks_at_whole_groups_from_relative_distances():
         count=8, size=(16,), elevation=(0, 30), distance=(0.9, 0.9), fov=(15, 60), relative=True
     )
     config = Config(prompt="a boat", prior="mvdream", views=views, splats=SplatOptions(count=20))
-    _, cameras = look(config, new_scene(config, starting_splats(config), "cpu"), 0.0)
+    _, cameras = render_views(config, new_scene(config, starting_splats(config), "cpu"), 0.0)
     first, second = cameras.elevation.view(2, 4)
     assert first.unique().shape == second.unique().shape == (1,)
     assert first[0] != second[0]
@@ -517,7 +517,7 @@ def test_a_run_looks_at_whole_groups_from_relative_distances():
 
 
 def test_half_precision_takes_and_gives_the_callers_precision(home, prior):
-    half = load_prior("mvdream", PriorOptions(), Keep(weights=str(home), precision="bfloat16"))
+    half = load_prior("mvdream", PriorOptions(), LoadOptions(weights=str(home), precision="bfloat16"))
     x, t, _ = inputs(prior)
     x = x.float()
     assert {half.unet.dtype, half.vae.dtype, half._text.get().dtype} == {torch.bfloat16}
@@ -529,7 +529,7 @@ def test_half_precision_takes_and_gives_the_callers_precision(home, prior):
 
 
 def test_gradients_are_the_same_when_activations_are_recomputed(home, prior):
-    lean = load_prior("mvdream", PriorOptions(), Keep(weights=str(home), checkpointing=True))
+    lean = load_prior("mvdream", PriorOptions(), LoadOptions(weights=str(home), checkpointing=True))
     assert lean.unet.is_gradient_checkpointing
     found = []
     for each in (lean, prior):
@@ -542,7 +542,7 @@ def test_gradients_are_the_same_when_activations_are_recomputed(home, prior):
 
 
 def test_no_more_latents_are_decoded_at_once_than_fit(home):
-    lean, counts = load_prior("mvdream", PriorOptions(), Keep(weights=str(home), decode=3)), []
+    lean, counts = load_prior("mvdream", PriorOptions(), LoadOptions(weights=str(home), decode=3)), []
     lean.vae.decoder.register_forward_hook(lambda net, inputs, out: counts.append(len(out)))
     with torch.no_grad():
         lean.decode(randn(8, 4, 8, 8).float())
@@ -603,7 +603,7 @@ class Redness:
         return left[:, 0].mean((1, 2)) - right[:, 1:].mean((1, 2, 3))
 
 
-PANEL = Panel(rewards=(Redness(),), weights=(1.0,), options=RewardOptions())
+PANEL = RewardEnsemble(rewards=(Redness(),), weights=(1.0,), options=RewardOptions())
 
 
 def test_a_step_is_the_published_reconstruction_loss(exact):

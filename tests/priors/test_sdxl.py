@@ -23,10 +23,10 @@ from splatgen.config import GuidanceOptions, PriorOptions, PSDOptions, RewardOpt
 from splatgen.guidance.distillation import gradient
 from splatgen.guidance.preferences import PSD, NoPreference
 from splatgen.guidance.scores import SDS, VSD
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.weights import WeightsError
 from splatgen.priors import load_prior
-from splatgen.rewards.ensemble import Panel
+from splatgen.rewards.ensemble import RewardEnsemble
 from splatgen.runs.rng import rng
 from splatgen.scene.cameras import turntable
 
@@ -65,8 +65,10 @@ def prior(folder):
     return load(folder)
 
 
-def load(folder, keep=None, **options):
-    return load_prior("sdxl", PriorOptions(**options), Keep(weights=str(folder), **(keep or {})))
+def load(folder, load_options=None, **options):
+    return load_prior(
+        "sdxl", PriorOptions(**options), LoadOptions(weights=str(folder), **(load_options or {}))
+    )
 
 
 def randn(*shape, purpose="x", dtype=torch.float32):
@@ -157,7 +159,7 @@ def test_predictions_read_the_size_and_the_pooled_prompt(prior):
 
 
 def test_latents_are_the_autoencoders_in_float32_whatever_the_precision(folder, pipeline):
-    prior = load(folder, keep={"precision": "bfloat16"})
+    prior = load(folder, load_options={"precision": "bfloat16"})
     assert prior.unet.dtype == torch.bfloat16
     assert prior.vae.dtype == torch.float32
     images = torch.rand(2, 3, 16, 16, generator=rng(0, 0, "image"))
@@ -196,7 +198,7 @@ def test_text_encoders_are_let_go_and_loaded_again(folder):
 
 def test_text_encoders_on_the_cpu_compute_in_full(folder):
     for device, dtype in (("cpu", torch.float32), ("meta", torch.bfloat16)):  # any device but the CPU
-        prior = load(folder, keep={"precision": "bfloat16", "text_device": device})
+        prior = load(folder, load_options={"precision": "bfloat16", "text_device": device})
         assert {encoder.dtype for encoder in prior.text_encoders} == {dtype}
         assert {encoder.device.type for encoder in prior.text_encoders} == {device}
 
@@ -244,7 +246,7 @@ class Redness:
         return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
 
 
-PANEL = Panel(rewards=(Redness(),), weights=(1.0,), options=RewardOptions())
+PANEL = RewardEnsemble(rewards=(Redness(),), weights=(1.0,), options=RewardOptions())
 
 
 def step(prior, score, preference, number=0):

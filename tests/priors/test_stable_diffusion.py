@@ -31,11 +31,11 @@ from splatgen.config import (
 from splatgen.guidance.distillation import gradient
 from splatgen.guidance.preferences import PSD, NoPreference, Weighted
 from splatgen.guidance.scores import SDI, SDS, VSD
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.weights import WeightsError
 from splatgen.priors import load_prior
 from splatgen.priors.stable_diffusion import StableDiffusionPrior
-from splatgen.rewards.ensemble import Panel
+from splatgen.rewards.ensemble import RewardEnsemble
 from splatgen.runs.rng import rng
 from splatgen.scene.cameras import turntable
 
@@ -79,7 +79,7 @@ class Redness:
         return left[:, 0].mean((1, 2)) - right[:, 1:].mean((1, 2, 3))
 
 
-PANEL = Panel(rewards=(Redness(),), weights=(1.0,), options=RewardOptions())
+PANEL = RewardEnsemble(rewards=(Redness(),), weights=(1.0,), options=RewardOptions())
 
 
 def step(prior, score, preference, t=0.5, number=0):
@@ -459,8 +459,8 @@ def loaded(request, folder):
     return load(folder, request.param)
 
 
-def load(folder, name="sd15", keep=None, **options):
-    return load_prior(name, PriorOptions(**options), Keep(weights=str(folder), **(keep or {})))
+def load(folder, name="sd15", load_options=None, **options):
+    return load_prior(name, PriorOptions(**options), LoadOptions(weights=str(folder), **(load_options or {})))
 
 
 def refused(folder, words, name="sd15", **options):
@@ -567,7 +567,7 @@ def test_a_single_file_is_the_folder(loaded, tmp_path, suffix):
 def test_a_single_file_takes_the_precision_that_is_asked_for(folder, tmp_path):
     tensors = tiny.single_file("sd15", tiny.networks("sd15"))
     save_file({key: value.half() for key, value in tensors.items()}, tmp_path / "half.safetensors")
-    prior = load(folder, model=str(tmp_path / "half.safetensors"), keep={"precision": "bfloat16"})
+    prior = load(folder, model=str(tmp_path / "half.safetensors"), load_options={"precision": "bfloat16"})
     assert {p.dtype for n in (prior.unet, prior.vae, prior.text_encoder) for p in n.parameters()} == {
         torch.bfloat16
     }
@@ -710,7 +710,7 @@ def test_half_precision_files_are_read_where_there_are_no_others(folder, tmp_pat
 
 
 def test_loaded_in_half_precision_it_takes_and_gives_the_callers(folder):
-    full, half = load(folder), load(folder, keep={"precision": "bfloat16"})
+    full, half = load(folder), load(folder, load_options={"precision": "bfloat16"})
     assert {n.dtype for n in (half.unet, half.vae, half.text_encoder)} == {torch.bfloat16}
     images, t = torch.rand(2, 3, 16, 16, generator=rng(0, 0, "image")), torch.tensor([0.3, 0.9])
     told = [prior.embed(["a", ""]) for prior in (full, half)]
@@ -757,7 +757,7 @@ def batches(network):
 
 @pytest.mark.parametrize(("at_once", "sizes"), [(0, [5]), (2, [2, 2, 1]), (5, [5]), (9, [5])])
 def test_so_many_latents_are_decoded_at_once_where_no_gradient_is_asked(folder, at_once, sizes):
-    prior, x = load(folder, keep={"decode": at_once}), randn(5, 4, 8, 8)
+    prior, x = load(folder, load_options={"decode": at_once}), randn(5, 4, 8, 8)
     whole = prior.decode(x.requires_grad_())
     for work in (prior.decode, prior.preview):
         with torch.no_grad(), batches(prior.vae.decoder) as seen:
@@ -771,7 +771,7 @@ def test_so_many_latents_are_decoded_at_once_where_no_gradient_is_asked(folder, 
 def test_checkpointing_changes_no_gradient_and_runs_the_blocks_again(folder):
     found = []
     for checkpointing in (False, True):
-        prior = load(folder, keep={"checkpointing": checkpointing})
+        prior = load(folder, load_options={"checkpointing": checkpointing})
         states = prior.embed(["a"])["states"].requires_grad_()
         block, x_t, t = prior.unet.up_blocks[-1].resnets[-1], randn(1, 4, 8, 8), torch.tensor([0.5])
         with batches(block) as seen:
@@ -788,7 +788,7 @@ def test_checkpointing_changes_no_gradient_and_runs_the_blocks_again(folder):
 
 def test_the_denoiser_is_compiled_when_that_is_asked_for(folder):
     assert load(folder).unet._compiled_call_impl is None
-    prior = load(folder, keep={"compile": True})
+    prior = load(folder, load_options={"compile": True})
     assert prior.unet._compiled_call_impl is not None
     assert prior.vae._compiled_call_impl is None
 

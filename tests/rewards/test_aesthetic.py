@@ -7,7 +7,7 @@ import torch
 from tiny_clip import pictures, write_aesthetic
 from transformers import CLIPModel
 
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.weights import WeightsError
 from splatgen.rewards import load_reward
 from splatgen.rewards.pictures import cropped, normalised
@@ -22,7 +22,7 @@ def weights(tmp_path):
 
 
 def load(name, weights):
-    return load_reward(name, Keep(weights=str(weights)))
+    return load_reward(name, LoadOptions(weights=str(weights)))
 
 
 def embedding(folder, images):

@@ -22,7 +22,7 @@ from tiny_clip import (
 )
 from transformers import CLIPModel, CLIPProcessor
 
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.weights import WeightsError
 from splatgen.rewards import load_reward
 from splatgen.rewards.pictures import CLIP_STD, cropped, normalised
@@ -50,7 +50,7 @@ def load(weights):
 
     def get(name):
         if name not in loaded:
-            loaded[name] = load_reward(name, Keep(weights=str(weights)))
+            loaded[name] = load_reward(name, LoadOptions(weights=str(weights)))
         return loaded[name]
 
     return get
@@ -89,7 +89,7 @@ def test_clip_score_is_a_hundred_cosines_whatever_the_file_says_and_pickscore_go
 def test_both_ways_to_mark_the_end_of_a_text_score_alike(tmp_path, load):
     """Configurations of before 2023 call it 2, and mean the highest token."""
     write_clip(tmp_path / "clip", clip_model(end=2))
-    older = load_reward("clip", Keep(weights=str(tmp_path)))
+    older = load_reward("clip", LoadOptions(weights=str(tmp_path)))
     assert older.text_tower.get().config.eos_token_id == 2
     torch.testing.assert_close(older(pictures(), PROMPTS), load("clip")(pictures(), PROMPTS))
 
@@ -100,7 +100,7 @@ def test_the_width_of_the_shared_space_is_the_whole_models(tmp_path, load):
     config = json.loads((folder / "config.json").read_text())
     config["text_config"]["projection_dim"] = config["vision_config"]["projection_dim"] = 512
     (folder / "config.json").write_text(json.dumps(config))
-    reward = load_reward("clip", Keep(weights=str(tmp_path)))
+    reward = load_reward("clip", LoadOptions(weights=str(tmp_path)))
     assert reward.embed_pixels(torch.zeros(1, 3, 28, 28)).shape == (1, WIDTH)
     torch.testing.assert_close(reward(pictures(), PROMPTS), load("clip")(pictures(), PROMPTS))
 
@@ -111,7 +111,7 @@ def test_files_with_the_buffers_of_older_versions_are_read(tmp_path):
     for tower, count in (("text_model", 77), ("vision_model", 5)):
         tensors[f"{tower}.embeddings.position_ids"] = torch.arange(count)[None]
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    assert load_reward("clip", Keep(weights=str(tmp_path)))(pictures(), PROMPTS).isfinite().all()
+    assert load_reward("clip", LoadOptions(weights=str(tmp_path)))(pictures(), PROMPTS).isfinite().all()
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -135,7 +135,7 @@ def test_an_image_gets_the_score_of_its_own_prompt(load, name):
 @pytest.mark.parametrize("size", [(28, 28), (40, 33), (15, 20)])
 @pytest.mark.parametrize("name", ["clip", "hpsv2", "aesthetic-v2"])
 def test_the_gradient_is_the_slope_of_the_whole_reward(weights, name, size):
-    reward = load_reward(name, Keep(weights=str(weights)))
+    reward = load_reward(name, LoadOptions(weights=str(weights)))
     reward.image_tower.double()
     if name == "aesthetic-v2":
         reward.head.double()
@@ -161,7 +161,7 @@ def test_weights_take_no_gradient_and_do_not_learn_to_drop_out(load, name):
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 @pytest.mark.parametrize("name", ALL)
 def test_half_precision_scores_nearly_the_same_with_a_finite_gradient(weights, load, name, precision):
-    reward = load_reward(name, Keep(weights=str(weights), precision=precision))
+    reward = load_reward(name, LoadOptions(weights=str(weights), precision=precision))
     assert reward.image_tower.dtype == getattr(torch, precision)
     images = pictures().requires_grad_()
     scores = reward(images, PROMPTS)
@@ -179,7 +179,7 @@ def test_half_precision_scores_nearly_the_same_with_a_finite_gradient(weights, l
 def test_prompts_are_embedded_once_and_the_text_tower_comes_back_for_new_ones(tmp_path, name):
     write = write_hpsv2 if name.startswith("hpsv2") else lambda folder, name: write_clip(folder / name)
     write(tmp_path, name)
-    reward = load_reward(name, Keep(weights=str(tmp_path)))
+    reward = load_reward(name, LoadOptions(weights=str(tmp_path)))
     reward.prepare(PROMPTS)
     known = reward(pictures(), PROMPTS)
     reward.release()
@@ -224,7 +224,7 @@ def broken(folder, change):
 def test_weights_of_another_architecture_are_refused_in_one_line(tmp_path, change, says):
     broken(write_clip(tmp_path / "pickscore"), change)
     with pytest.raises(WeightsError, match=says) as caught:
-        load_reward("pickscore", Keep(weights=str(tmp_path)))
+        load_reward("pickscore", LoadOptions(weights=str(tmp_path)))
     assert "\n" not in str(caught.value)
 
 
@@ -233,11 +233,11 @@ def test_cut_files_and_configurations_of_other_models_are_refused(tmp_path):
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(WeightsError, match=r"model\.safetensors"):
-        load_reward("clip", Keep(weights=str(tmp_path)))
+        load_reward("clip", LoadOptions(weights=str(tmp_path)))
     (folder / "model.safetensors").write_bytes(whole)
     (folder / "config.json").write_text("{")
     with pytest.raises(WeightsError, match="CLIPConfig"):
-        load_reward("clip", Keep(weights=str(tmp_path)))
+        load_reward("clip", LoadOptions(weights=str(tmp_path)))
 
 
 def test_open_clips_and_transformers_towers_are_the_same_network(load, tmp_path):

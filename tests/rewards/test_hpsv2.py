@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_clip import open_clip_tensors, pictures, write_hpsv2, write_words
 
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.weights import WeightsError
 from splatgen.rewards import load_reward
 from splatgen.rewards.hpsv2 import from_file
@@ -28,7 +28,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reward(weights):
-    return load_reward("hpsv2", Keep(weights=str(weights)))
+    return load_reward("hpsv2", LoadOptions(weights=str(weights)))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def parity(golden, tmp_path_factory):
     folder = tmp_path_factory.mktemp("golden")
     torch.save(golden["checkpoint"], folder / "file.pt")
     words = write_words(folder / "words", golden["config"]["text_cfg"]["vocab_size"])
-    return from_file(folder / "file.pt", words, Keep(), name="hpsv2", source="fixture", heads=(20, 8))
+    return from_file(folder / "file.pt", words, LoadOptions(), name="hpsv2", source="fixture", heads=(20, 8))
 
 
 def test_scores_and_gradients_are_those_of_the_package(parity, golden):
@@ -83,7 +83,7 @@ def test_the_score_is_the_cosine_of_padded_pictures_and_prompts_without_a_scale(
 
 
 def test_the_versions_differ_and_say_who_they_are(reward, weights):
-    other = load_reward("hpsv2.0", Keep(weights=str(weights)))
+    other = load_reward("hpsv2.0", LoadOptions(weights=str(weights)))
     assert (reward.name, other.name) == ("hpsv2", "hpsv2.0")
     assert reward.views == other.views == 1
     assert str(weights / "hpsv2") in reward.source
@@ -181,7 +181,7 @@ def test_other_weights_than_the_published_are_refused_when_loaded(tmp_path, dama
     damage(tensors)
     path = write_hpsv2(tmp_path, tensors=tensors)
     with pytest.raises(WeightsError, match=says) as caught:
-        load_reward("hpsv2", Keep(weights=str(tmp_path)))
+        load_reward("hpsv2", LoadOptions(weights=str(tmp_path)))
     assert path.name in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -189,38 +189,38 @@ def test_other_weights_than_the_published_are_refused_when_loaded(tmp_path, dama
 def test_a_causal_mask_among_the_weights_is_passed_over(tmp_path):
     tensors = open_clip_tensors(image=(80, 1), text=(64, 1))
     write_hpsv2(tmp_path, tensors={**tensors, "attn_mask": torch.zeros(77, 77)})
-    assert load_reward("hpsv2", Keep(weights=str(tmp_path)))(pictures(), PROMPTS).isfinite().all()
+    assert load_reward("hpsv2", LoadOptions(weights=str(tmp_path)))(pictures(), PROMPTS).isfinite().all()
 
 
 def test_a_cut_file_is_refused(tmp_path):
     path = write_hpsv2(tmp_path, tensors=open_clip_tensors(image=(80, 1), text=(64, 1)))
     path.write_bytes(path.read_bytes()[:4000])
     with pytest.raises(WeightsError, match=path.name):
-        load_reward("hpsv2", Keep(weights=str(tmp_path)))
+        load_reward("hpsv2", LoadOptions(weights=str(tmp_path)))
 
 
 def test_a_file_without_state_dict_is_refused(tmp_path):
     path = write_hpsv2(tmp_path, tensors=open_clip_tensors(image=(80, 1), text=(64, 1)))
     torch.save({"weights": {}}, path)
     with pytest.raises(WeightsError, match="no 'state_dict'"):
-        load_reward("hpsv2", Keep(weights=str(tmp_path)))
+        load_reward("hpsv2", LoadOptions(weights=str(tmp_path)))
 
 
 def test_another_models_tokenizer_is_refused(tmp_path):
     write_hpsv2(tmp_path, tensors=open_clip_tensors(image=(80, 1), text=(64, 1)))
     words = write_words(tmp_path / "hpsv2" / "tokenizer", 516)
     with pytest.raises(WeightsError, match="tokenizer of another model: its texts end in token 515"):
-        load_reward("hpsv2", Keep(weights=str(tmp_path)))
+        load_reward("hpsv2", LoadOptions(weights=str(tmp_path)))
     (words / "merges.txt").write_text("no such\nmerges here\n")
     with pytest.raises(WeightsError, match="CLIPTokenizer can't be loaded"):
-        load_reward("hpsv2", Keep(weights=str(tmp_path)))
+        load_reward("hpsv2", LoadOptions(weights=str(tmp_path)))
     (words / "vocab.json").write_text("{")
     with pytest.raises(WeightsError, match="CLIPTokenizer can't be loaded"):
-        load_reward("hpsv2", Keep(weights=str(tmp_path)))
+        load_reward("hpsv2", LoadOptions(weights=str(tmp_path)))
 
 
 def test_a_missing_tokenizer_says_where_to_get_it(tmp_path):
     write_hpsv2(tmp_path, tensors=open_clip_tensors(image=(80, 1), text=(64, 1)))
     (tmp_path / "hpsv2" / "tokenizer" / "merges.txt").unlink()
     with pytest.raises(WeightsError, match=r"hpsv2 lacks merges.txt in .*tokenizer"):
-        load_reward("hpsv2", Keep(weights=str(tmp_path)))
+        load_reward("hpsv2", LoadOptions(weights=str(tmp_path)))

@@ -11,7 +11,7 @@ import pytest
 import tiny_blip
 import torch
 
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.weights import WeightsError
 from splatgen.rewards import load_reward
 from splatgen.rewards.blip import architecture, load_network, renamed
@@ -35,7 +35,7 @@ def reward(weights):
 
 
 def load(weights, **kept):
-    return load_reward("image-reward", Keep(weights=str(weights), **kept))
+    return load_reward("image-reward", LoadOptions(weights=str(weights), **kept))
 
 
 def pictures(count=3, height=20, width=24, dtype=torch.float32):
@@ -53,7 +53,7 @@ def golden(tmp_path):
         found["vision"]["num_heads"],
         {"num_attention_heads": found["med_config"]["num_attention_heads"]},
     )
-    network = load_network(ImageRewardNetwork, path, Keep(), med=med, vision_heads=heads)
+    network = load_network(ImageRewardNetwork, path, LoadOptions(), med=med, vision_heads=heads)
     return found, network
 
 

@@ -7,7 +7,7 @@ import tiny_blip
 import torch
 from torch.nn.functional import linear
 
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.models.weights import WeightsError
 from splatgen.rewards import REWARDS, load_reward
 from splatgen.runs.rng import rng
@@ -29,7 +29,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rewards(weights):
-    return {name: load_reward(name, Keep(weights=str(weights))) for name in FILES}
+    return {name: load_reward(name, LoadOptions(weights=str(weights))) for name in FILES}
 
 
 def pictures(count=4, dtype=torch.float32):
@@ -109,7 +109,7 @@ def test_the_order_of_views_matters_to_the_scorer_alone(rewards, name, matters):
 
 @pytest.mark.parametrize("name", FILES)
 def test_gradients_are_those_of_finite_differences(weights, name):
-    reward = load_reward(name, Keep(weights=str(weights)))
+    reward = load_reward(name, LoadOptions(weights=str(weights)))
     reward.network.double()
     images = pictures(dtype=torch.float64).requires_grad_()
     direction = torch.randn(images.shape, generator=rng(0, 0, "direction"), dtype=torch.float64)
@@ -142,4 +142,4 @@ def test_the_table_knows_how_many_views_they_judge(rewards):
 def test_one_variant_is_not_taken_for_the_other(tmp_path):
     tiny_blip.save_reward3d(tmp_path, "reward3d", "Reward3D_Scorer.pt", tiny_blip.fusion())
     with pytest.raises(WeightsError, match=r"lacks scorer\.fc1"):
-        load_reward("reward3d", Keep(weights=str(tmp_path)))
+        load_reward("reward3d", LoadOptions(weights=str(tmp_path)))

@@ -17,7 +17,7 @@ from splatgen import formats
 from splatgen.config import Config, OutputOptions, SplatOptions, ViewOptions
 from splatgen.loop import object_run, object_snapshots
 from splatgen.loop.initial_splats import starting_splats
-from splatgen.loop.snapshot import Channel, Command, Look
+from splatgen.loop.snapshot import Channel, Command, ViewRequest
 from splatgen.runs import checkpoint
 from splatgen.runs.metrics import read_metrics
 
@@ -358,7 +358,7 @@ def test_a_file_that_cannot_be_made_and_a_picture_that_fails_do_not_end_a_run(tm
     monkeypatch.setattr(object_run, "ply", fail)
     monkeypatch.setattr(object_snapshots, "picture", fail)
     channel = Channel(interval=0.0)
-    look = Look(c2w=np.eye(4, dtype=np.float32), fov=50.0, width=8, height=8)
+    look = ViewRequest(c2w=np.eye(4, dtype=np.float32), fov=50.0, width=8, height=8)
     for command in (Command(kind="pause"), Command(kind="look", look=look), Command(kind="save")):
         channel.send(command)
     channel.send(Command(kind="continue"))

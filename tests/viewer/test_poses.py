@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from splatgen_viewer.poses import FOV, first_position, look, pose, quaternion, reach_of, rotation
+from splatgen_viewer.poses import FOV, first_position, pose, quaternion, reach_of, rotation, view_request
 from viser.transforms import SO3
 
 from splatgen.scene.cameras import orbit
@@ -30,7 +30,7 @@ def seen_by(wxyz, position, width=120, height=90, fov=1.0):
 def test_our_cameras_come_back_from_viser_as_they_were(azimuth, elevation):
     c2w = orbit(torch.tensor([azimuth]), torch.tensor([elevation]), size=8).c2w[0].numpy()
     wxyz, position = pose(c2w)
-    np.testing.assert_allclose(look(seen_by(wxyz, position)).c2w, c2w, atol=1e-6)
+    np.testing.assert_allclose(view_request(seen_by(wxyz, position)).c2w, c2w, atol=1e-6)
 
 
 @pytest.mark.parametrize("azimuth", AZIMUTHS)
@@ -45,7 +45,9 @@ def test_viser_looks_where_our_camera_looks_and_its_down_is_our_down(azimuth):
 
 def test_a_camera_in_front_is_the_one_at_azimuth_0():
     expected = orbit(torch.tensor([0.0]), torch.tensor([0.0]), size=8).c2w[0].numpy()
-    found = look(seen_by((0.0, 1.0, 0.0, 0.0), expected[:3, 3]))  # turned half around x: looks along -z
+    found = view_request(
+        seen_by((0.0, 1.0, 0.0, 0.0), expected[:3, 3])
+    )  # turned half around x: looks along -z
     np.testing.assert_allclose(found.c2w, expected, atol=1e-6)
 
 
@@ -62,7 +64,7 @@ def test_quaternions_and_matrices_are_those_of_viser(wxyz):
     [(120, 90, (120, 90)), (1280, 640, (640, 320)), (1, 5000, (1, 640)), (0, 0, (1, 1))],
 )
 def test_pictures_are_of_the_pages_shape_and_never_too_large(width, height, expected):
-    found = look(seen_by((0, 1, 0, 0), (0, 0, 3), width, height, fov=math.radians(40)))
+    found = view_request(seen_by((0, 1, 0, 0), (0, 0, 3), width, height, fov=math.radians(40)))
     assert (found.width, found.height) == expected
     assert found.fov == pytest.approx(40.0)
 

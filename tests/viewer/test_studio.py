@@ -19,8 +19,8 @@ import pytest
 from pages import Page, free_port
 from PIL import Image
 from splatgen_viewer.studio import Studio
-from splatgen_viewer.studio_program import Past
-from splatgen_viewer.studio_shelf import APART, PER_PAGE, labels
+from splatgen_viewer.studio_past_runs import APART, PER_PAGE, labels
+from splatgen_viewer.studio_program import PastRun
 
 from splatgen import formats
 from splatgen.commands import studio as verb
@@ -28,7 +28,7 @@ from splatgen.commands.common import studio_backend
 from splatgen.commands.common.errors import Failure
 from splatgen.config import ConfigError, from_dict, read_file
 from splatgen.loop import object_run, resident_models
-from splatgen.loop.resident_models import Residence, Session
+from splatgen.loop.resident_models import ResidentModels, Session
 from splatgen.runs import run_folder
 from splatgen.runs.run_folder import Run
 
@@ -115,7 +115,9 @@ def bench(out, *words, ahead=False):
     argv = [*WORDS, *words, "--out", str(out)]
     options = verb.read(argv)
     verb.check(options)
-    session = Session(Residence(), check=lambda c: verb.checked(out, c), describe=studio_backend.in_words)
+    session = Session(
+        ResidentModels(), check=lambda c: verb.checked(out, c), describe=studio_backend.in_words
+    )
     if ahead:
         session.prepare(verb.first(options.settings))
         session.wait(60)
@@ -463,7 +465,7 @@ def test_one_is_shown_in_the_middle_and_two_side_by_side_under_one_camera(shelf)
 def test_labels_say_what_differs():
     def past(name, prompt, told):
         more = {"status": "done", "rewards": {}, "finished": True, "goes_on": False}
-        return Past(name=name, prompt=prompt, told=told, **more)
+        return PastRun(name=name, prompt=prompt, told=told, **more)
 
     one, other = past("1", "a cube", "sds"), past("2", "a ball", "sds")
     assert labels([one, other]) == ["a cube", "a ball"]

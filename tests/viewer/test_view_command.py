@@ -18,12 +18,12 @@ from splatgen import formats
 from splatgen.commands import generate, resume, view
 from splatgen.commands.common import viewer as viewing
 from splatgen.commands.common.errors import Failure
-from splatgen.commands.common.viewer import Place, Viewing
+from splatgen.commands.common.viewer import ViewerAddress, ViewerOptions
 from splatgen.config import Config, ImageConfig, OutputOptions, SplatOptions, ViewOptions
 from splatgen.loop import object_run
 from splatgen.loop.initial_splats import starting_splats
-from splatgen.loop.snapshot import Channel, Command, Look
-from splatgen.runs.steering import Change, write
+from splatgen.loop.snapshot import Channel, Command, ViewRequest
+from splatgen.runs.steering import SettingChange, write
 
 
 class At:
@@ -38,11 +38,11 @@ HERE = {"SSH_CONNECTION": "192.0.2.7 51234 198.51.100.4 22"}
 
 
 def test_the_terminal_says_the_address_alone():
-    assert viewing.told(At("127.0.0.1", 8080), Place(), {}) == ["viewer: http://127.0.0.1:8080/"]
+    assert viewing.told(At("127.0.0.1", 8080), ViewerAddress(), {}) == ["viewer: http://127.0.0.1:8080/"]
 
 
 def test_over_ssh_it_says_how_to_reach_it():
-    lines = viewing.told(At("127.0.0.1", 8081), Place(), HERE)
+    lines = viewing.told(At("127.0.0.1", 8081), ViewerAddress(), HERE)
     assert lines[0] == "port 8080 is taken: 8081"
     words = shlex.split(lines[2].partition("first: ")[2])
     assert words[:4] == ["ssh", "-N", "-L", "8081:127.0.0.1:8081"]
@@ -54,14 +54,14 @@ def test_over_ssh_it_says_how_to_reach_it():
     [("192.0.2.7 51234 198.51.100.4 2222", ["-p", "2222"]), ("odd", ["@HOST"]), ("", None)],
 )
 def test_other_ports_and_odd_environments_of_ssh(connection, words):
-    text = " ".join(viewing.told(At("127.0.0.1", 8080), Place(), {"SSH_CONNECTION": connection}))
+    text = " ".join(viewing.told(At("127.0.0.1", 8080), ViewerAddress(), {"SSH_CONNECTION": connection}))
     assert ("ssh -N" in text) == (words is not None)
     assert all(word in text for word in words or [])
 
 
 def test_beyond_the_loopback_it_warns_and_names_the_safe_way():
     viewer = At("0.0.0.0", 8080)
-    text = "\n".join(viewing.told(viewer, Place(host="0.0.0.0"), HERE))
+    text = "\n".join(viewing.told(viewer, ViewerAddress(host="0.0.0.0"), HERE))
     assert viewer.access.token in text
     assert "warning: whoever has this address sees and steers the run" in text
     assert "ssh -N -L 8080:127.0.0.1:8080" in text
@@ -70,10 +70,10 @@ def test_beyond_the_loopback_it_warns_and_names_the_safe_way():
 @pytest.mark.parametrize(
     ("place", "words"),
     [
-        (Place(host="no.such.host.invalid"), "no viewer at no.such.host.invalid, port 8080"),
-        (Place(host="203.0.113.7"), "no viewer at 203.0.113.7"),
-        (Place(port=0), "--port 0: give 1 to 65535"),
-        (Place(port=70_000), "--port 70000: give 1 to 65535"),
+        (ViewerAddress(host="no.such.host.invalid"), "no viewer at no.such.host.invalid, port 8080"),
+        (ViewerAddress(host="203.0.113.7"), "no viewer at 203.0.113.7"),
+        (ViewerAddress(port=0), "--port 0: give 1 to 65535"),
+        (ViewerAddress(port=70_000), "--port 70000: give 1 to 65535"),
     ],
 )
 def test_a_place_where_nothing_can_listen_is_refused(place, words):
@@ -82,9 +82,12 @@ def test_a_place_where_nothing_can_listen_is_refused(place, words):
 
 
 def test_without_the_option_there_is_no_viewer_and_images_have_none():
-    with viewing.watched(Viewing(), Config()) as channel:
+    with viewing.watched(ViewerOptions(), Config()) as channel:
         assert channel is None
-    with pytest.raises(Failure, match="leave it out"), viewing.watched(Viewing(viewer=True), ImageConfig()):
+    with (
+        pytest.raises(Failure, match="leave it out"),
+        viewing.watched(ViewerOptions(viewer=True), ImageConfig()),
+    ):
         pass
 
 
@@ -93,7 +96,9 @@ def test_a_viewer_starts_where_it_should_and_prints_its_address_to_stderr(capsys
         other.bind(("127.0.0.1", 0))
         other.listen()
         taken = other.getsockname()[1]
-        with viewing.watched(Viewing(viewer=True, place=Place(port=taken)), Config()) as channel:
+        with viewing.watched(
+            ViewerOptions(viewer=True, place=ViewerAddress(port=taken)), Config()
+        ) as channel:
             assert isinstance(channel, Channel)
     out, err = capsys.readouterr()
     assert out == ""
@@ -106,7 +111,9 @@ def test_settings_start_where_the_run_is_now(tmp_path):
     plain = viewing.settings(config, None)
     scale = config.guidance.scale
     assert plain == {"guidance.scale": scale, "lr.factor": 1.0, "reward.toybox": 0.7, "reward.clip": 0.3}
-    changes = [Change(step=2, setting=name, value=0.5) for name in ("lr.factor", "reward.clip", "reward.old")]
+    changes = [
+        SettingChange(step=2, setting=name, value=0.5) for name in ("lr.factor", "reward.clip", "reward.old")
+    ]
     write(tmp_path / "steering.jsonl", changes)
     assert viewing.settings(config, tmp_path) == {**plain, "lr.factor": 0.5, "reward.clip": 0.5}
 
@@ -149,7 +156,7 @@ def test_a_page_that_wants_a_picture_of_a_file_gets_one():
     camera = np.eye(4, dtype=np.float32)
     camera[2, 3] = 3.0
     splats = starting_splats(Config(device="cpu"))
-    asked = Look(c2w=camera, fov=50.0, width=40, height=30)
+    asked = ViewRequest(c2w=camera, fov=50.0, width=40, height=30)
     view.answer(Command(kind="look", look=asked), channel, splats, given)
     assert channel.take().view.shape == (30, 40, 3)
     view.answer(Command(kind="look"), channel, splats, given)

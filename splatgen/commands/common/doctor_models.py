@@ -86,7 +86,7 @@ def _model(name: str, folder: str | None) -> Model:
     state: Here = "missing"
     problem, size, source, main = "", published.gigabytes, "", ""
     try:
-        here = weights.stock(name, folder)
+        here = weights.inventory(name, folder)
         if here is not None:
             source, main = here.found.source, str(here.found.main)
             problem = str(next(iter((*here.lacking, *here.torn)), ""))

@@ -27,7 +27,7 @@ RESULTS = ("splats", "turntable", "preview", "image")
 Job = Callable[[Callable[["Progress"], None], Callable[[], bool]], "Result"]
 
 
-def work(job: Job, config: Method, *, as_json: bool, quiet: bool) -> int:
+def execute(job: Job, config: Method, *, as_json: bool, quiet: bool) -> int:
     """Run a job that takes (report, should_stop); print its result and return the exit code."""
     device = resolve_device(config.device)
     if device == "cpu":

@@ -15,7 +15,7 @@ from splatgen.runs.run_folder import Run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Past:
+class PastRun:
     """What a run folder tells of its run."""
 
     folder: Path
@@ -37,25 +37,25 @@ class History:
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        self._known: dict[Path, tuple[int, Past | None]] = {}  # time of change of run.json
+        self._known: dict[Path, tuple[int, PastRun | None]] = {}  # time of change of run.json
 
-    def read(self) -> list[Past]:
+    def read(self) -> list[PastRun]:
         """Runs of objects, newest first; folders that hold none, or a broken one, are left out."""
         folders = [path for path in self.out.iterdir() if path.is_dir()] if self.out.is_dir() else []
         self._known = {folder: self._one(folder) for folder in folders}
         found = [past for _, past in self._known.values() if past is not None]
         return sorted(found, key=lambda past: (past.started, past.name), reverse=True)
 
-    def _one(self, folder: Path) -> tuple[int, Past | None]:
+    def _one(self, folder: Path) -> tuple[int, PastRun | None]:
         try:
             changed = Run(folder=folder).run_json.stat().st_mtime_ns
         except OSError:
             return 0, None
         known = self._known.get(folder)
-        return known if known is not None and known[0] == changed else (changed, read_past(folder))
+        return known if known is not None and known[0] == changed else (changed, read_past_run(folder))
 
 
-def read_past(folder: Path) -> Past | None:
+def read_past_run(folder: Path) -> PastRun | None:
     """A run as its folder tells of it; None for one that can't be read, or is no run of an object."""
     run = Run(folder=folder)
     try:
@@ -69,7 +69,7 @@ def read_past(folder: Path) -> Past | None:
         case _:
             return None
     known = rewards.items() if isinstance(rewards, dict) else ()
-    return Past(
+    return PastRun(
         folder=folder,
         config=config,
         status=status,
@@ -81,7 +81,7 @@ def read_past(folder: Path) -> Past | None:
     )
 
 
-def thumbnail(past: Past, side: int = 96) -> bytes | None:
+def thumbnail(past: PastRun, side: int = 96) -> bytes | None:
     """The front of a finished object as a small PNG; None where there is no picture, or a broken one."""
     from PIL import Image
 
@@ -99,7 +99,7 @@ def thumbnail(past: Past, side: int = 96) -> bytes | None:
     return file.getvalue()
 
 
-def finished(past: Past) -> Cloud:
+def finished(past: PastRun) -> Cloud:
     """The object of a finished run, as viewers draw it; raises ValueError or OSError for a broken file."""
     if past.splats is None:
         raise ValueError(f"{past.name} has no finished object: its status is {past.status}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from splatgen.commands.common import checks
 from splatgen.commands.common.errors import describe
-from splatgen.commands.common.past_runs import History, Past, finished, thumbnail
+from splatgen.commands.common.past_runs import History, PastRun, finished, thumbnail
 from splatgen.commands.common.viewer import settings
 from splatgen.config import Config, ConfigError, merge, presets
 from splatgen.config.validation import PREFERENCES, SCORES
@@ -45,7 +45,7 @@ def in_words(error: BaseException) -> str | None:
     return None if found is None else found[1]
 
 
-class Workshop:
+class StudioBackend:
     """The program as the page sees it: `splatgen_viewer.studio_program.Program`.
 
     read gives the settings of the command line as they would be with a preset, or without one for None.
@@ -59,7 +59,7 @@ class Workshop:
         self._page = studio_program
         self._session, self._out, self._command, self._read = session, out, command, read
         self._history = History(out)
-        self._runs: dict[str, Past] = {}
+        self._runs: dict[str, PastRun] = {}
         self._presets: dict[str, Config] = {}
         self._number, self._settings = 0, dict[str, float]()  # of the run at work
         self.choices = self._page.Choices(
@@ -112,7 +112,7 @@ class Workshop:
     def send(self, command: Command) -> None:
         self._session.send(command)
 
-    def past(self) -> list[page.Past]:
+    def past(self) -> list[page.PastRun]:
         found = self._history.read()
         self._runs = {past.name: past for past in found}
         return [self._entry(past) for past in found]
@@ -164,12 +164,12 @@ class Workshop:
             self._presets[name] = self._read(None if name == AS_STARTED else name)
         return self._presets[name]
 
-    def _run(self, name: str) -> Past:
+    def _run(self, name: str) -> PastRun:
         if name not in self._runs:
             raise ValueError(f"there is no run {name[:100]!r} any more")
         return self._runs[name]
 
-    def _entry(self, past: Past) -> page.Past:
+    def _entry(self, past: PastRun) -> page.PastRun:
         c = past.config
         method = c.score if c.preference == "none" else f"{c.score} + {c.preference}"
         return self._page.Past(

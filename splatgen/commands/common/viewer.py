@@ -31,7 +31,7 @@ INTERVAL = 0.2  # seconds between snapshots of a run, at least: each costs it a 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class ViewerAddress:
     """Where a viewer listens."""
 
     host: Annotated[str, arg(metavar="HOST")] = "127.0.0.1"
@@ -42,16 +42,16 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Viewing:
+class ViewerOptions:
     """Whether a run is watched, and where."""
 
     viewer: Switch = False
     """Show the run live in a browser."""
-    place: Annotated[Place, arg(name="", prefix_name=False)] = field(default_factory=Place)
+    place: Annotated[ViewerAddress, arg(name="", prefix_name=False)] = field(default_factory=ViewerAddress)
 
 
 @contextlib.contextmanager
-def watched(options: Viewing, config: Method, folder: Path | None = None) -> Iterator[Channel | None]:
+def watched(options: ViewerOptions, config: Method, folder: Path | None = None) -> Iterator[Channel | None]:
     """The channel of a run while its viewer is open, None without --viewer; folder is a resumed run's."""
     if not options.viewer:
         yield None
@@ -69,7 +69,7 @@ def watched(options: Viewing, config: Method, folder: Path | None = None) -> Ite
 
 
 @contextlib.contextmanager
-def opened(channel: Channel, subject: Subject, place: Place) -> Iterator[Viewer]:
+def opened(channel: Channel, subject: Subject, place: ViewerAddress) -> Iterator[Viewer]:
     """A viewer at a place, which the terminal is told; raises Failure when it can't listen there."""
     from splatgen_viewer.live import Viewer
 
@@ -78,7 +78,7 @@ def opened(channel: Channel, subject: Subject, place: Place) -> Iterator[Viewer]
 
 
 @contextlib.contextmanager
-def served(make: Callable[[], Viewer], place: Place, what: str = "viewer") -> Iterator[Viewer]:
+def served(make: Callable[[], Viewer], place: ViewerAddress, what: str = "viewer") -> Iterator[Viewer]:
     """What make starts at a place, which the terminal is told; raises Failure when it can't listen there."""
     if not 1 <= place.port <= 65535:
         raise Failure(USAGE, f"--port {place.port}: give 1 to 65535")
@@ -93,7 +93,7 @@ def served(make: Callable[[], Viewer], place: Place, what: str = "viewer") -> It
         yield viewer
 
 
-def told(viewer: Viewer, place: Place, environment: Mapping[str, str]) -> list[str]:
+def told(viewer: Viewer, place: ViewerAddress, environment: Mapping[str, str]) -> list[str]:
     """What the terminal says of a viewer: its address, and how to reach it."""
     lines = [f"port {place.port} is taken: {viewer.port}"] if viewer.port != place.port else []
     lines.append(f"viewer: {viewer.url}")

@@ -12,7 +12,7 @@ from splatgen.config import AscentOptions
 from splatgen.guidance.denoiser import Guided
 from splatgen.guidance.moment import Moment
 from splatgen.guidance.preferences.base import Choice, Preference
-from splatgen.rewards.ensemble import Panel
+from splatgen.rewards.ensemble import RewardEnsemble
 
 PURE = 1e6  # weight of the reward where it guides alone
 
@@ -33,7 +33,9 @@ class Ascent(Preference):
         plain = Preference.combine(self, moment, tries, residuals, choice)
         return torch.zeros_like(plain) if self._alone(moment) else plain
 
-    def on_render(self, moment: Moment, x0: Tensor, value: Tensor, w: Tensor, panel: Panel) -> Tensor | None:
+    def on_render(
+        self, moment: Moment, x0: Tensor, value: Tensor, w: Tensor, ensemble: RewardEnsemble
+    ) -> Tensor | None:
         o = self.options
         if moment.fraction < o.start:
             return None
@@ -47,7 +49,7 @@ class Ascent(Preference):
                 )
                 straight = seen.to(render).clamp(0.0, 1.0) + (render - render.detach())  # adds 0
                 looked = torch.where(early, straight, looked)
-            rewards = panel.fixed(panel.each(looked, moment.prompts))  # [B]
+            rewards = ensemble.fixed(ensemble.each(looked, moment.prompts))  # [B]
             if o.form == "paper":
                 loss = -(w.flatten() * o.weight * rewards).sum() / len(rewards)
             else:

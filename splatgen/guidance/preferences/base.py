@@ -18,7 +18,7 @@ from torch import Tensor
 from splatgen.guidance.denoiser import Guided
 from splatgen.guidance.moment import Moment
 from splatgen.priors import Conditioning
-from splatgen.rewards.ensemble import Panel
+from splatgen.rewards.ensemble import RewardEnsemble
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Preference(Protocol):
         """The negative conditioning (one row) to guide with."""
         return given
 
-    def choose(self, moment: Moment, x_t: Tensor, tries: Guided, panel: Panel) -> Choice:
+    def choose(self, moment: Moment, x_t: Tensor, tries: Guided, ensemble: RewardEnsemble) -> Choice:
         """Rank the candidates, x_t and predictions [K, B, C, h, w]."""
         ones = torch.ones(1, len(moment.x), device=moment.x.device)
         return Choice(kept=torch.zeros_like(ones, dtype=torch.long), weights=ones)
@@ -52,14 +52,16 @@ class Preference(Protocol):
         weights = choice.weights.to(residuals)[:, :, None, None, None]
         return torch.where(weights != 0, weights * residuals, 0.0).sum(0)  # 0 times NaN would be NaN
 
-    def on_render(self, moment: Moment, x0: Tensor, value: Tensor, w: Tensor, panel: Panel) -> Tensor | None:
+    def on_render(
+        self, moment: Moment, x0: Tensor, value: Tensor, w: Tensor, ensemble: RewardEnsemble
+    ) -> Tensor | None:
         """A gradient with respect to the render [B, 3, H, W], beside value, which is G [B, C, h, w].
 
         x0 [B, C, h, w] is the estimate of the first kept candidate, w [B, 1, 1, 1] the weight of the time.
         """
         return None
 
-    def learn(self, moment: Moment, x_t: Tensor, tries: Guided, panel: Panel) -> dict[str, float]:
+    def learn(self, moment: Moment, x_t: Tensor, tries: Guided, ensemble: RewardEnsemble) -> dict[str, float]:
         """Train what the preference trains, if anything, on the first kept candidate [B, C, h, w]."""
         return {}
 
@@ -77,17 +79,17 @@ class NoPreference(Preference):
     """The plain score: a single candidate."""
 
 
-def judge(moment: Moment, x0: Tensor, panel: Panel) -> Tensor:
+def judge(moment: Moment, x0: Tensor, ensemble: RewardEnsemble) -> Tensor:
     """Rewards [K, G] of estimates [K, B, C, h, w]; the mean over the views of an item."""
     flat, prompts, views = x0.flatten(0, 1), moment.prompts * len(x0), moment.prior.views
-    part = max(panel.options.batch // views, 1) * views if panel.options.batch else len(flat)
+    part = max(ensemble.options.batch // views, 1) * views if ensemble.options.batch else len(flat)
     pieces = []
     with torch.no_grad():
         for n in range(0, len(flat), part):  # decoding many at once is what takes the memory
             images = moment.prior.preview(flat[n : n + part]).clamp(0.0, 1.0)
-            pieces.append(panel.each(images, prompts[n : n + part]))
+            pieces.append(ensemble.each(images, prompts[n : n + part]))
     raw = torch.cat(pieces, 1)  # [R, K B]
-    return panel.ranked(moment.items(raw.view(len(raw), len(x0), -1)))
+    return ensemble.ranked(moment.items(raw.view(len(raw), len(x0), -1)))
 
 
 def reward_metrics(rewards: Tensor) -> dict[str, float]:

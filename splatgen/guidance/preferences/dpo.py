@@ -10,7 +10,7 @@ from splatgen.guidance.denoiser import Guided
 from splatgen.guidance.moment import Moment
 from splatgen.guidance.preferences.base import Choice, Preference, judge, reward_metrics
 from splatgen.guidance.preferences.pairs import compare
-from splatgen.rewards.ensemble import Panel
+from splatgen.rewards.ensemble import RewardEnsemble
 
 
 class DPO(Preference):
@@ -28,8 +28,8 @@ class DPO(Preference):
     def candidates(self, fraction: float) -> int:
         return 2
 
-    def choose(self, moment: Moment, x_t: Tensor, tries: Guided, panel: Panel) -> Choice:
-        rewards = judge(moment, tries.x0, panel)
+    def choose(self, moment: Moment, x_t: Tensor, tries: Guided, ensemble: RewardEnsemble) -> Choice:
+        rewards = judge(moment, tries.x0, ensemble)
         pair = compare(rewards)
         against = -(pair.gap >= self.options.gap).to(rewards)  # NaN compares false: the winner alone
         return Choice(

@@ -19,7 +19,7 @@ from splatgen.guidance.moment import Moment
 from splatgen.guidance.preferences.base import Choice, Preference, judge, reward_metrics
 from splatgen.guidance.preferences.pairs import compare
 from splatgen.priors import Conditioning
-from splatgen.rewards.ensemble import Panel
+from splatgen.rewards.ensemble import RewardEnsemble
 
 
 class PSD(Preference):
@@ -55,8 +55,8 @@ class PSD(Preference):
                 self._restore(self._saved)
         return {**given, **self._learned}
 
-    def choose(self, moment: Moment, x_t: Tensor, tries: Guided, panel: Panel) -> Choice:
-        rewards = judge(moment, tries.x0, panel)
+    def choose(self, moment: Moment, x_t: Tensor, tries: Guided, ensemble: RewardEnsemble) -> Choice:
+        rewards = judge(moment, tries.x0, ensemble)
         pair = compare(rewards)
         strength = torch.sigmoid(-pair.gap / self.options.temperature)
         strength = torch.where(pair.gap >= self.options.gap, strength, 0.0)  # 0 for NaN, too
@@ -82,12 +82,12 @@ class PSD(Preference):
         merged: Tensor = residuals[0] + added.to(residuals)
         return merged
 
-    def learn(self, moment: Moment, x_t: Tensor, tries: Guided, panel: Panel) -> dict[str, float]:
+    def learn(self, moment: Moment, x_t: Tensor, tries: Guided, ensemble: RewardEnsemble) -> dict[str, float]:
         o = self.options
         rows = moment.views((moment.items(moment.t) <= o.t_limit).float()).nonzero().flatten()
         if not o.learn or moment.step % o.interval or not len(rows) or self._optimizer is None:
             return {}
-        reward, gradients = self._reward_gradient(moment, rows, x_t, tries, panel)
+        reward, gradients = self._reward_gradient(moment, rows, x_t, tries, ensemble)
         if not all(bool(torch.isfinite(z).all()) for z in (reward, *gradients)):
             return {"preference/bad_negative": 1.0}
         for value, gradient in zip(self._learned.values(), gradients, strict=True):
@@ -99,7 +99,7 @@ class PSD(Preference):
         return {"preference/negative_reward": float(reward)}
 
     def _reward_gradient(
-        self, moment: Moment, rows: Tensor, x_t: Tensor, tries: Guided, panel: Panel
+        self, moment: Moment, rows: Tensor, x_t: Tensor, tries: Guided, ensemble: RewardEnsemble
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Mean reward of the estimates of some views, and its gradient with respect to the negative."""
         prior, t = moment.prior, moment.t[rows]
@@ -114,8 +114,8 @@ class PSD(Preference):
             eps = e_n + moment.scale * (e_y - e_n + aside)  # aside: Perp-Neg's part
             x0 = ddim_step(prior, x_t[rows], eps, t, torch.zeros_like(t))
             prompts = [moment.prompts[n] for n in rows.tolist()]
-            raw = panel.each(prior.decode(x0).clamp(0.0, 1.0), prompts)
-            reward = panel.fixed(raw).mean()
+            raw = ensemble.each(prior.decode(x0).clamp(0.0, 1.0), prompts)
+            reward = ensemble.fixed(raw).mean()
             gradients = torch.autograd.grad(reward, list(learned.values()))
         return reward.detach(), gradients
 

@@ -13,7 +13,7 @@ from splatgen.guidance.denoiser import Guided
 from splatgen.guidance.inversion import falling, walk
 from splatgen.guidance.moment import Moment
 from splatgen.guidance.preferences.base import Choice, Preference, judge, reward_metrics
-from splatgen.rewards.ensemble import Panel
+from splatgen.rewards.ensemble import RewardEnsemble
 
 ALIKE = 1e-9  # rewards that differ by less are equal
 
@@ -36,10 +36,10 @@ class Weighted(Preference):
     def candidates(self, fraction: float) -> int:
         return self.options.candidates if self.options.start <= fraction < self.options.stop else 1
 
-    def choose(self, moment: Moment, x_t: Tensor, tries: Guided, panel: Panel) -> Choice:
+    def choose(self, moment: Moment, x_t: Tensor, tries: Guided, ensemble: RewardEnsemble) -> Choice:
         if len(x_t) == 1:
-            return Preference.choose(self, moment, x_t, tries, panel)
-        rewards = judge(moment, self._look_ahead(moment, x_t, tries), panel)
+            return Preference.choose(self, moment, x_t, tries, ensemble)
+        rewards = judge(moment, self._look_ahead(moment, x_t, tries), ensemble)
         columns = [omegas(column, self.options) for column in rewards.T.cpu()]
         weights = torch.stack(columns, 1)  # [K, G]
         ranked = torch.where(weights != 0, rewards.cpu().nan_to_num(), -torch.inf)

@@ -48,7 +48,7 @@ class VSD(Score):
 
     def baseline(self, moment: Moment, noised: Noised, guided: Guided) -> Tensor:
         x_t = moment.noised(noised.noise)
-        condition, cameras, t = moment.told(self._prompt(moment), len(x_t))
+        condition, cameras, t = moment.repeated(self._prompt(moment), len(x_t))
         condition = {**condition, TOLD: torch.full_like(t, float(self.options.camera))}
         with torch.no_grad(), self.adapter.enabled():
             e = moment.denoiser.raw(x_t.flatten(0, 1), t, condition, cameras, self._predict)
@@ -64,7 +64,7 @@ class VSD(Score):
         told = moment.views((torch.rand(items, generator=generator) >= self.options.camera_dropout).float())
         noise = torch.randn(x.shape, generator=generator).to(x)
         alpha, sigma = amplitudes(moment.prior, t)
-        condition, cameras, _ = moment.told(self._prompt(moment), 1)
+        condition, cameras, _ = moment.repeated(self._prompt(moment), 1)
         condition = {**condition, TOLD: told.to(t) * float(self.options.camera)}
         with torch.enable_grad(), self.adapter.enabled():
             x_t = alpha * x + sigma * noise

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from analytic import GroupPrior, moment
-from analytic_rewards import Linear, Near, Seen, image, panel
+from analytic_rewards import Linear, Near, Seen, ensemble, image
 
 from splatgen.config import AscentOptions, GuidanceOptions
 from splatgen.guidance.distillation import gradient, inject
@@ -25,7 +25,7 @@ def ascent(**change):
 def run(preference, reward=None, *, prior=None, t=0.5, guided=SIGMA, images=IMAGES, **change):
     prior = prior or Seen()
     at = moment(prior, prior.encode(images), t, options=guided, images=images, **change)
-    given = reward if hasattr(reward, "each") else panel(reward or Near())
+    given = reward if hasattr(reward, "each") else ensemble(reward or Near())
     return gradient(at, SDS(), preference, given)
 
 
@@ -89,7 +89,7 @@ def test_a_step_against_it_raises_the_reward(form):
 
 
 def test_several_rewards_are_weighed_in_units_of_their_spreads():
-    both = panel(Linear(spread=0.5), Near(mean=1.0, spread=0.1), weights=(1.0, -2.0))
+    both = ensemble(Linear(spread=0.5), Near(mean=1.0, spread=0.1), weights=(1.0, -2.0))
     found = run(ascent(form="paper", weight=1.0), both, t=0.5)
 
     def total(z):
@@ -190,7 +190,7 @@ def test_an_estimate_is_judged_at_the_size_of_the_render():
     prior, reward = Seen(), Linear()
     at = moment(prior, prior.encode(IMAGES), 0.1, options=SIGMA, images=large)
     p = ascent(form="paper", weight=1.0, straight_through=1.0)
-    found = gradient(at, SDS(), p, panel(reward))
+    found = gradient(at, SDS(), p, ensemble(reward))
     w = math.tan(math.pi / 2 * 0.1)
     expected = (-w * reward.picture(large) / (3 * 64) / B).expand(large.shape)
     torch.testing.assert_close(found.on_render, expected)

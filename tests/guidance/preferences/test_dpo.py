@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from analytic import moment
-from analytic_rewards import Given, GivenNoise, Linear, Seen, image, panel
+from analytic_rewards import Given, GivenNoise, Linear, Seen, ensemble, image
 
 from splatgen.config import DPOOptions, GuidanceOptions
 from splatgen.guidance.distillation import gradient
@@ -24,7 +24,7 @@ APART = Given(torch.tensor([[0.2, 0.9], [0.7, 0.1]]))  # the second wins for one
 def run(preference, reward=None, *, noise=NOISE, prior=None, x=X, t=0.5):
     at = moment(prior or Seen(), x, t, options=GUIDED)
     score = GivenNoise(noise) if noise is not None else SDS()
-    return gradient(at, score, preference, panel(reward or APART))
+    return gradient(at, score, preference, ensemble(reward or APART))
 
 
 def sds(noise, **change):

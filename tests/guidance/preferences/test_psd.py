@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 from analytic import moment
-from analytic_rewards import Given, GivenNoise, Linear, Near, Seen, image, panel
+from analytic_rewards import Given, GivenNoise, Linear, Near, Seen, ensemble, image
 
 from splatgen.config import GuidanceOptions, PSDOptions
 from splatgen.guidance.denoiser import Guided
@@ -33,7 +33,9 @@ def run(
     prior = prior or Seen()
     row = preference.negative(prior.embed([negative]))
     at = moment(prior, x, t, options=guided, negative=row, **change)
-    return gradient(at, GivenNoise(noise) if noise is not None else SDS(), preference, panel(reward or APART))
+    return gradient(
+        at, GivenNoise(noise) if noise is not None else SDS(), preference, ensemble(reward or APART)
+    )
 
 
 def sds(noise, **change):

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from analytic import GaussianPrior, moment
-from analytic_rewards import Given, GivenNoise, Linear, Seen, image, panel
+from analytic_rewards import Given, GivenNoise, Linear, Seen, ensemble, image
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +18,7 @@ from splatgen.guidance.preferences.base import judge
 from splatgen.guidance.preferences.weighted import omegas
 from splatgen.guidance.scores import SDS, VSD
 from splatgen.guidance.scores.base import gaussian
-from splatgen.rewards.ensemble import Panel
+from splatgen.rewards.ensemble import RewardEnsemble
 
 B, SHAPE = 2, (2, 3, 4, 4)
 GUIDED = GuidanceOptions(scale=3.0, clamp=False)
@@ -38,7 +38,7 @@ def given_rewards(values):
 
 def run(preference, reward=None, *, score=None, prior=None, t=0.5, guided=GUIDED, x=X, **change):
     at = moment(prior or Seen(), x, t, options=guided, **change)
-    return gradient(at, score or SDS(), preference, panel(reward or Linear()))
+    return gradient(at, score or SDS(), preference, ensemble(reward or Linear()))
 
 
 def sds(noise, **change):
@@ -449,8 +449,8 @@ def test_estimates_are_decoded_and_judged_in_parts(batch):
     at = moment(Counting(), X, 0.5, options=GUIDED)
     sizes.clear()  # the moment has a picture, too
     estimates = torch.stack([X, -X, 0.5 * X, 0.1 * X])
-    whole = Panel(rewards=(Linear(),), weights=(1.0,), options=RewardOptions())
-    parts = Panel(rewards=(Linear(),), weights=(1.0,), options=RewardOptions(batch=batch))
+    whole = RewardEnsemble(rewards=(Linear(),), weights=(1.0,), options=RewardOptions())
+    parts = RewardEnsemble(rewards=(Linear(),), weights=(1.0,), options=RewardOptions(batch=batch))
     torch.testing.assert_close(
         judge(at, estimates, parts), judge(at, estimates, whole), rtol=1e-12, atol=1e-12
     )

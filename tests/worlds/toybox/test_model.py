@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splatgen.config import PriorOptions
-from splatgen.models.budget import Keep
+from splatgen.models.budget import LoadOptions
 from splatgen.priors import load_prior
 from splatgen.priors.toybox import ToyboxPrior
 from splatgen.rewards import load_reward
@@ -256,15 +256,15 @@ def test_the_packaged_weights_are_small():
 
 
 def test_the_tables_load_the_miniatures():
-    prior = load_prior("toybox-mini", PriorOptions(camera=False), Keep())
+    prior = load_prior("toybox-mini", PriorOptions(camera=False), LoadOptions())
     assert (prior.name, prior.resolution, prior.views, prior.camera) == ("toybox-mini", 16, 1, False)
-    reward = load_reward("toybox-mini", Keep())
+    reward = load_reward("toybox-mini", LoadOptions())
     picture = ground_truth(parse("a red cube"), turntable(2, size=64), torch.ones(3)).rgb
     assert reward(picture, ["a red cube"] * 2).shape == (2,)
 
 
 @pytest.mark.parametrize(
-    "load", [lambda n: load_prior(n, PriorOptions(), Keep()), lambda n: load_reward(n, Keep())]
+    "load", [lambda n: load_prior(n, PriorOptions(), LoadOptions()), lambda n: load_reward(n, LoadOptions())]
 )
 def test_names_outside_the_tables_are_refused_with_the_nearest(load):
     with pytest.raises(ValueError, match="did you mean 'toybox-mini'"):
@@ -275,7 +275,7 @@ def test_names_outside_the_tables_are_refused_with_the_nearest(load):
 
 def test_missing_weights_name_the_command_that_makes_them(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"python -m splatgen\.toybox\.train mini-prior"):
-        load_prior("toybox-mini", PriorOptions(model=str(tmp_path)), Keep())
+        load_prior("toybox-mini", PriorOptions(model=str(tmp_path)), LoadOptions())
 
 
 def package(net, folder, name, kind, config):
@@ -290,11 +290,11 @@ def package(net, folder, name, kind, config):
 
 def test_weights_in_a_folder_of_the_users(net, reward_net, tmp_path):
     package(net, tmp_path, "mini-prior", "prior", SMALL)
-    prior = load_prior("toybox-mini", PriorOptions(model=str(tmp_path)), Keep())
+    prior = load_prior("toybox-mini", PriorOptions(model=str(tmp_path)), LoadOptions())
     assert all(torch.equal(a, b) for a, b in zip(prior.net.parameters(), net.parameters(), strict=True))
     package(reward_net, tmp_path, "mini-prior", "reward", TINY)
     with pytest.raises(ValueError, match="describes a reward model"):
-        load_prior("toybox-mini", PriorOptions(model=str(tmp_path)), Keep())
+        load_prior("toybox-mini", PriorOptions(model=str(tmp_path)), LoadOptions())
     package(net, tmp_path, "mini-prior", "reward", TINY)
     with pytest.raises(ValueError, match=r"mini-prior\.safetensors does not fit its card"):
-        load_prior("toybox-mini", PriorOptions(model=str(tmp_path)), Keep())
+        load_prior("toybox-mini", PriorOptions(model=str(tmp_path)), LoadOptions())

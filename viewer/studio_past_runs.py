@@ -13,7 +13,7 @@ import viser
 from splatgen.loop.snapshot import Cloud
 
 from .poses import first_position
-from .studio_program import Past, Program
+from .studio_program import PastRun, Program
 from .studio_request import Request, alert, attempt, box
 
 PER_PAGE = 6
@@ -70,7 +70,7 @@ class Exhibit:
                 camera.look_at = middle  # a new position moves it along
 
 
-class Shelf:
+class PastRuns:
     """Past runs, a few at a time: a picture, what it was, and what can be done with it.
 
     Elements are made by one thread, in `update`; pages' threads only say what they want.
@@ -119,7 +119,7 @@ class Shelf:
             if not visible:
                 self._rows.append(self.gui.add_html(box("none yet")))
 
-    def _exhibit(self, finished: dict[str, Past]) -> None:
+    def _exhibit(self, finished: dict[str, PastRun]) -> None:
         self.chosen = tuple(name for name in self.chosen if name in finished)
         wanted = self.chosen
         if wanted == self.exhibit.names:
@@ -130,7 +130,7 @@ class Shelf:
             return
         self.exhibit.show(wanted, labels([finished[name] for name in wanted]), clouds)
 
-    def _row(self, run: Past) -> None:
+    def _row(self, run: PastRun) -> None:
         self._rows.append(self.gui.add_html(self._caption(run)))
         shown = "Hide" if run.name in self.exhibit.names else "Show"
         options = [shown, "Save .ply"] if run.finished else []
@@ -152,7 +152,7 @@ class Shelf:
         def _(event: Event) -> None:
             deeds[buttons.value](event)
 
-    def _caption(self, run: Past) -> str:
+    def _caption(self, run: PastRun) -> str:
         picture = attempt(self._tell, lambda: self.program.thumbnail(run.name))
         source = "" if picture is None else f"data:image/png;base64,{base64.b64encode(picture).decode()}"
         image = f'<img src="{source}" width="72" height="72" alt="">' if source else ""
@@ -179,7 +179,7 @@ class Shelf:
         self.said.visible = refusal is not None
 
 
-def labels(shown: Sequence[Past]) -> list[str]:
+def labels(shown: Sequence[PastRun]) -> list[str]:
     """What tells runs apart: prompts, else methods and numbers, else folders."""
     for told in ([run.prompt for run in shown], [run.told for run in shown]):
         if len(set(told)) == len(told):
