@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # Bottom up.
 ROOMS = (
-    "config", "runs", "models", "scene", "render", "formats",
+    "config", "runs", "scene", "models", "render", "formats",
     "worlds", "priors", "rewards", "guidance", "loop", "commands",
 )  # fmt: skip
 FLOOR = {room: floor for floor, room in enumerate(ROOMS)}

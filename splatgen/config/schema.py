@@ -103,7 +103,7 @@ class Config(Method):
     source: Annotated[str, Suppress] = ""
     """What the input of an edit shows; empty when nothing is edited."""
     init: Annotated[str, arg(metavar="sphere|FILE|shap-e")] = "sphere"
-    """Where the cloud comes from: a ball of splats, a splat file, an .obj mesh, or Shap-E for the prompt."""
+    """Where the cloud comes from: a ball of splats, a splat file, a mesh, or Shap-E for the prompt."""
     edit: Annotated[EditOptions, Suppress] = field(default_factory=EditOptions)
     views: ViewOptions = field(default_factory=ViewOptions)
     splats: SplatOptions = field(default_factory=SplatOptions)

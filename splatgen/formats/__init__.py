@@ -21,6 +21,7 @@ FORMATS = {
     ".spz": "splatgen.formats.spz",
     ".glb": "splatgen.formats.glb",
 }
+MESHES = (".obj", ".stl")  # suffixes of meshes alone; a .ply and a .glb may hold one or splats
 
 
 def load(path: str | os.PathLike[str], *, frame: str | None = None, broken: bool = False) -> Splats:

@@ -25,6 +25,7 @@ from splatgen import __version__
 from splatgen.formats import glb_document, glb_primitives, reading, writing
 from splatgen.formats.glb_primitives import KNOWN, NAME
 from splatgen.runs import atomic
+from splatgen.scene.colors import srgb_to_linear
 from splatgen.scene.splats import Splats, concatenate, sh_to_rgb
 
 MOST_DEGREE = 3
@@ -106,7 +107,7 @@ def _attributes(splats: Splats) -> dict[str, NDArray[Any]]:
     """Names to numbers [N, W] in the file's order; rows are multiples of 4 bytes, as glTF wants."""
     opacities = splats.opacities.double().sigmoid()[:, None]
     degrees = [(degree, n) for degree in range(splats.sh_degree + 1) for n in range(2 * degree + 1)]
-    color = torch.cat([_linear(sh_to_rgb(splats.sh[:, 0].double())), opacities], -1)
+    color = torch.cat([srgb_to_linear(sh_to_rgb(splats.sh[:, 0].double())), opacities], -1)
     parts = {
         "ROTATION": writing.unit(splats.quats)[:, [1, 2, 3, 0]],
         "SCALE": splats.scales.double().exp(),
@@ -122,12 +123,6 @@ def _attributes(splats: Splats) -> dict[str, NDArray[Any]]:
 
 def _floats(values: Tensor) -> NDArray[Any]:
     return np.ascontiguousarray(values.numpy().astype("<f4"))
-
-
-def _linear(rgb: Tensor) -> Tensor:
-    """Light of sRGB's display values (IEC 61966-2-1), both 0..1."""
-    rgb = rgb.clamp(0, 1)
-    return torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
 
 
 def _scene(attributes: dict[str, NDArray[Any]]) -> dict[str, Any]:

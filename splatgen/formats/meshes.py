@@ -1,131 +1,145 @@
-"""Wavefront .obj files: the triangles of a mesh, with the colours of its vertices.
+"""Meshes: .obj by our own reader; .stl, .ply with faces and .glb by trimesh, with colours and textures.
 
+Axes are the internal ones, +Y up and +Z to the front, as glTF has them. No file that a mesh names is opened.
 Shapes: V vertices, F triangles.
 """
 
 from __future__ import annotations
 
-import itertools
+import io
 import math
-from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-MESH_BYTES = 200_000_000
-MESH_MOST = 4_000_000  # vertices, and triangles
-LINES_MOST, LINE_BYTES = 20_000_000, 100_000
-FAR = 1e30  # coordinates beyond are broken, and their squares might overflow
+from splatgen.formats import MESHES, obj
+from splatgen.scene.colors import linear_to_srgb, srgb_to_linear
+from splatgen.scene.surface import Mesh
+
+GREY = 0.5  # what has no colour
+START = 65_536  # bytes, in which a .ply says what it holds
+PIXELS_MOST = 16_777_216  # of a texture
 
 
-@dataclass(frozen=True, kw_only=True)
-class Mesh:
-    """Triangles in the internal frame, in any unit and place."""
-
-    vertices: Tensor  # [V, 3] float64
-    faces: Tensor  # [F, 3] int64
-    colors: Tensor  # [V, 3] 0..1
-
-
-def read_obj(path: Path) -> Mesh:
-    """The triangles of a Wavefront .obj file, whose axes are the internal ones: +Y up, +Z to the front.
-
-    Reads the lines `v x y z [r g b]` and `f ...`, polygons as fans; all others, those that name materials and
-    textures above all, are skipped, and no other file is opened. Vertices without a colour are grey.
-    Raises ValueError in one line for anything that is no such file or too large; OSError passes through.
-    """
-    size = path.stat().st_size
-    if not path.is_file():
-        raise ValueError(f"{path} is no file: give an .obj file")
-    if size > MESH_BYTES:
-        raise ValueError(f"{path} is larger than {MESH_BYTES // 10**6} MB: simplify the mesh first")
-    vertices, faces = array("d"), array("q")  # six and three numbers each
+def is_mesh(path: Path) -> bool:
+    """Whether a file is to be read as a mesh: by its suffix, or by its first bytes where splats share it."""
+    suffix = path.suffix.lower()
+    if suffix in MESHES or suffix not in (".ply", ".glb") or not path.is_file():
+        return suffix in MESHES
     with path.open("rb") as file:
-        for number, words in _lines(file, path):
-            try:
-                if words[0] == b"v":
-                    vertices.extend(_vertex(words))
-                elif words[0] == b"f":
-                    faces.extend(_fan(words, len(vertices) // 6))
-            except ValueError as error:
-                raise ValueError(f"{path} line {number}: {_reason(error)}") from error
-            if max(len(vertices) // 6, len(faces) // 3) > MESH_MOST:
-                raise ValueError(
-                    f"{path} has more than {MESH_MOST:,} vertices or triangles: simplify it first"
-                )
-    return _checked(vertices, faces, path)
+        start = file.read(START if suffix == ".ply" else 20)
+        if suffix == ".ply":
+            return b"\nelement face " in start.partition(b"end_header")[0]
+        if start[:4] != b"glTF" or start[16:20] != b"JSON":
+            return False
+        document = file.read(min(int.from_bytes(start[12:16], "little"), obj.MESH_BYTES))
+    return b'"meshes"' in document and b"KHR_gaussian_splatting" not in document
 
 
-def _lines(file: BinaryIO, path: Path) -> Iterator[tuple[int, list[bytes]]]:
-    """The words of each line that has any, with its number; a backslash at the end joins two lines."""
-    number, start = 0, b""
-    while line := file.readline(LINE_BYTES):
-        number += 1
-        line = start + (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
-        if len(line) >= LINE_BYTES:
-            raise ValueError(f"{path} line {number}: it is longer than {LINE_BYTES:,} bytes: is that a mesh?")
-        if number > LINES_MOST:
-            raise ValueError(f"{path} has more than {LINES_MOST:,} lines: simplify the mesh first")
-        start = b""
-        if line.rstrip().endswith(b"\\"):
-            start = line.rstrip()[:-1]
-            continue
-        if words := line.partition(b"#")[0].split():
-            yield number, words
-    if words := start.partition(b"#")[0].split():  # the last line ends in a backslash
-        yield number, words
+def load(path: Path) -> Mesh:
+    """The triangles of a mesh file. ValueError in one line for what is none or too large; OSError passes."""
+    if path.suffix.lower() == ".obj":
+        return obj.load(path)
+    obj.check_size(path)
+    import trimesh
+
+    file = io.BytesIO(path.read_bytes())
+    try:
+        scene = trimesh.load_scene(file, file_type=path.suffix[1:].lower(), process=False)
+        pieces = [
+            (scene.geometry[scene.graph[node][1]], scene.graph[node][0])
+            for node in scene.graph.nodes_geometry
+            if isinstance(scene.geometry[scene.graph[node][1]], trimesh.Trimesh)
+        ]
+        parts = [_part(piece, place, path.suffix.lower() == ".glb") for piece, place in pieces]
+    except MemoryError:
+        raise
+    except Exception as error:  # trimesh's readers raise whatever a broken file leads to
+        reason = " ".join(str(error).split())[:100]
+        printable = "".join(c if c.isprintable() else "?" for c in reason)
+        raise ValueError(f"{path} can't be read as a mesh ({type(error).__name__}: {printable})") from error
+    return _checked(_joined(parts), path)
 
 
-def _vertex(words: list[bytes]) -> list[float]:
-    """x y z r g b of `v x y z`, `v x y z w` or `v x y z r g b`; no colour is NaN."""
-    numbers = [float(word) for word in words[1:8]]
-    if len(numbers) < 3:
-        raise ValueError("a vertex has three coordinates")
-    if not all(-FAR < value < FAR for value in numbers):  # false for NaN too
-        raise ValueError("a number is not finite, or beyond 1e30")
-    return numbers[:6] if len(numbers) >= 6 else [*numbers[:3], math.nan, math.nan, math.nan]
+def _part(piece: Any, place: Any, linear: bool) -> Mesh:
+    """A piece of a scene where its node puts it; glTF's factors and vertex colours are linear light."""
+    matrix = torch.tensor(np.asarray(place, dtype=np.float64))
+    vertices = torch.tensor(np.asarray(piece.vertices, dtype=np.float64)).reshape(-1, 3)
+    faces = torch.tensor(np.asarray(piece.faces, dtype=np.int64)).reshape(-1, 3)
+    colors = torch.full((len(vertices), 3), GREY, dtype=torch.float64)
+    visual, uv, image = piece.visual, None, None
+    if visual.kind == "vertex":
+        colors = _bytes(visual.vertex_colors)
+        colors = linear_to_srgb(colors) if linear else colors
+    elif visual.kind == "face":  # each face with vertices of its own
+        vertices, faces = vertices[faces].reshape(-1, 3), torch.arange(3 * len(faces)).reshape(-1, 3)
+        colors = _bytes(visual.face_colors).repeat_interleave(3, 0)
+    elif visual.kind == "texture":
+        factor, image = _material(visual.material)
+        colors = linear_to_srgb(factor).expand(len(vertices), 3)
+        uv = None if visual.uv is None else torch.tensor(np.asarray(visual.uv, dtype=np.float64))[:, :2]
+        uv = uv if image is not None and uv is not None and len(uv) == len(vertices) else None
+    return Mesh(
+        vertices=vertices @ matrix[:3, :3].T + matrix[:3, 3],
+        faces=faces,
+        colors=colors,
+        uv=torch.zeros(len(vertices), 2, dtype=torch.float64) if uv is None else uv.nan_to_num(0.0, 0.0, 0.0),
+        texture=torch.full((len(faces),), -1 if uv is None else 0),
+        textures=() if uv is None or image is None else (image,),
+    )
 
 
-def _fan(words: list[bytes], count: int) -> list[int]:
-    """Corners, three a triangle, of `f v v v ...` with v, v/vt, v//vn or v/vt/vn, from 0.
-
-    v is the number of a vertex from 1, or counted from the last of the `count` ones so far, which is -1.
-    """
-    corners = []
-    for word in words[1:]:
-        index = int(word.partition(b"/")[0])
-        index = index - 1 if index > 0 else count + index if index < 0 else -1
-        if not 0 <= index < MESH_MOST:
-            raise ValueError("a face uses a vertex that is not there")
-        corners.append(index)
-    if len(corners) < 3:
-        raise ValueError("a face has three corners or more")
-    return [c for a, b in itertools.pairwise(corners[1:]) for c in (corners[0], a, b)]
+def _material(material: Any) -> tuple[Tensor, Tensor | None]:
+    """A material's factor [3] in linear light, and its texture [H, W, 3] as displayed, times the factor."""
+    given = getattr(material, "baseColorFactor", None)
+    factor = torch.ones(3, dtype=torch.float64) if given is None else _bytes(given)
+    picture = getattr(material, "baseColorTexture", None)
+    if picture is None:
+        return factor, None
+    if math.prod(picture.size) > PIXELS_MOST:
+        raise ValueError(f"a texture has {picture.size[0]} x {picture.size[1]} pixels: make it smaller")
+    image = _bytes(np.asarray(picture.convert("RGB")))
+    return factor, linear_to_srgb(srgb_to_linear(image) * factor).float()
 
 
-def _reason(error: ValueError) -> str:
-    """What is wrong with a line, without quoting what may be binary."""
-    words = str(error)
-    numbers = ("could not convert", "invalid literal", "Exceeds the limit")
-    return "it has something that is not a number" if words.startswith(numbers) else words
+def _bytes(values: Any) -> Tensor:
+    """RGB or RGBA of bytes, or of 0..1, as [..., 3] in 0..1."""
+    array = np.asarray(values)
+    scale = 255.0 if array.dtype == np.uint8 else 1.0
+    return torch.tensor(array[..., :3].astype(np.float64) / scale)
 
 
-def _checked(vertices: array[float], faces: array[int], path: Path) -> Mesh:
-    rows = torch.from_numpy(np.array(vertices).reshape(-1, 6))
-    corners = torch.from_numpy(np.array(faces).reshape(-1, 3))
-    if len(corners) == 0:
-        what = f"{len(rows)} vertices and no faces" if len(rows) else "no vertices"
-        raise ValueError(f"{path} holds {what}: give a mesh of triangles or polygons")
-    if int(corners.max()) >= len(rows):
-        raise ValueError(
-            f"{path} has a face that uses vertex {int(corners.max()) + 1} of {len(rows)}: export it again"
-        )
-    colors = rows[:, 3:].clone()
-    if float(colors.nan_to_num(0.0).max()) > 1.0:  # some programs write 0 to 255
-        colors = colors / 255.0
-    return Mesh(vertices=rows[:, :3], faces=corners, colors=colors.nan_to_num(0.5).clamp(0.0, 1.0))
+def _joined(parts: list[Mesh]) -> Mesh:
+    """One mesh of several; empty where there is none."""
+    empty = torch.zeros(0, 3, dtype=torch.float64)
+    start = images = 0
+    faces, texture = [], []
+    for part in parts:
+        assert part.texture is not None
+        faces.append(part.faces + start)
+        texture.append(torch.where(part.texture < 0, -1, part.texture + images))
+        start, images = start + len(part.vertices), images + len(part.textures)
+    return Mesh(
+        vertices=torch.cat([empty, *(p.vertices for p in parts)]),
+        faces=torch.cat([empty.long(), *faces]),
+        colors=torch.cat([empty, *(p.colors for p in parts)]),
+        uv=torch.cat([empty[:, :2], *(p.uv for p in parts if p.uv is not None)]),
+        texture=torch.cat([empty[:, 0].long(), *texture]),
+        textures=tuple(image for p in parts for image in p.textures),
+    )
+
+
+def _checked(mesh: Mesh, path: Path) -> Mesh:
+    """The mesh; ValueError for one without faces, with vertices that are not there, or that is too large."""
+    if len(mesh.faces) == 0:
+        raise ValueError(f"{path} holds {len(mesh.vertices)} vertices and no faces: give a mesh of triangles")
+    if max(len(mesh.vertices), len(mesh.faces)) > obj.MESH_MOST:
+        raise ValueError(f"{path} has more than {obj.MESH_MOST:,} vertices or triangles: simplify it first")
+    if int(mesh.faces.min()) < 0 or int(mesh.faces.max()) >= len(mesh.vertices):
+        raise ValueError(f"{path} has a face that uses a vertex that is not there: export it again")
+    if not bool((mesh.vertices.abs() < obj.FAR).all()):  # false for NaN too
+        raise ValueError(f"{path} has a vertex that is not finite, or beyond 1e30: export it again")
+    return mesh

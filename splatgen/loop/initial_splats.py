@@ -3,7 +3,7 @@
 All of them end in the internal frame, +Y up and +Z toward the camera at azimuth 0, and fill the same share of
 the picture, whatever the units of a file.
 
-Shapes: N splats, V vertices, F triangles.
+Shapes: N splats.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from torch import Tensor
 
 from splatgen import formats
 from splatgen.config import Config, SplatOptions, ViewOptions
-from splatgen.formats.meshes import Mesh, read_obj
+from splatgen.formats import meshes
 from splatgen.models.budget import LoadOptions
 from splatgen.runs.rng import rng
 from splatgen.scene.cameras import half_extent
 from splatgen.scene.placement import placement
-from splatgen.scene.splats import Splats, random_ball, rgb_to_sh
+from splatgen.scene.splats import Splats, random_ball
+from splatgen.scene.surface import on_surface
 
 FILL = 0.69  # radius of what is moved into view, as a share of half the picture
 IN_VIEW = (0.43, 0.86)  # radii, likewise, of a splat file that is left where it is
@@ -30,7 +31,6 @@ FEWEST = 8  # splats that can show an object
 MIN_OPACITY = 1 / 255  # below, a splat can't change an 8-bit pixel
 MAX_OPACITY = 0.99  # above, next to no gradient passes the sigmoid
 HERE = LoadOptions()
-SPREAD, THICKNESS = 0.9, 0.1  # of splats on a surface: in its plane in units of their spacing, and across
 
 
 def starting_splats(config: Config, load_options: LoadOptions = HERE) -> Splats:
@@ -48,21 +48,17 @@ def starting_splats(config: Config, load_options: LoadOptions = HERE) -> Splats:
     if config.init == "shap-e":
         from splatgen.models import shap_e
 
-        vertices, faces, colors = shap_e.generate(config.prompt, load_options, rng(config.seed, 0, "shap-e"))
-        mesh = Mesh(vertices=vertices, faces=faces, colors=colors)
+        mesh = shap_e.generate(config.prompt, load_options, rng(config.seed, 0, "shap-e"))
         return on_surface(mesh, generator, o, FILL * half, "Shap-E's mesh")
     path = Path(config.init).expanduser()
-    if path.suffix.lower() == ".obj":
-        return on_surface(read_obj(path), generator, o, FILL * half, str(path))
+    if meshes.is_mesh(path):
+        return on_surface(meshes.load(path), generator, o, FILL * half, str(path))
     return from_splats(formats.load(path), o, half, most=config.densify.max_splats, name=str(path))
 
 
 def reach(views: ViewOptions) -> float:
     """Half the height, in world units, that every camera of a run sees at least at the origin."""
     return views.distance[0] if views.relative else half_extent(views.distance[0], views.fov[0])
-
-
-# Splat files
 
 
 def from_splats(splats: Splats, options: SplatOptions, half: float, *, most: int, name: str) -> Splats:
@@ -109,61 +105,3 @@ def with_degree(sh: Tensor, degree: int) -> Tensor:
     kept = min(found.shape[1], sh.shape[1])
     found[:, :kept] = sh[:, :kept]
     return found
-
-
-# Meshes
-
-
-def on_surface(
-    mesh: Mesh, generator: torch.Generator, options: SplatOptions, radius: float, name: str
-) -> Splats:
-    """Splats spread evenly over a mesh whose box is centred and whose farthest corner is at `radius`.
-
-    Raises ValueError for a mesh without area.
-    """
-    corners = mesh.vertices[mesh.faces]  # [F, 3, 3]
-    corners = corners - (corners.amin((0, 1)) + corners.amax((0, 1))) / 2.0
-    size = float(corners.norm(dim=-1).max())
-    corners = corners * (radius / size if size > 0.0 else 0.0)
-    normals = torch.linalg.cross(
-        corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
-    )  # 2 x area long
-    areas = normals.norm(dim=-1)
-    if not float(areas.sum()) > 1e-9 * radius**2:
-        raise ValueError(f"{name} has no surface, its triangles have no area: give a mesh of an object")
-    faces, shares = spread(areas, options.count, generator)
-    spacing = math.sqrt(float(areas.sum()) / 2.0 / options.count)
-    # Discs, not balls: what is split off them stays in the surface, and colours of two sides do not mix. On
-    # the toybox, thin ones came nearer to the prompt than balls in as many steps, above all in the first 30.
-    scales = torch.tensor([SPREAD, SPREAD, THICKNESS]) * spacing
-    colors = (shares[..., None] * mesh.colors[mesh.faces[faces]]).sum(1)  # [N, 3]
-    sh = torch.zeros(options.count, (options.sh_degree + 1) ** 2, 3)
-    sh[:, 0] = rgb_to_sh(colors.float())
-    return Splats(
-        means=(shares[..., None] * corners[faces]).sum(1).float(),
-        quats=facing(normals[faces]).float(),
-        scales=scales.log().expand(options.count, 3).clone(),
-        opacities=torch.logit(torch.full((options.count,), options.opacity)),
-        sh=sh,
-    )
-
-
-def spread(areas: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Points on triangles of given areas [F]: which triangle [N], and the weights of its corners [N, 3].
-
-    Each point falls into its own share of the total area: with independent ones, holes would be larger.
-    """
-    solid = areas.nonzero()[:, 0]
-    u = (torch.arange(count) + torch.rand(count, generator=generator, dtype=torch.float64)) / count
-    ends = areas[solid].cumsum(0)
-    faces = solid[torch.searchsorted(ends, u * ends[-1]).clamp(max=len(solid) - 1)]
-    a, b = torch.rand(2, count, generator=generator, dtype=torch.float64)
-    a, b = torch.where(a + b > 1.0, 1.0 - a, a), torch.where(a + b > 1.0, 1.0 - b, b)
-    return faces, torch.stack([1.0 - a - b, a, b], -1)
-
-
-def facing(normals: Tensor) -> Tensor:
-    """Rotations [N, 4] wxyz that take the z axis to normals [N, 3] of any length, or to their opposites."""
-    unit = torch.nn.functional.normalize(normals, dim=-1)
-    x, y, z = torch.where(unit[:, 2:] < 0.0, -unit, unit).unbind(-1)  # a disc has no front
-    return torch.nn.functional.normalize(torch.stack([1.0 + z, -y, x, torch.zeros_like(z)], -1), dim=-1)

@@ -16,6 +16,8 @@ from torch import Tensor
 from splatgen.models import loading, weights
 from splatgen.models.budget import LoadOptions
 from splatgen.models.weights import WeightsError
+from splatgen.scene.colors import linear_to_srgb
+from splatgen.scene.surface import Mesh
 
 if TYPE_CHECKING:
     from diffusers.pipelines.shap_e.renderer import ShapERenderer
@@ -25,10 +27,8 @@ GRID = 128  # points a side at which distances are asked for
 BATCH = 65_536  # of these points at once
 
 
-def generate(
-    prompt: str, load_options: LoadOptions, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Vertices [V, 3] in the internal frame, faces [F, 3], colours [V, 3] in 0..1 as displayed; on the CPU.
+def generate(prompt: str, load_options: LoadOptions, generator: torch.Generator) -> Mesh:
+    """The mesh of a prompt, on the CPU.
 
     Every network is gone from the device afterwards. Raises ValueError for a prompt that is too long or of
     which nothing was made, WeightsError for weights that are missing or damaged.
@@ -45,7 +45,8 @@ def generate(
         advice = "give another --seed, or another --init"
         raise ValueError(f"Shap-E made nothing of {prompt[:60]!r}: {advice}") from error
     channels = torch.stack([mesh.vertex_channels[name] for name in "RGB"], -1)
-    result = upright(mesh.verts.double().cpu()), mesh.faces.cpu(), displayed(channels.double().cpu())
+    colors = linear_to_srgb(channels.double().cpu())  # made for a renderer that adds lamps
+    result = Mesh(vertices=upright(mesh.verts.double().cpu()), faces=mesh.faces.cpu(), colors=colors)
     del renderer, mesh
     let_go(load_options.device)
     return result
@@ -58,12 +59,6 @@ def upright(vertices: Tensor) -> Tensor:
     """
     x, y, z = vertices.unbind(-1)
     return torch.stack([x, z, -y], -1)
-
-
-def displayed(linear: Tensor) -> Tensor:
-    """Linear light to sRGB, 0..1: the decoder hands out colours for a renderer that adds lamps."""
-    linear = linear.clamp(0.0, 1.0)
-    return torch.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear.pow(1 / 2.4) - 0.055)
 
 
 def latents(folder: Path, prompt: str, load_options: LoadOptions, generator: torch.Generator) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 import typing
@@ -75,7 +76,7 @@ def test_merging_changes_only_what_is_named(config: Config, steps: int, scale: f
 def test_every_setting_is_frozen_and_documented() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().steps = 1  # type: ignore[misc]
-    text = Path(settings.__file__).read_text()
+    text = Path(inspect.getfile(Config)).read_text()
     for field in (*dataclasses.fields(Config), *dataclasses.fields(ImageConfig)):
         line = next(row for row in text.splitlines() if row.startswith(f"    {field.name}: "))
         if not dataclasses.is_dataclass(field.default_factory):

@@ -19,15 +19,15 @@ from splatgen import formats
 from splatgen.commands.common.checks import check_init
 from splatgen.commands.common.errors import MISSING, USAGE, Failure, describe
 from splatgen.config import Config, DensifyOptions, SplatOptions, ViewOptions
-from splatgen.formats import meshes
-from splatgen.formats.meshes import Mesh, read_obj
-from splatgen.loop import initial_splats
-from splatgen.loop.initial_splats import FILL, from_splats, on_surface, reach, starting_splats
+from splatgen.formats import obj
+from splatgen.loop.initial_splats import FILL, from_splats, reach, starting_splats
 from splatgen.models.budget import LoadOptions
 from splatgen.render import render
 from splatgen.runs.rng import rng
+from splatgen.scene import surface
 from splatgen.scene.cameras import orbit, turntable
 from splatgen.scene.splats import Splats, check, concatenate, random_ball, sh_to_rgb
+from splatgen.scene.surface import Mesh, on_surface
 
 HALF = reach(ViewOptions())
 RADIUS = FILL * HALF
@@ -244,7 +244,7 @@ def test_points_are_spread_by_area_and_lie_in_their_triangles() -> None:
     assert bool((points[floor, 0] / 3 + points[floor, 1] < 1 + 1e-6).all())
     area = 1.75 / (used - center).norm(dim=-1).max() ** 2
     spacing = math.sqrt(area / 700)
-    assert float(splats.scales.exp().max()) == pytest.approx(initial_splats.SPREAD * spacing, rel=1e-4)
+    assert float(splats.scales.exp().max()) == pytest.approx(surface.SPREAD * spacing, rel=1e-4)
     colors = mesh.colors[0] + points[floor] @ torch.stack(
         [(mesh.colors[1] - mesh.colors[0]) / 3, mesh.colors[2] - mesh.colors[0], torch.zeros(3)]
     )
@@ -255,7 +255,7 @@ def test_points_are_spread_by_area_and_lie_in_their_triangles() -> None:
 @given(st.tuples(*[st.floats(-1.0, 1.0)] * 3).filter(lambda n: max(map(abs, n)) > 1e-3))
 def test_discs_face_along_their_normal(normal: tuple[float, float, float]) -> None:
     n = torch.tensor([normal], dtype=torch.float64)
-    w, x, y, z = initial_splats.facing(n)[0]
+    w, x, y, z = surface.facing(n)[0]
     axis = torch.stack([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)])
     assert float(torch.linalg.cross(axis, n[0] / n.norm()).norm()) < 1e-7
     assert float(w * w + x * x + y * y + z * z) == pytest.approx(1.0)
@@ -287,14 +287,14 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_ways_to_write_a_face(tmp_path: Path, form: str) -> None:
-    mesh = read_obj(written(tmp_path, (TRIANGLE + FORMS[form]).encode("latin-1")))
+    mesh = obj.load(written(tmp_path, (TRIANGLE + FORMS[form]).encode("latin-1")))
     assert mesh.faces.tolist() == [[0, 1, 2]]
     assert mesh.vertices.tolist() == [[0, 0, 0], [1, 0, 0], [0, 1, 0]]
     assert mesh.colors.tolist() == [[0.5] * 3] * 3
 
 
 def test_polygons_are_fans_and_faces_may_come_first(tmp_path: Path) -> None:
-    mesh = read_obj(written(tmp_path, b"\xef\xbb\xbff 1 2 3 4 5\n" + b"v 0 0 0\n" * 5))
+    mesh = obj.load(written(tmp_path, b"\xef\xbb\xbff 1 2 3 4 5\n" + b"v 0 0 0\n" * 5))
     assert mesh.faces.tolist() == [[0, 1, 2], [0, 2, 3], [0, 3, 4]]
 
 
@@ -308,7 +308,7 @@ def test_polygons_are_fans_and_faces_may_come_first(tmp_path: Path) -> None:
     ids=["0 to 1", "0 to 255", "some"],
 )
 def test_colours_of_vertices(tmp_path: Path, lines: str, colors: Any) -> None:
-    found = read_obj(written(tmp_path, lines + "f 1 2 3")).colors
+    found = obj.load(written(tmp_path, lines + "f 1 2 3")).colors
     torch.testing.assert_close(found, torch.tensor(colors, dtype=torch.float64))
 
 
@@ -385,19 +385,19 @@ def test_a_mesh_that_is_too_large_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, words: str
 ) -> None:
     path = written(tmp_path, TRIANGLE + 5 * "f 1 2 3\n")
-    read_obj(path)
-    monkeypatch.setattr(meshes, limit, value)
+    obj.load(path)
+    monkeypatch.setattr(obj, limit, value)
     with pytest.raises(ValueError, match=words):
-        read_obj(path)
+        obj.load(path)
 
 
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.obj")
     for path in (tmp_path / "pipe.obj", tmp_path):
         with pytest.raises(ValueError, match="is no file"):
-            read_obj(path)
+            obj.load(path)
     with pytest.raises(FileNotFoundError):
-        read_obj(tmp_path / "none.obj")
+        obj.load(tmp_path / "none.obj")
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1.0, 1e6, 1e28])
@@ -518,7 +518,7 @@ def test_what_can_be_started_from_passes(tmp_path: Path) -> None:
         ("spere", "did you mean 'sphere'"),
         ("shape", "did you mean 'shap-e'"),
         ("", "there are: sphere, shap-e"),
-        ("mesh.stl", "with the suffix .ply or "),
+        ("mesh.fbx", "with the suffix .ply or "),
         ("folder/sphere", "with the suffix"),
         ("missing.obj", "does not exist"),
         ("missing.ply", "does not exist"),

@@ -179,7 +179,7 @@ def test_the_object_stands_upright_with_its_front_at_azimuth_0(published: Path) 
 
 
 def test_colours_are_as_displayed(published: Path) -> None:
-    _, _, colors = shap_e.generate("a boot", LoadOptions(weights=str(published)), rng(0, 0, "shap-e"))
+    colors = shap_e.generate("a boot", LoadOptions(weights=str(published)), rng(0, 0, "shap-e")).colors
     blue = torch.sigmoid(torch.tensor(-4.0, dtype=torch.float64))  # what the network says, through its bias
     torch.testing.assert_close(colors[:, 2], blue.expand(len(colors)), atol=1e-4, rtol=0.0)
 
@@ -193,9 +193,9 @@ def test_the_seed_and_the_prompt_decide_and_nothing_else_does(published: Path) -
     for name, value in start(published).tensors().items():
         assert torch.equal(value, getattr(first, name))
     load_options = LoadOptions(weights=str(published))
-    vertices = shap_e.generate("a boot", load_options, rng(0, 0, "shap-e"))[0]
+    vertices = shap_e.generate("a boot", load_options, rng(0, 0, "shap-e")).vertices
     for other in (("a boot", 1), ("a shoe", 0)):
-        found = shap_e.generate(other[0], load_options, rng(other[1], 0, "shap-e"))[0]
+        found = shap_e.generate(other[0], load_options, rng(other[1], 0, "shap-e")).vertices
         assert found.shape != vertices.shape or not torch.equal(found, vertices)
 
 
@@ -222,7 +222,9 @@ def test_the_networks_are_gone_afterwards(published: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 def test_half_precision_makes_nearly_the_same(published: Path, precision: Any) -> None:
     full, half = (
-        shap_e.generate("a boot", LoadOptions(weights=str(published), precision=p), rng(0, 0, "shap-e"))[0]
+        shap_e.generate(
+            "a boot", LoadOptions(weights=str(published), precision=p), rng(0, 0, "shap-e")
+        ).vertices
         for p in ("float32", precision)
     )
     for corner in (Tensor.amin, Tensor.amax):

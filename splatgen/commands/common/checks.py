@@ -217,7 +217,7 @@ def check_init(config: Config) -> None:
             raise Failure(MISSING, f"--init shap-e: {error}") from error
         return
     path = Path(config.init).expanduser()
-    suffixes = (*formats.FORMATS, ".obj")
+    suffixes = (*formats.FORMATS, *formats.MESHES)
     if config.init and path.is_dir():
         raise Failure(USAGE, f"--init {path} is a folder: give a file, such as the splats.ply of a run")
     if path.suffix.lower() not in suffixes:
@@ -228,6 +228,6 @@ def check_init(config: Config) -> None:
     if not path.exists():
         raise Failure(USAGE, f"--init {path} does not exist: give sphere, shap-e or a file")
     if not path.is_file():
-        raise Failure(USAGE, f"--init {path} is no file: give a splat file or an .obj mesh")
+        raise Failure(USAGE, f"--init {path} is no file: give a splat file or a mesh")
     with path.open("rb"):
         pass

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
     from splatgen.loop.loop import Progress
 
 LIVE_SECONDS = 0.1
 PLAIN_SECONDS = 5.0
-BAR_LENGTH = 20  # characters, at most
+BAR_LENGTH = 20  # characters
 
 
 class Reporter:
@@ -27,7 +29,7 @@ class Reporter:
         self._quiet = quiet
         self._clock = clock
         self._live = stream.isatty()
-        self._width = 0  # of the live line on the screen
+        self._bar: Bar | None = None  # on the screen
         self._due = 0.0
 
     def __call__(self, progress: Progress) -> None:
@@ -42,23 +44,38 @@ class Reporter:
         text = line(progress, self._first)
         try:
             if self._live:
-                self._redraw(text, progress.step / max(progress.steps, 1))
+                self._draw(text, progress)
             else:
                 print(text, file=self._stream, flush=True)
         except OSError:  # nobody reads it, or its disk is full: no reason to end the run
-            self._quiet, self._width = True, 0
+            self._quiet, self._bar = True, None
 
     def close(self) -> None:
         """Leave the live line on the screen and go below it."""
-        if self._width:
-            print(file=self._stream, flush=True)
-            self._width = 0
+        if self._bar is not None:
+            with contextlib.suppress(OSError):
+                self._bar.stop()
+            self._bar = None
 
-    def _redraw(self, text: str, fraction: float) -> None:
-        columns = shutil.get_terminal_size().columns - 1
-        text = (_bar(fraction, columns - len(text)) + text)[:columns]  # a wrapped line can't be overwritten
-        print(f"\r{text:<{self._width}}", end="", file=self._stream, flush=True)
-        self._width = len(text)
+    def _draw(self, text: str, progress: Progress) -> None:
+        if self._bar is None:
+            self._bar = live_line(self._stream, progress.steps)
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=progress.step, description=text, refresh=True)
+
+
+def live_line(stream: TextIO, steps: int) -> Bar:
+    """A bar and a text in one line, cut where the terminal ends; drawn when told, so without a thread."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bar
+    from rich.table import Column
+
+    text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="crop"))
+    bar = BarColumn(BAR_LENGTH, table_column=Column(no_wrap=True))
+    made = Bar(bar, text, console=Console(file=stream, highlight=False), auto_refresh=False)
+    made.add_task("", total=steps)
+    return made
 
 
 def line(progress: Progress, first: Progress) -> str:
@@ -79,10 +96,3 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _bar(fraction: float, columns: int) -> str:
-    """A bar in the columns that are left; none when that is too few to show anything."""
-    cells = min(BAR_LENGTH, columns - 3)
-    full = round(cells * fraction)
-    return f"[{'#' * full}{'.' * (cells - full)}] " if cells >= 5 else ""
