@@ -38,7 +38,7 @@ from splatgen.guidance.distillation import gradient
 from splatgen.guidance.moment import Moment
 from splatgen.guidance.preferences.weighted import Weighted
 from splatgen.guidance.scores import SDS
-from splatgen.loop.object_run import device_name
+from splatgen.loop.lifecycle import device_name
 from splatgen.models.memory import keep_freed
 from splatgen.priors import Prior
 from splatgen.priors.stable_diffusion import StableDiffusionPrior

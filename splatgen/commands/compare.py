@@ -16,7 +16,7 @@ from tyro.conf import arg
 
 from splatgen import config as settings
 from splatgen.commands.common import arguments, checks
-from splatgen.commands.common.arguments import Switch
+from splatgen.commands.common.arguments import RunFlags
 from splatgen.commands.common.errors import DIVERGED, MEMORY, USAGE, Failure
 from splatgen.commands.common.execution import headline
 from splatgen.commands.common.progress import Reporter
@@ -36,7 +36,7 @@ CODES = {"diverged": DIVERGED, "oom": MEMORY}  # when no run came to its end
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compare:
+class Compare(RunFlags):
     """Make the same prompt with several methods and seeds; prints a table and the folder with all of it."""
 
     methods: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ("sds", "sdi", "rewardsds", "psd")
@@ -46,18 +46,6 @@ class Compare:
     """Runs a method: --seed, the next number, and so on."""
     resume: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """A comparison's folder: make what is missing in it, with its own settings."""
-    preset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
-    """Settings to start from; they change the defaults."""
-    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """A .toml or .json file of settings, such as a run's config.json; they change the presets'."""
-    out: Annotated[Path, arg(metavar="DIR")] = Path("outputs")
-    """The folder in which the comparison's folder is made."""
-    json: Switch = False
-    """Print a JSON object instead of the table and the folder."""
-    quiet: Switch = False
-    """No progress, only errors."""
-    force: Switch = False
-    """Make the nearest possible prompt where the prior can't make the one given."""
     settings: Annotated[Config, arg(name="", prefix_name=False)] = field(default_factory=lambda: START)
 
 

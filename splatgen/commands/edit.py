@@ -13,7 +13,7 @@ from tyro.conf import Positional, Suppress, arg
 
 from splatgen import config as configs
 from splatgen.commands.common import arguments, checks
-from splatgen.commands.common.arguments import Switch
+from splatgen.commands.common.arguments import RunFlags
 from splatgen.commands.common.errors import USAGE, Failure
 from splatgen.commands.common.execution import execute
 from splatgen.commands.common.inputs import splat_file
@@ -51,23 +51,11 @@ class EditConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edit:
+class Edit(RunFlags):
     """Change splats by words and keep what the words do not name; prints the run folder."""
 
     input: Annotated[Path, Positional, arg(metavar="INPUT", help_behavior_hint="")] = Path()
     """A run folder or a splat file: .ply, .splat, .spz or .glb."""
-    preset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
-    """Settings to start from; they change the defaults."""
-    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """A .toml or .json file of settings, such as a run's config.json; they change the preset's."""
-    out: Annotated[Path, arg(metavar="DIR")] = Path("outputs")
-    """The folder in which the run folder is made."""
-    json: Switch = False
-    """Print a JSON object instead of the run folder's path."""
-    quiet: Switch = False
-    """No progress, only errors."""
-    force: Switch = False
-    """Take the nearest possible prompts where the prior can't read those given."""
     viewing: Annotated[ViewerOptions, arg(name="", prefix_name=False)] = field(default_factory=ViewerOptions)
     settings: Annotated[EditConfig, arg(name="", prefix_name=False)] = field(default_factory=EditConfig)
 

@@ -11,7 +11,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from splatgen.commands.common import arguments, checks
-from splatgen.commands.common.arguments import Switch
+from splatgen.commands.common.arguments import RunFlags
 from splatgen.commands.common.errors import USAGE, Failure
 from splatgen.commands.common.execution import execute
 from splatgen.commands.common.viewer import ViewerOptions, watched
@@ -22,24 +22,12 @@ from splatgen.runs import steering
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generate:
+class Generate(RunFlags):
     """Make a 3D object out of a prompt; prints the run folder."""
 
-    preset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
-    """Settings to start from; they change the defaults."""
-    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """A .toml or .json file of settings, such as a run's config.json; they change the preset's."""
     steering: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """The steering.jsonl of another run: make the changes that somebody made in its viewer at the same
     steps."""
-    out: Annotated[Path, arg(metavar="DIR")] = Path("outputs")
-    """The folder in which the run folder is made."""
-    json: Switch = False
-    """Print a JSON object instead of the run folder's path."""
-    quiet: Switch = False
-    """No progress, only errors."""
-    force: Switch = False
-    """Make the nearest possible prompt where the prior can't make the one given."""
     viewing: Annotated[ViewerOptions, arg(name="", prefix_name=False)] = field(default_factory=ViewerOptions)
     settings: Annotated[Config, arg(name="", prefix_name=False)] = field(default_factory=Config)
 

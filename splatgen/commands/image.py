@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import arg
 
 from splatgen.commands.common import arguments, checks
-from splatgen.commands.common.arguments import Switch
+from splatgen.commands.common.arguments import RunFlags
 from splatgen.commands.common.errors import USAGE, Failure
 from splatgen.commands.common.execution import execute
 from splatgen.config import ImageConfig, presets
@@ -31,23 +31,11 @@ GREY = (128, 128, 128)  # behind what is transparent
 
 
 @dataclass(frozen=True, kw_only=True)
-class Image:
+class Image(RunFlags):
     """Make one image out of a prompt, or change a picture by words; prints the run folder."""
 
-    preset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
-    """Settings to start from; they change the defaults. What only a 3D run has is left out."""
-    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """A .toml or .json file of settings, such as a run's config.json; they change the preset's."""
     edit: Annotated[Path | None, arg(metavar="PICTURE", help_behavior_hint="")] = None
     """A PNG, JPEG or WebP to change: its middle square, at the prior's size. Needs --source."""
-    out: Annotated[Path, arg(metavar="DIR")] = Path("outputs")
-    """The folder in which the run folder is made."""
-    json: Switch = False
-    """Print a JSON object instead of the run folder's path."""
-    quiet: Switch = False
-    """No progress, only errors."""
-    force: Switch = False
-    """Make the nearest possible prompt where the prior can't make the one given."""
     settings: Annotated[ImageConfig, arg(name="", prefix_name=False)] = field(default_factory=ImageConfig)
 
 

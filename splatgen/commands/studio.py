@@ -16,6 +16,7 @@ from tyro.conf import arg
 
 from splatgen.commands import generate
 from splatgen.commands.common import arguments, checks
+from splatgen.commands.common.arguments import SettingsFlags
 from splatgen.commands.common.signals import on_signals
 from splatgen.commands.common.studio_backend import EXAMPLES, StudioBackend, in_words
 from splatgen.commands.common.viewer import ViewerAddress, served
@@ -28,15 +29,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Studio:
+class Studio(SettingsFlags):
     """Make objects from a page in the browser, one after the other; the models stay loaded."""
 
-    preset: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
-    """Settings to start from; they change the defaults."""
-    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """A .toml or .json file of settings, such as a run's config.json; they change the preset's."""
-    out: Annotated[Path, arg(metavar="DIR")] = Path("outputs")
-    """The folder in which run folders are made, and in which past runs are."""
     place: Annotated[ViewerAddress, arg(name="", prefix_name=False)] = field(default_factory=ViewerAddress)
     settings: Annotated[Config, arg(name="", prefix_name=False)] = field(default_factory=Config)
 

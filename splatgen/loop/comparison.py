@@ -23,7 +23,7 @@ import torch
 from splatgen import __version__, formats
 from splatgen.config import Config, read_file, to_dict
 from splatgen.config.methods import ComparisonPlan
-from splatgen.loop import object_run
+from splatgen.loop import lifecycle, object_run
 from splatgen.loop.loop import Progress
 from splatgen.loop.results import pictures
 from splatgen.loop.step import Models, assemble, load_models
@@ -97,7 +97,7 @@ def compare(
     truth: the prompt is a caption of the toybox, and results are compared with its exact pictures. A run
     that diverges or finds no memory doesn't stop the others; settings and files that can't be used do.
     """
-    device = object_run.pick_device(plan.first.device)
+    device = lifecycle.pick_device(plan.first.device)
     networks = functools.cache(lambda: load_models(plan.first, device))
     if folder is None:
         networks()  # what can't be loaded leaves no folder

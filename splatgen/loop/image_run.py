@@ -18,16 +18,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from splatgen.config import ConfigError, ImageConfig, merge, read_file, to_dict
+from splatgen.config import ConfigError, ImageConfig, merge, read_file
 from splatgen.config.validation import validate_image
 from splatgen.guidance.distillation import gradient, inject
-from splatgen.loop.loop import Progress, Result, StepRecord, ignore, loop_settings, never, run_loop
-from splatgen.loop.object_run import create_run, pick_device, record_failure
+from splatgen.loop.lifecycle import carry_out, check_steps, create_run, pick_device, reopen
+from splatgen.loop.loop import Progress, Result, StepRecord, ignore, loop_settings, never
 from splatgen.loop.snapshot import ViewRequest
 from splatgen.loop.step import Models, load_models, make_moment, reward_prompts, score_rewards
 from splatgen.priors import Prior
-from splatgen.runs import atomic, checkpoint, packing, run_folder, video
-from splatgen.runs.metrics import rewind_metrics
+from splatgen.runs import checkpoint, packing, run_folder, video
 from splatgen.runs.rng import rng
 from splatgen.runs.run_folder import Run
 from splatgen.scene.cameras import Cameras, orbit
@@ -249,6 +248,15 @@ class ImageRun:
         self.models.relearn(learned)
         self.canvas = canvas
 
+    def write_results(self) -> dict[str, float]:
+        with torch.no_grad():
+            images = pictures(self.config, self.models.prior, self.canvas.values)
+        write_images(images, self.run.folder / "image.png")
+        return score_images(self.config, self.models, self.canvas)
+
+    def totals(self) -> dict[str, Any]:
+        return {}
+
 
 def generate(
     config: ImageConfig,
@@ -281,7 +289,8 @@ def generate(
             write_images(source[:1], run.folder / "source.png")
 
     run = create_run(config, models, out, command, device, kind=KIND, fill=fill)
-    return _finish(config, models, canvas, run, report, should_stop)
+    subject = ImageRun(config=config, models=models, canvas=canvas, run=run)
+    return carry_out(subject, loop_settings(config, config.image), run, report, should_stop)
 
 
 def _single_view(models: Models) -> Models:
@@ -308,15 +317,10 @@ def resume(
     device = pick_device(config.device)
     models = _single_view(load_models(config, device))
     canvas = _last_canvas(config, models, run, device)
-    if config.steps < canvas.step:
-        raise ValueError(
-            f"--steps is {config.steps}, but the run is already at step {canvas.step}: give a larger number"
-        )
-    if config != saved:
-        atomic.write_json(run.config_json, to_dict(config))
-    rewind_metrics(run.metrics, canvas.step - 1)
-    run_folder.update(run, status="running", resumed=list(command), error=None)
-    return _finish(config, models, canvas, run, report, should_stop)
+    check_steps(config.steps, canvas.step)
+    reopen(run, config, saved, canvas.step, command)
+    subject = ImageRun(config=config, models=models, canvas=canvas, run=run)
+    return carry_out(subject, loop_settings(config, config.image), run, report, should_stop)
 
 
 def _last_canvas(config: ImageConfig, models: Models, run: Run, device: str) -> Canvas:
@@ -332,26 +336,3 @@ def _last_canvas(config: ImageConfig, models: Models, run: Run, device: str) -> 
         return new_canvas(config, start_values(config, models.prior, None, device), None)
     models.relearn(learned)
     return canvas
-
-
-def _finish(
-    config: ImageConfig,
-    models: Models,
-    canvas: Canvas,
-    run: Run,
-    report: Callable[[Progress], None],
-    should_stop: Callable[[], bool],
-) -> Result:
-    subject = ImageRun(config=config, models=models, canvas=canvas, run=run)
-    try:
-        status = run_loop(subject, loop_settings(config, config.image), run, report, should_stop)
-        rewards, canvas = {}, subject.canvas
-        if status == "done":
-            with torch.no_grad():
-                write_images(pictures(config, models.prior, canvas.values), run.folder / "image.png")
-            rewards = score_images(config, subject.models, canvas)
-    except BaseException as error:
-        record_failure(run, error, subject.state.step)
-        raise
-    run_folder.update(run, status=status, steps=canvas.step, rewards=rewards)
-    return Result(run=run, status=status, step=canvas.step)

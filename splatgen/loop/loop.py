@@ -96,6 +96,12 @@ class Subject(Steerable, Protocol):
     def restore(self) -> None:
         """Go back to the last checkpoint; raises FileNotFoundError or ValueError when there is none."""
 
+    def write_results(self) -> dict[str, float]:
+        """Write what a finished run leaves; returns its final rewards."""
+
+    def totals(self) -> dict[str, Any]:
+        """What run.json says of the end beside them."""
+
 
 class Diverged(RuntimeError):
     """The optimisation has had no finite gradient for too long."""

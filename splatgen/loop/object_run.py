@@ -7,7 +7,6 @@ Shapes: B views, N splats.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,32 +16,24 @@ from typing import Any
 import torch
 
 from splatgen import __version__
-from splatgen.config import Config, ConfigError, ImageConfig, from_dict, read_file, to_dict
+from splatgen.config import Config, ConfigError, from_dict, read_file, to_dict
 from splatgen.config.validation import validate
 from splatgen.loop import object_edit
 from splatgen.loop.initial_splats import starting_splats
-from splatgen.loop.loop import Diverged, Progress, Result, StepRecord, ignore, loop_settings, never, run_loop
+from splatgen.loop.lifecycle import carry_out, check_steps, create_run, pick_device, record_failure, reopen
+from splatgen.loop.loop import Progress, Result, StepRecord, ignore, loop_settings, never
 from splatgen.loop.object_snapshots import ply, shown, steered, unsteered
 from splatgen.loop.results import write_results
 from splatgen.loop.snapshot import Channel, ViewRequest
 from splatgen.loop.step import Models, advance, load_models, reward_prompts, score_rewards
-from splatgen.models.memory import is_out_of_memory
 from splatgen.priors import load_options_for
 from splatgen.render import render
-from splatgen.runs import atomic, run_folder, steering
-from splatgen.runs.metrics import rewind_metrics
+from splatgen.runs import run_folder, steering
 from splatgen.runs.run_folder import Run
 from splatgen.scene.cameras import turntable
 from splatgen.scene.parameters import Scene, load_scene, new_scene, save_scene
 from splatgen.scene.placement import placement
 from splatgen.scene.splats import Splats
-
-
-def pick_device(name: str) -> str:
-    """auto, cpu or cuda to a torch device; RuntimeError when CUDA is asked for and missing."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("no CUDA device is usable here: run with --device cpu, or see `splatgen doctor`")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 @dataclass(kw_only=True)
@@ -100,6 +91,27 @@ class ObjectRun:
         scene.source = self.scene.source
         self.scene = scene
 
+    def write_results(self) -> dict[str, float]:
+        splats = self.scene.splats.detach()
+        if self.scene.source is None:
+            write_results(self.run, splats, self.config.output)
+        else:
+            object_edit.write_results(self.run, splats, self.config.output, self.config.edit.fit)
+        return score_final(self.base, self.models, self.scene)
+
+    def totals(self) -> dict[str, Any]:
+        return {"splats": len(self.scene.params["means"])}
+
+    def finish(
+        self,
+        report: Callable[[Progress], None],
+        should_stop: Callable[[], bool],
+        channel: Channel | None,
+    ) -> Result:
+        """From here to the end."""
+        settings = loop_settings(self.config, self.config.output)
+        return carry_out(self, settings, self.run, report, should_stop, channel)
+
 
 def generate(
     config: Config,
@@ -134,7 +146,8 @@ def generate(
 
     run = create_run(config, models, out, command, device, name, fill=fill)
     scene = new_scene(config, splats, device)
-    return _finish(config, models, scene, run, report, should_stop, channel)
+    subject = ObjectRun(config=config, models=models, scene=scene, run=run)
+    return subject.finish(report, should_stop, channel)
 
 
 def edit(
@@ -166,35 +179,8 @@ def edit(
         raise
     scene = new_scene(config, source, device)
     scene.source = source
-    return _finish(config, models, scene, run, report, should_stop, channel)
-
-
-def create_run(
-    config: Config | ImageConfig,
-    models: Models,
-    out: Path,
-    command: Sequence[str],
-    device: str,
-    name: str | None = None,
-    *,
-    kind: str | None = None,
-    fill: Callable[[Run], object] | None = None,
-) -> Run:
-    """The folder of a new run in `out`, with its settings, what it is made with, and what `fill` writes."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()  # another run may have been in this process
-    return run_folder.create(
-        out,
-        config.prompt,
-        command=command,
-        config=to_dict(config),
-        seed=config.seed,
-        device=device_name(device),
-        models=models.sources(),
-        name=name,
-        kind=kind,
-        fill=fill,
-    )
+    subject = ObjectRun(config=config, models=models, scene=scene, run=run)
+    return subject.finish(report, should_stop, channel)
 
 
 def _source(config: Config, run: Run, device: str) -> Splats:
@@ -223,18 +209,13 @@ def resume(
     config = validate(from_dict({**to_dict(saved), "steps": saved.steps if steps is None else steps}))
     device = pick_device(config.device)
     scene, learned = _last_scene(config, run, device)
-    if steps is not None and steps < scene.step:
-        raise ValueError(
-            f"--steps is {steps}, but the run is already at step {scene.step}: give a larger number"
-        )
+    check_steps(config.steps, scene.step)
     models = models or load_models(config, device)
     if learned is not None:
         models.relearn(learned)
-    if config != saved:
-        atomic.write_json(run.config_json, to_dict(config))
-    rewind_metrics(run.metrics, scene.step - 1)
-    run_folder.update(run, status="running", resumed=list(command), error=None)
-    return _finish(config, models, scene, run, report, should_stop, channel)
+    reopen(run, config, saved, scene.step, command)
+    subject = ObjectRun(config=config, models=models, scene=scene, run=run)
+    return subject.finish(report, should_stop, channel)
 
 
 def _last_scene(config: Config, run: Run, device: str) -> tuple[Scene, dict[str, Any] | None]:
@@ -249,40 +230,6 @@ def _last_scene(config: Config, run: Run, device: str) -> tuple[Scene, dict[str,
     return scene, learned
 
 
-def _finish(
-    config: Config,
-    models: Models,
-    scene: Scene,
-    run: Run,
-    report: Callable[[Progress], None],
-    should_stop: Callable[[], bool],
-    channel: Channel | None,
-) -> Result:
-    subject = ObjectRun(config=config, models=models, scene=scene, run=run)
-    try:
-        status = run_loop(subject, loop_settings(config, config.output), run, report, should_stop, channel)
-        rewards = {}
-        if status == "done":
-            _write(config, run, subject.scene)
-            rewards = score_final(config, subject.models, subject.scene)
-    except BaseException as error:
-        record_failure(run, error, subject.state.step)
-        raise
-    scene = subject.scene
-    run_folder.update(
-        run, status=status, steps=scene.step, splats=len(scene.params["means"]), rewards=rewards
-    )
-    return Result(run=run, status=status, step=scene.step)
-
-
-def _write(config: Config, run: Run, scene: Scene) -> None:
-    splats = scene.splats.detach()
-    if scene.source is None:
-        write_results(run, splats, config.output)
-    else:
-        object_edit.write_results(run, splats, config.output, config.edit.fit)
-
-
 def score_final(config: Config, models: Models, scene: Scene) -> dict[str, float]:
     """Rewards from eight fixed views on grey, as far away as the run's own."""
     v = config.views
@@ -293,25 +240,3 @@ def score_final(config: Config, models: Models, scene: Scene) -> dict[str, float
     with torch.no_grad():
         picture = render(scene.splats, cameras, torch.full((3,), 0.5)).rgb
     return score_rewards(models, picture, reward_prompts(config, cameras))
-
-
-def record_failure(run: Run, error: BaseException, step: int) -> None:
-    """Say in run.json how a run ended, and in the error where it is."""
-    error.add_note(f"the run is in {run.folder}")
-    with contextlib.suppress(OSError, ValueError):  # a full disk, say: it must not hide the error itself
-        run_folder.update(
-            run, status=_status(error), error=f"{type(error).__name__}: {error}"[:500], steps=step
-        )
-
-
-def _status(error: BaseException) -> str:
-    if isinstance(error, Diverged):
-        return "diverged"
-    if is_out_of_memory(error):
-        return "oom"
-    return "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-
-
-def device_name(device: str) -> str:
-    """The device as run.json names it."""
-    return torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads"

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 from splatgen.config import Config, PriorOptions
-from splatgen.loop import object_run
+from splatgen.loop import lifecycle, object_run
 from splatgen.loop.loop import Progress, Result
 from splatgen.loop.snapshot import Channel, Command
 from splatgen.loop.step import Models, load_models
@@ -48,7 +48,7 @@ class ResidentModels:
 
         What this run has no use for is let go before anything is loaded.
         """
-        device = object_run.pick_device(config.device)
+        device = lifecycle.pick_device(config.device)
         how = load_options_for(config, device)
         names = (*config.rewards(), *config.holdout_reward)
         self._let_go({(config.prior, config.prior_options, how)}, {(name, how) for name in names})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import tyro
 
@@ -34,18 +35,32 @@ def parse(kind: type[T], verb: str, argv: Sequence[str], *, default: T | None = 
     )
 
 
-class Starting(Protocol):
-    """The options of a verb that starts a run; every one has a default."""
+@dataclass(frozen=True, kw_only=True)
+class SettingsFlags:
+    """Where settings come from; a verb adds the `settings` of its kind of run."""
 
-    @property
-    def preset(self) -> str | None: ...
-    @property
-    def config(self) -> Path | None: ...
-    @property
-    def settings(self) -> Any: ...
+    preset: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
+    """Settings to start from; they change the defaults. What only another kind of run has is left out."""
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """A .toml or .json file of settings, such as a run's config.json; they change the preset's."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("outputs")
+    """The folder in which that of the run is made."""
+    settings: Annotated[Any, tyro.conf.Suppress] = None
 
 
-S = TypeVar("S", bound=Starting)
+@dataclass(frozen=True, kw_only=True)
+class RunFlags(SettingsFlags):
+    """What every verb takes that starts a run."""
+
+    json: Switch = False
+    """Print a JSON object instead of the folder's path."""
+    quiet: Switch = False
+    """No progress, only errors."""
+    force: Switch = False
+    """Take the nearest possible prompt where the prior can't read the one given."""
+
+
+S = TypeVar("S", bound=SettingsFlags)
 
 
 def read(kind: type[S], verb: str, argv: Sequence[str], *, note: str = "") -> S:
@@ -55,7 +70,7 @@ def read(kind: type[S], verb: str, argv: Sequence[str], *, note: str = "") -> S:
     preset may hold settings that only the other kind of run has, 2D or 3D: they are left out.
     """
     options = parse(kind, verb, argv, note=note)
-    usual = base = cast("Starting", kind()).settings
+    usual = base = kind().settings
     if options.preset is not None:
         base = settings.merge(base, _of(type(base), settings.read_preset(options.preset)))
     if options.config is not None:

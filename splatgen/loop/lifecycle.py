@@ -1,0 +1,110 @@
+"""How every run begins, goes on after a stop, and ends: its folder, its loop, its results, its failures."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from splatgen.config import Config, ImageConfig, to_dict
+from splatgen.loop.loop import Diverged, LoopSettings, Progress, Result, Subject, run_loop
+from splatgen.loop.snapshot import Channel
+from splatgen.loop.step import Models
+from splatgen.models.memory import is_out_of_memory
+from splatgen.runs import atomic, run_folder
+from splatgen.runs.metrics import rewind_metrics
+from splatgen.runs.run_folder import Run
+
+
+def pick_device(name: str) -> str:
+    """auto, cpu or cuda to a torch device; RuntimeError when CUDA is asked for and missing."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("no CUDA device is usable here: run with --device cpu, or see `splatgen doctor`")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def device_name(device: str) -> str:
+    """The device as run.json names it."""
+    return torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+
+
+def create_run(
+    config: Config | ImageConfig,
+    models: Models,
+    out: Path,
+    command: Sequence[str],
+    device: str,
+    name: str | None = None,
+    *,
+    kind: str | None = None,
+    fill: Callable[[Run], object] | None = None,
+) -> Run:
+    """The folder of a new run in `out`, with its settings, what it is made with, and what `fill` writes."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # another run may have been in this process
+    return run_folder.create(
+        out,
+        config.prompt,
+        command=command,
+        config=to_dict(config),
+        seed=config.seed,
+        device=device_name(device),
+        models=models.sources(),
+        name=name,
+        kind=kind,
+        fill=fill,
+    )
+
+
+def check_steps(steps: int, done: int) -> None:
+    """Raise ValueError for a length that a run is past already."""
+    if steps < done:
+        raise ValueError(f"--steps is {steps}, but the run is already at step {done}: give a larger number")
+
+
+def reopen(
+    run: Run, config: Config | ImageConfig, saved: Config | ImageConfig, step: int, command: Sequence[str]
+) -> None:
+    """Make a folder ready to go on from a step: its settings, its metrics and its status."""
+    if config != saved:
+        atomic.write_json(run.config_json, to_dict(config))
+    rewind_metrics(run.metrics, step - 1)
+    run_folder.update(run, status="running", resumed=list(command), error=None)
+
+
+def carry_out(
+    subject: Subject,
+    settings: LoopSettings,
+    run: Run,
+    report: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+    channel: Channel | None = None,
+) -> Result:
+    """The loop, and the results when it comes to its end; what ends a run early is in its run.json."""
+    try:
+        status = run_loop(subject, settings, run, report, should_stop, channel)
+        rewards = subject.write_results() if status == "done" else {}
+    except BaseException as error:
+        record_failure(run, error, subject.state.step)
+        raise
+    step = subject.state.step
+    run_folder.update(run, status=status, steps=step, rewards=rewards, **subject.totals())
+    return Result(run=run, status=status, step=step)
+
+
+def record_failure(run: Run, error: BaseException, step: int) -> None:
+    """Say in run.json how a run ended, and in the error where it is."""
+    error.add_note(f"the run is in {run.folder}")
+    message = f"{type(error).__name__}: {error}"[:500]
+    with contextlib.suppress(OSError, ValueError):  # a full disk, say: it must not hide the error itself
+        run_folder.update(run, status=_status(error), error=message, steps=step)
+
+
+def _status(error: BaseException) -> str:
+    if isinstance(error, Diverged):
+        return "diverged"
+    if is_out_of_memory(error):
+        return "oom"
+    return "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
