@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 import splatgen
-from splatgen.render import _composite, _functions, _torch, cpu
+from splatgen.rasterizer import _composite, _functions, _torch, cpu
 from splatgen.runs.machine import machine_name
 from splatgen.scene import cameras as cams
 

@@ -29,7 +29,7 @@ from splatgen.config import Config, DensifyOptions, SplatOptions
 from splatgen.config.validation import validate
 from splatgen.loop import comparison, object_run
 from splatgen.loop.initial_splats import starting_splats
-from splatgen.render import render
+from splatgen.rasterizer import render
 from splatgen.runs import atomic, checkpoint, metrics, run_folder, steering
 from splatgen.runs.rng import rng
 from splatgen.scene.cameras import turntable

@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # Bottom up.
 ROOMS = (
-    "config", "runs", "scene", "models", "render", "formats",
+    "config", "runs", "scene", "models", "rasterizer", "formats",
     "worlds", "priors", "rewards", "guidance", "loop", "commands",
 )  # fmt: skip
 FLOOR = {room: floor for floor, room in enumerate(ROOMS)}
@@ -103,7 +103,7 @@ def test_imports_point_downward(path: Path) -> None:
 def test_the_imports_of_a_known_file_are_seen() -> None:
     """Guards the tests above: a reader that sees nothing would let everything pass."""
     source = ROOT / "splatgen"
-    assert {"guidance", "render", "priors", "config"} <= rooms(imports(source / "loop" / "step.py"))
+    assert {"guidance", "rasterizer", "priors", "config"} <= rooms(imports(source / "loop" / "step.py"))
     assert "worlds" in rooms(imports(source / "priors" / "toybox.py"))
 
 
@@ -121,7 +121,8 @@ def test_only_tables_and_choices_of_kernels_import_by_name() -> None:
         for path in SOURCES
         if any(isinstance(n, ast.Attribute) and n.attr == "import_module" for n in ast.walk(tree(path)))
     }
-    assert found == {"splatgen.models.registry", "splatgen.formats", "splatgen.render.cpu", "splatgen.cli"}
+    kernels, door = "splatgen.rasterizer.cpu", "splatgen.cli"
+    assert found == {"splatgen.models.registry", "splatgen.formats", kernels, door}
 
 
 @pytest.mark.parametrize("room", ROOMS)

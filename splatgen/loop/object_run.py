@@ -27,7 +27,7 @@ from splatgen.loop.results import write_results
 from splatgen.loop.snapshot import Channel, ViewRequest
 from splatgen.loop.step import Models, advance, load_models, reward_prompts, score_rewards
 from splatgen.priors import load_options_for
-from splatgen.render import render
+from splatgen.rasterizer import render
 from splatgen.runs import run_folder, steering
 from splatgen.runs.run_folder import Run
 from splatgen.scene.cameras import turntable

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from splatgen import __version__, formats
 from splatgen.config import OutputOptions
-from splatgen.render import render
+from splatgen.rasterizer import render
 from splatgen.runs import video
 from splatgen.runs.run_folder import Run
 from splatgen.scene.backgrounds import PLAIN

@@ -26,7 +26,7 @@ from splatgen.loop import object_run, object_snapshots
 from splatgen.loop.initial_splats import starting_splats
 from splatgen.loop.snapshot import Channel, Cloud, Command, Snapshot, ViewRequest
 from splatgen.loop.step import load_models
-from splatgen.render import render
+from splatgen.rasterizer import render
 from splatgen.runs import checkpoint, run_folder, steering
 from splatgen.runs.metrics import read_metrics
 from splatgen.runs.rng import rng

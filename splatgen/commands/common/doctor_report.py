@@ -217,7 +217,7 @@ def rasterizer() -> list[Finding]:
     """Compile the CPU kernels and time a small render."""
     import torch
 
-    from splatgen.render import render
+    from splatgen.rasterizer import render
     from splatgen.scene.cameras import turntable
     from splatgen.scene.splats import random_ball
 

@@ -9,7 +9,7 @@ import torch
 from brute_force import Scene, brute_force, random_scene
 from torch import Tensor
 
-from splatgen.render import cpu
+from splatgen.rasterizer import cpu
 
 IMAGE_TOLERANCE = 2e-5
 GRADIENT_TOLERANCE = 5e-4  # max|g - g64| / max|g64|

@@ -1,6 +1,6 @@
 """Rendering: splats and cameras to images, differentiable in everything.
 
-gsplat's kernels serve CUDA tensors, `splatgen.render.cpu` the others; which one is decided by the
+gsplat's kernels serve CUDA tensors, `splatgen.rasterizer.cpu` the others; which one is decided by the
 device alone.
 
 Not here: what is in the scene, and films or sheets made of pictures.
@@ -125,7 +125,7 @@ def render(
 
         image, alpha, info = gsplat.rasterization(**arguments)
     else:
-        from splatgen.render import cpu
+        from splatgen.rasterizer import cpu
 
         _check_finite(splats)  # on CUDA it would wait for the device
         chosen: Any = backend or os.environ.get(BACKEND_VARIABLE, "numba")

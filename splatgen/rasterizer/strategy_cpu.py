@@ -15,7 +15,7 @@ import torch
 from gsplat import MCMCStrategy
 from torch import Tensor
 
-from splatgen.render._torch import _rotations
+from splatgen.rasterizer._torch import _rotations
 
 
 def _coefficient(n: int, k: int) -> float:
