@@ -14,7 +14,7 @@ from typing import Any
 
 import random_models
 import torch
-from measuring import Call, Device, NotMeasured, again, medians, recorded, timed, waiting_clock
+from measuring import Call, Device, NotMeasured, again, medians, recorded, timed
 from naive_step import NaiveStep, written_naively
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
@@ -102,7 +102,9 @@ class Bench:
         """Made once for all jobs of a prior; the compiled ones are made by themselves."""
         if self._parts is None or self._parts.name != config.prior:
             self.forget()
-            self._parts = random_models.networks(config.prior, self.sizes[config.prior], self.keep(config))
+            self._parts = random_models.networks(
+                config.prior, self.sizes[config.prior], self.load_options(config)
+            )
         return self._parts
 
     def forget(self) -> None:
@@ -111,7 +113,7 @@ class Bench:
 
     def start(self, config: Config, parts: random_models.Networks | None = None) -> Run:
         """A run before its first step; the device's peaks begin here."""
-        how = self.keep(config)
+        how = self.load_options(config)
         parts = parts or self.networks(config)
         sizes = random_models.TINY_HPSV2 if self.tiny else random_models.HPSV2
         self._tower = self._tower or random_models.image_tower(sizes, how)
@@ -213,10 +215,9 @@ def counted(run: Run, calls: Sequence[Call]) -> Row:
 def stages(run: Run, rounds: int) -> dict[str, float]:
     """Median milliseconds of every stage, a mean over the window."""
     kept = []
-    with waiting_clock(run.device):
-        for _ in range(min(rounds, 3)):
-            run.window()
-            kept.append(run.seen)
+    for _ in range(min(rounds, 3)):
+        run.window()
+        kept.append(run.seen)
     return {
         name: statistics.median(statistics.mean(seen.ms[name] for seen in window) for window in kept)
         for name in run.seen[0].ms
@@ -286,7 +287,7 @@ def measure_naive(bench: Bench, job: Job) -> Row:
     for part in (ours.models.prior, *ours.models.rewards, theirs.models.prior):
         part.release()  # text encoders once are enough, and the naive prior's is below
     naive, prior = NaiveStep(config, theirs.models), theirs.models.prior
-    how = dataclasses.replace(bench.keep(config), precision="float32")
+    how = dataclasses.replace(bench.load_options(config), precision="float32")
     spare = random_models.text_encoder(bench.sizes[config.prior], how)  # stays, as in most codes
 
     def window() -> None:
@@ -302,7 +303,7 @@ def measure_naive(bench: Bench, job: Job) -> Row:
         window()
         row |= {f"naive_{name}": value for name, value in peaks(bench.device).items()}
     del spare
-    if bench.keep(config).precision == "float32" and row["difference"] > SAME:
+    if bench.load_options(config).precision == "float32" and row["difference"] > SAME:
         raise RuntimeError(f"the two steps differ by {row['difference']:.1e} of G: one of them is wrong")
     ours.window()
     times: dict[str, list[float]] = {"step_ms": [], "naive_ms": []}
@@ -335,7 +336,7 @@ def measure_compiled(bench: Bench, job: Job) -> Row:
     plain = medians(bench.device, {"step": run.window}, rounds=bench.rounds)["step"] / run.length
     options = dataclasses.replace(config.prior_options, compile=True)
     config = dataclasses.replace(config, prior_options=options)
-    parts = random_models.networks(config.prior, bench.sizes[config.prior], bench.keep(config))
+    parts = random_models.networks(config.prior, bench.sizes[config.prior], bench.load_options(config))
     run = bench.start(config, parts)
     try:
         first = sum(timed(bench.device, run.window) for _ in range(3))

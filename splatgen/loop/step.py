@@ -8,7 +8,7 @@ Shapes: B views, N splats.
 from __future__ import annotations
 
 import dataclasses
-import time
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,9 @@ from splatgen.guidance.distillation import Gradient, chosen_weighting, draw_time
 from splatgen.guidance.moment import Moment, Source
 from splatgen.guidance.preferences import Preference, make_preference
 from splatgen.guidance.scores import Delta, Score, make_score
+from splatgen.guidance.scores.base import Metrics
 from splatgen.loop import object_edit
+from splatgen.loop.clock import StageClock
 from splatgen.models.budget import BUDGETS, LoadOptions
 from splatgen.priors import PRIORS, Conditioning, Prior, load_options_for, load_prior
 from splatgen.rasterizer import Render, render
@@ -34,6 +36,7 @@ from splatgen.scene.backgrounds import backgrounds
 from splatgen.scene.cameras import Cameras, sample_orbit
 from splatgen.scene.parameters import Scene, update
 from splatgen.scene.penalties import penalty
+from splatgen.scene.uploads import upload
 from splatgen.scene.view_prompts import view_prompt, view_prompts, view_word
 
 
@@ -75,6 +78,9 @@ class Models:
         self.preference.load_state_dict(states["preference"])
 
 
+STAGES = ("render", "model", "backward", "update")
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
     """What a step leaves for the metrics; tensors, so that CUDA is waited for only when they are read."""
@@ -84,13 +90,18 @@ class StepResult:
     t_max: Tensor  # [] the largest time
     splats: int
     model_calls: int  # images through the denoiser
-    ms: dict[str, float]  # milliseconds by stage
-    metrics: dict[str, float]  # of score and preference
+    clock: StageClock
+    metrics: Metrics  # of score and preference
     picture: Tensor  # [B, 3, H, W]
     prompts: tuple[str, ...]  # B, as rewards read them
     whole: dict[str, Tensor]  # [] by what may be not finite: whether it is
     found: Gradient
     cameras: Cameras
+
+    @property
+    def ms(self) -> dict[str, float]:
+        """Milliseconds by stage."""
+        return self.clock.ms(STAGES)
 
     def values(self) -> dict[str, float]:
         """A row of metrics.jsonl; what was not finite only where something was."""
@@ -100,7 +111,7 @@ class StepResult:
             "splats/count": self.splats,
             "guidance/model_calls": self.model_calls,
             **{f"skipped/{name}": 1.0 for name in broken},
-            **self.metrics,
+            **read_together(self.metrics),
             **{f"time/{name}_ms": round(value, 3) for name, value in self.ms.items()},
         }
 
@@ -169,7 +180,7 @@ def render_views(config: Config, scene: Scene, fraction: float) -> tuple[Render,
         fov=v.fov,
         group=PRIORS[config.prior].views,
         relative=v.relative,
-    ).to(scene.params["means"].device)
+    )
     out = render(scene.splats, cameras, background(config, scene.step, cameras))
     if scene.densifier.watches(scene.step):
         out.info["means2d"].retain_grad()
@@ -178,8 +189,7 @@ def render_views(config: Config, scene: Scene, fraction: float) -> tuple[Render,
 
 def background(config: Config, step: int, cameras: Cameras) -> Tensor:
     """What is behind the splats in each view of a step, [B, 3]."""
-    generator = rng(config.seed, step, "background")
-    return backgrounds(config.views.background, generator, len(cameras)).to(cameras.K)
+    return backgrounds(config.views.background, rng(config.seed, step, "background"), len(cameras))
 
 
 def descend(config: Config, scene: Scene, out: Render, whole: Tensor) -> Tensor:
@@ -220,6 +230,7 @@ def make_moment(
     g, fraction = config.guidance, step / config.steps
     views = models.prior.views
     t = draw_times(g, models.score, fraction, len(x) // views, rng(config.seed, step, "time"))
+    times = t.repeat_interleave(views).to(x.dtype)
     negative = models.preference.negative(models.negative)
     plain = dataclasses.replace(g, view_prompts="none", perp_neg=False)
     source = None
@@ -232,9 +243,10 @@ def make_moment(
         denoiser=models.denoiser,
         x=x.detach(),
         images=images.detach(),
-        t=t.repeat_interleave(views).to(x),
+        t=upload(times, x.device),
+        times=times,
         conditions=conditions(models.target, negative, cameras, g),
-        plain=conditions(models.target, negative, cameras, plain),
+        plain=lambda: conditions(models.target, negative, cameras, plain),
         cameras=cameras,
         prompts=reward_prompts(config, cameras),
         seed=config.seed,
@@ -254,37 +266,36 @@ def reward_prompts(config: Method, cameras: Cameras) -> tuple[str, ...]:
 
 def advance(config: Config, models: Models, scene: Scene) -> StepResult:
     """One step of the optimisation."""
-    clock = [time.perf_counter()]
+    clock = StageClock(scene.params["means"].device)
     out, cameras = render_views(config, scene, scene.step / config.steps)
-    clock.append(time.perf_counter())
+    clock.mark()
 
     x = models.prior.encode(out.rgb)
     before = render_source(config, scene, cameras)
     moment = make_moment(config, models, step=scene.step, x=x, images=out.rgb, cameras=cameras, before=before)
     found = gradient(moment, models.score, models.preference, models.ensemble)
-    clock.append(time.perf_counter())
+    clock.mark()
 
     value = found.value
     if moment.source is not None:
         weighting = chosen_weighting(config.guidance, models.score)
         value = value + object_edit.pull(moment, config.edit.keep, weighting)
     inject(x, value, out.rgb, found.on_render)
-    clock.append(time.perf_counter())
+    clock.mark()
 
     whole = {"render": out.rgb, "prediction": value, "reward": found.rewards}
     finite = {name: torch.isfinite(z).all() for name, z in whole.items() if z is not None}
     if found.rewards is not None:  # one candidate without a reward is left out; without any, nothing is told
         finite["reward"] = torch.isfinite(found.rewards).any(0).all()
     failed = descend(config, scene, out, torch.stack([*finite.values()]).all())
-    clock.append(time.perf_counter())
-    stages = ("render", "model", "backward", "update")
+    clock.mark()
     return StepResult(
         loss=found.value.square().mean(),
         failed=failed,
         t_max=moment.t.max(),
         splats=len(scene.params["means"]),
         model_calls=found.model_calls,
-        ms={name: 1e3 * (b - a) for name, a, b in zip(stages, clock, clock[1:], strict=False)},
+        clock=clock,
         metrics=found.metrics,
         picture=out.rgb.detach(),
         prompts=moment.prompts,
@@ -292,6 +303,15 @@ def advance(config: Config, models: Models, scene: Scene) -> StepResult:
         found=found,
         cameras=cameras,
     )
+
+
+def read_together(metrics: Metrics) -> dict[str, float]:
+    """Metrics as numbers, for one wait; tensors that are not finite say nothing and are left out."""
+    tensors = {name: value for name, value in metrics.items() if isinstance(value, Tensor)}
+    read = torch.stack([value.double() for value in tensors.values()]).tolist() if tensors else []
+    numbers = dict(zip(tensors, read, strict=True))
+    told = {name: numbers.get(name, value) for name, value in metrics.items()}
+    return {name: float(value) for name, value in told.items() if math.isfinite(numbers.get(name, 0.0))}
 
 
 def score_rewards(models: Models, picture: Tensor, prompts: Sequence[str]) -> dict[str, float]:

@@ -61,5 +61,5 @@ def load_options(config: Method, device: str, half: Precision = "float16") -> Lo
         text_device="cpu" if budget.text_on_cpu else device,
         decode=config.reward_options.batch or budget.decode,
         checkpointing=budget.checkpointing,
-        compile=config.prior_options.compile,
+        compile=config.prior_options.compile and config.score != "vsd",  # its copy changes the network
     )

@@ -45,6 +45,7 @@ from splatgen.priors.latent import (
 )
 from splatgen.priors.lora import LoraAdapter
 from splatgen.scene.cameras import Cameras
+from splatgen.scene.uploads import upload
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
@@ -135,11 +136,12 @@ class MVDreamPrior:
                 f"give a multiple of {self.views}"
             )
         dtype = self.unet.dtype
+        told = upload(camera_numbers(cameras), x_t.device).to(dtype) if self.camera else None
         out: Tensor = self.unet(
             x_t.to(dtype),
             self._schedule.rows(t),
             encoder_hidden_states=condition["states"].to(dtype),
-            class_labels=camera_numbers(cameras).to(x_t.device, dtype) if self.camera else None,
+            class_labels=told,
         ).sample
         return out.to(x_t.dtype)
 

@@ -128,8 +128,9 @@ class SDXLPrior:
     def predict(self, x_t: Tensor, t: Tensor, condition: Conditioning, cameras: Cameras) -> Tensor:
         """The noise in x_t [B, 4, h, w] at t [B]; of the cameras, the prompt's words are all it is told."""
         dtype, side = self.unet.dtype, float(self.resolution)
-        size = torch.tensor([side, side, 0.0, 0.0, side, side], device=x_t.device)  # whole, crop, target
-        added = {"text_embeds": condition["pooled"].to(dtype), "time_ids": size.repeat(len(x_t), 1)}
+        size = torch.full((len(x_t), 6), side, device=x_t.device)  # whole, crop, target
+        size[:, 2:4] = 0.0
+        added = {"text_embeds": condition["pooled"].to(dtype), "time_ids": size}
         out: Tensor = self.unet(
             x_t.to(dtype),
             self._schedule.rows(t),

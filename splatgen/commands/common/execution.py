@@ -61,7 +61,9 @@ def headline(config: Method, device: str) -> str:
         rasterizer = "CUDA" if device == "cuda" else "CPU"
     prior = "embedded toybox" if config.prior == "toybox" else config.prior
     chosen = "" if config.device != "auto" or device == "cuda" else "no CUDA device here: "
-    return f"{chosen}{rasterizer}, {prior} prior, {config.steps} steps, seed {config.seed}"
+    wanted = config.prior_options.compile and config.score == "vsd"
+    plain = ", not compiled: vsd switches a copy on and off in the network" if wanted else ""
+    return f"{chosen}{rasterizer}, {prior} prior{plain}, {config.steps} steps, seed {config.seed}"
 
 
 def files(run: Run) -> dict[str, str]:

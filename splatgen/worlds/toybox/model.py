@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize, pixel_shuffle, pixel_unshuffle
 
+from splatgen.scene.uploads import upload
 from splatgen.worlds.toybox.grammar import vocabulary
 
 PATCH = 2
@@ -172,9 +173,9 @@ class RewardNet(nn.Module):
         return normalize(self.image_out(features.flatten(1)), dim=-1)
 
     def embed_texts(self, tokens: Tensor) -> Tensor:
-        """Unit vectors [B, E] of tokens [B, L]."""
+        """Unit vectors [B, E] of tokens [B, L]; from the CPU they need not be waited for."""
         length = int((tokens != 1).sum(1).max()) + 1  # what follows the first <end> changes nothing
-        tokens = tokens[:, :length]
+        tokens = upload(tokens[:, :length], self.log_scale.device)
         return normalize(self.text_out(self.text(input_ids=tokens).pooler_output), dim=-1)
 
 
