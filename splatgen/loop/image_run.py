@@ -20,12 +20,21 @@ from torch import Tensor
 
 from splatgen.config import ConfigError, ImageConfig, merge, read_file
 from splatgen.config.validation import validate_image
-from splatgen.guidance.distillation import gradient, inject
+from splatgen.guidance.distillation import gradient
 from splatgen.guidance.scores.base import Metrics
 from splatgen.loop.lifecycle import carry_out, check_steps, create_run, pick_device, reopen
 from splatgen.loop.loop import Progress, Result, StepRecord, ignore, loop_settings, never
 from splatgen.loop.snapshot import ViewRequest
-from splatgen.loop.step import Models, load_models, make_moment, read_together, reward_prompts, score_rewards
+from splatgen.loop.step import (
+    Models,
+    encode,
+    load_models,
+    make_moment,
+    pull_back,
+    read_together,
+    reward_prompts,
+    score_rewards,
+)
 from splatgen.priors import Prior
 from splatgen.runs import checkpoint, packing, run_folder, video
 from splatgen.runs.rng import rng
@@ -111,7 +120,7 @@ def pictures(config: ImageConfig, prior: Prior, values: Tensor) -> Tensor:
 def advance(config: ImageConfig, models: Models, canvas: Canvas) -> ImageStep:
     """One step of the optimisation."""
     prior, values = models.prior, canvas.values
-    x = prior.encode(values) if config.image.space == "pixels" else values
+    x = encode(models, values) if config.image.space == "pixels" else values
     if config.image.space == "pixels" or config.preference == "ascent":
         images = pictures(config, prior, values)
     else:  # nobody looks at them, and a decoder can cost as much as a step
@@ -126,7 +135,7 @@ def advance(config: ImageConfig, models: Models, canvas: Canvas) -> ImageStep:
         before=canvas.source,
     )
     found = gradient(moment, models.score, models.preference, models.ensemble)
-    inject(x, found.value, images, found.on_render)
+    pull_back(models, x, found.value, images, found.on_render)
     return ImageStep(
         loss=found.value.square().mean(),
         failed=not update(config, canvas),

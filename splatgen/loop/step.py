@@ -27,6 +27,7 @@ from splatgen.guidance.scores.base import Metrics
 from splatgen.loop import object_edit
 from splatgen.loop.clock import StageClock
 from splatgen.models.budget import BUDGETS, LoadOptions
+from splatgen.models.paging import take_turns
 from splatgen.priors import PRIORS, Conditioning, Prior, load_options_for, load_prior
 from splatgen.rasterizer import Render, render
 from splatgen.rewards import Reward, load_reward
@@ -52,6 +53,7 @@ class Models:
     target: PromptEmbedding
     source: PromptEmbedding | None  # what an edit starts from
     negative: Conditioning  # one row
+    encode: int = 0  # images encoded at once, without a graph, and once more for the gradient; 0 keeps it
     halved: bool = False  # batches, because memory ran out
 
     @property
@@ -146,9 +148,10 @@ def assemble(
     budget = BUDGETS[config.budget]
     guidance = dataclasses.replace(config.guidance, batch=config.guidance.batch or budget.denoise)
     options = dataclasses.replace(ensemble.options, batch=ensemble.options.batch or budget.decode)
+    take_turns((prior, *ensemble.rewards, *holdouts), budget.room)
     score = make_score(config, prior)
     models = Models(
-        denoiser=Denoiser(prior, guidance),
+        denoiser=Denoiser(prior, guidance, budget.learning),
         ensemble=dataclasses.replace(ensemble, options=options),
         holdouts=holdouts,
         score=Delta(score) if config.source else score,
@@ -156,6 +159,7 @@ def assemble(
         target=embed_prompt(prior, config.prompt),
         source=embed_prompt(prior, config.source) if config.source else None,
         negative=prior.embed([config.negative]),
+        encode=budget.encode,
     )
     told = view_prompts(config.prompt) if config.reward_options.view_prompts else (config.prompt,)
     for reward in models.rewards:
@@ -216,6 +220,32 @@ def render_source(config: Config, scene: Scene, cameras: Cameras) -> Tensor | No
         return render(scene.source, cameras, background(config, scene.step, cameras)).rgb
 
 
+def encode(models: Models, images: Tensor) -> Tensor:
+    """Images [B, 3, H, W] to x; under a budget without a graph, which would be held through the guidance."""
+    if not models.encode:
+        return models.prior.encode(images)
+    with torch.no_grad():
+        return torch.cat([models.prior.encode(part) for part in images.split(models.encode)])
+
+
+def pull_back(
+    models: Models, x: Tensor, value: Tensor, images: Tensor, on_render: Tensor | None = None
+) -> None:
+    """Back-propagate G / B [B, C, h, w] from x, and a gradient with respect to the images, to the splats.
+
+    Where x has no graph, the images are encoded once more, a part at a time.
+    """
+    if x.requires_grad:
+        inject(x, value, images, on_render)
+        return
+    gradients = []
+    for part, pull in zip(images.detach().split(models.encode), value.split(models.encode), strict=True):
+        leaf = part.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(models.prior.encode(leaf), [leaf], pull / len(value))[0])
+    total = torch.cat(gradients)
+    images.backward(total if on_render is None else total + on_render)  # type: ignore[no-untyped-call]
+
+
 def make_moment(
     config: Method,
     models: Models,
@@ -237,7 +267,7 @@ def make_moment(
     if models.source is not None and before is not None:
         with torch.no_grad():
             source = Source(
-                x=models.prior.encode(before), conditions=conditions(models.source, negative, cameras, g)
+                x=encode(models, before), conditions=conditions(models.source, negative, cameras, g)
             )
     return Moment(
         denoiser=models.denoiser,
@@ -270,7 +300,7 @@ def advance(config: Config, models: Models, scene: Scene) -> StepResult:
     out, cameras = render_views(config, scene, scene.step / config.steps)
     clock.mark()
 
-    x = models.prior.encode(out.rgb)
+    x = encode(models, out.rgb)
     before = render_source(config, scene, cameras)
     moment = make_moment(config, models, step=scene.step, x=x, images=out.rgb, cameras=cameras, before=before)
     found = gradient(moment, models.score, models.preference, models.ensemble)
@@ -280,7 +310,7 @@ def advance(config: Config, models: Models, scene: Scene) -> StepResult:
     if moment.source is not None:
         weighting = chosen_weighting(config.guidance, models.score)
         value = value + object_edit.pull(moment, config.edit.keep, weighting)
-    inject(x, value, out.rgb, found.on_render)
+    pull_back(models, x, value, out.rgb, found.on_render)
     clock.mark()
 
     whole = {"render": out.rgb, "prediction": value, "reward": found.rewards}

@@ -16,6 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from splatgen.models.paging import begin, home
 from splatgen.priors import Conditioning
 from splatgen.scene.cameras import Cameras
 from splatgen.scene.uploads import upload
@@ -36,7 +37,8 @@ class LoraAdapter:
         self._unet, self._predict = unet, predict
         if NAME in getattr(unet, "peft_config", {}):
             unet.delete_adapters(NAME)  # type: ignore[operator]
-        device = next(unet.parameters()).device
+        device = home(unet)
+        begin(unet)  # the copy's weights are made where the others are
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             # peft initialises from the global generators; ours comes below
             unet.add_adapter(  # type: ignore[operator]

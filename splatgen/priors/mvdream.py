@@ -32,6 +32,7 @@ from splatgen.models.loading import (
     read_tensors,
     torch_dtype,
 )
+from splatgen.models.paging import home
 from splatgen.models.weights import ModelFiles, WeightsError
 from splatgen.priors import Conditioning, mvdream_weights
 from splatgen.priors.latent import (
@@ -94,7 +95,7 @@ class MVDreamPrior:
         self.unet, self.vae = frozen(unet), frozen(vae)
         self._text, self._tokenizer = text_encoder, tokenizer
         self._latents = Latents(vae, resolution=self.resolution, tiny=tiny, at_once=decode)
-        self._schedule = TableSchedule(name, alphas_cumprod(), unet.device)
+        self._schedule = TableSchedule(name, alphas_cumprod(), home(unet))
         if camera:
             look_across(unet, VIEWS)
         else:
@@ -122,7 +123,7 @@ class MVDreamPrior:
         tokens, encoder = zero_padded(tokens, self._tokenizer.eos_token_id), self._text.get()
         with torch.no_grad():
             found = encoder(tokens.to(encoder.device))
-        return {"states": full(found.last_hidden_state).to(self.unet.device)}
+        return {"states": full(found.last_hidden_state).to(home(self.unet))}
 
     def release(self) -> None:
         """Let the text encoder go; the next `embed` loads it again."""
@@ -237,7 +238,9 @@ def load(options: PriorOptions, load_options: LoadOptions) -> MVDreamPrior:
         return MVDreamPrior(
             unet=compiled(placed(networks.unet, load_options), load_options),
             vae=placed(networks.vae, load_options),
-            text_encoder=Lazy(lambda: placed(networks.text_encoder(), load_options)),
+            text_encoder=Lazy(
+                lambda: placed(networks.text_encoder(), load_options, device=load_options.device)
+            ),
             tokenizer=_tokenizer(networks.tokenizer),
             camera=options.camera,
             source=found.source,

@@ -15,6 +15,7 @@ from torch import Tensor
 from splatgen.config import PriorOptions
 from splatgen.models.budget import LoadOptions
 from splatgen.models.loading import Lazy, compiled, explained, frozen, placed, torch_dtype
+from splatgen.models.paging import home
 from splatgen.priors import Conditioning
 from splatgen.priors.latent import (
     Latents,
@@ -40,8 +41,9 @@ if TYPE_CHECKING:
 class SDXLPrior:
     """Stable Diffusion XL without its refiner (Podell et al. 2023).
 
-    Its autoencoder stays in float32: in half precision it gives NaN. Its UNet is told that every picture was
-    of the model's own size and not cropped.
+    Its autoencoder stays in float32: in float16 it gives NaN. Small budgets keep it in bfloat16, which has
+    the range but fewer digits, where the GPU computes in that. Its UNet is told that every picture was of
+    the model's own size and not cropped.
     """
 
     views = 1
@@ -69,7 +71,7 @@ class SDXLPrior:
         """
         self.name, self.resolution, self.source = name, resolution, source
         self.prediction = known_prediction(name, prediction_type)
-        self._schedule = TableSchedule(name, alphas_cumprod, unet.device)
+        self._schedule = TableSchedule(name, alphas_cumprod, home(unet))
         self._text, self._tokenizers, self._zero_empty = text_encoders, tokenizers, zero_empty
         check_match(name, "latent channels", unet.config.in_channels, vae.config.latent_channels)
         first, second = (frozen(encoder) for encoder in self.text_encoders)
@@ -118,7 +120,7 @@ class SDXLPrior:
                 found = encoder(tokens.to(encoder.device), output_hidden_states=True)
             states.append(full(found.hidden_states[-2]))
             pooled = found[0]  # of the second: text_embeds
-        device = self.unet.device
+        device = home(self.unet)
         told = {"states": torch.cat(states, dim=-1).to(device), "pooled": full(pooled).to(device)}
         if self._zero_empty:
             empty = torch.tensor([prompt == "" for prompt in prompts], device=device)
@@ -141,6 +143,12 @@ class SDXLPrior:
 
     def adapter(self, rank: int, generator: torch.Generator) -> LoraAdapter:
         return LoraAdapter(self.unet, self.predict, rank=rank, generator=generator)
+
+
+def autoencoder_dtype(load_options: LoadOptions) -> torch.dtype:
+    """float32, or bfloat16 where memory is short and the GPU has it (from compute capability 8.0 on)."""
+    able = load_options.rough and torch.cuda.get_device_capability() >= (8, 0)
+    return torch.bfloat16 if able else torch.float32
 
 
 def _like(rows: Tensor, value: Tensor) -> Tensor:
@@ -168,7 +176,7 @@ def load(options: PriorOptions, load_options: LoadOptions) -> SDXLPrior:
         found = lora.merge(names[1], model.network(CLIPTextModelWithProjection, names[1], dtype=words))
         return placed(found, load_options, device=load_options.text_device)
 
-    vae = model.network(AutoencoderKL, "vae", dtype=torch.float32)
+    vae = model.network(AutoencoderKL, "vae", dtype=autoencoder_dtype(load_options))
     unet = lora.merge("unet", model.network(UNet2DConditionModel, "unet", dtype=dtype))
     with explained(SDXLPrior, model.path):
         return SDXLPrior(

@@ -15,6 +15,7 @@ from torch import Tensor
 from splatgen.config import PriorOptions
 from splatgen.models.budget import LoadOptions
 from splatgen.models.loading import Lazy, compiled, explained, frozen, placed, torch_dtype
+from splatgen.models.paging import home
 from splatgen.priors import Conditioning
 from splatgen.priors.latent import (
     Latents,
@@ -67,7 +68,7 @@ class StableDiffusionPrior:
         """
         self.name, self.resolution, self.source = name, resolution, source
         self.prediction = known_prediction(name, prediction_type)
-        self._schedule = TableSchedule(name, alphas_cumprod, unet.device)
+        self._schedule = TableSchedule(name, alphas_cumprod, home(unet))
         self._text = text_encoder if isinstance(text_encoder, Lazy) else Lazy(lambda: text_encoder)
         check_match(name, "latent channels", unet.config.in_channels, vae.config.latent_channels)
         width = self.text_encoder.config.hidden_size
@@ -108,7 +109,7 @@ class StableDiffusionPrior:
         tokens = clip_tokens(self.tokenizer, prompts, name=self.name, most=most)
         with torch.no_grad():
             found = self.text_encoder(tokens.to(self.text_encoder.device))
-        return {"states": full(found.last_hidden_state).to(self.unet.device)}
+        return {"states": full(found.last_hidden_state).to(home(self.unet))}
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Conditioning, cameras: Cameras) -> Tensor:
         """The noise in x_t [B, 4, h, w] at t [B]; of the cameras, the prompt's words are all it is told."""
@@ -146,6 +147,7 @@ def load(name: str, options: PriorOptions, load_options: LoadOptions) -> StableD
         return placed(
             lora.merge("text_encoder", model.network(CLIPTextModel, "text_encoder", dtype=dtype)),
             load_options,
+            device=load_options.device,
         )
 
     vae = model.network(AutoencoderKL, "vae", dtype=dtype)

@@ -68,21 +68,27 @@ def to(z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return Tensor.to(z, **rest) if rest else z
 
 
+MOVES: dict[Any, Any] = {
+    Tensor.to: to,
+    Tensor.cuda: lambda z: to(z, "cuda"),
+    Tensor.cpu: lambda z: to(z, "cpu"),
+    Tensor.pin_memory: lambda z: STATE.pin(z if META else z.clone()),
+}
+
+
 class Functions(TorchFunctionMode):
     """Sees every call of torch's functions, and those that name the device."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
-        if func is Tensor.to:
-            return to(*args, **kwargs)
-        if func in (Tensor.cuda, Tensor.cpu):
-            return to(args[0], "cuda" if func is Tensor.cuda else "cpu")
-        if func is Tensor.pin_memory or kwargs.pop("pin_memory", False):
-            return STATE.pin(args[0].clone() if func is Tensor.pin_memory else func(*args, **kwargs))
+        if func in MOVES:
+            return MOVES[func](*args, **kwargs)
+        if kwargs.pop("pin_memory", False):
+            return STATE.pin(func(*args, **kwargs))
         if kwargs.get("non_blocking") and func is Tensor.copy_ and isinstance(args[0], Cuda):
             args = (args[0], args[1].to(DEVICE, non_blocking=True))
         asked = on_device(kwargs.get("device"))
-        own = any(isinstance(z, Cuda) for z in leaves(args, kwargs))
+        own = any(type(z) is Cuda for z in args) or any(isinstance(z, Cuda) for z in leaves(args, kwargs))
         if own and asked is False:  # zeros_like(x, device="cpu")
             args, own = each(held, args), False
         kind, generator = "cuda" if asked or own else "cpu", kwargs.get("generator")

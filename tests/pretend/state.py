@@ -71,15 +71,18 @@ STATE = State()
 _HERE = threading.local()
 
 
-@contextlib.contextmanager
-def setting(name: str, value: bool) -> Iterator[None]:
+class setting:
     """Of this thread. inside: in a call that has to do with the device; quiet: nothing is counted."""
-    before = getattr(_HERE, name, False)
-    setattr(_HERE, name, value)
-    try:
-        yield
-    finally:
-        setattr(_HERE, name, before)
+
+    def __init__(self, name: str, value: bool) -> None:
+        self.name, self.value = name, value
+
+    def __enter__(self) -> None:
+        self.before = getattr(_HERE, self.name, False)
+        setattr(_HERE, self.name, self.value)
+
+    def __exit__(self, *_: object) -> None:
+        setattr(_HERE, self.name, self.before)
 
 
 def is_set(name: str) -> bool:

@@ -168,6 +168,8 @@ def operate(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if told is not None:
             return told
         kwargs = {k: "meta" if k == "device" else v for k, v in kwargs.items() if k != "generator"}
+        if not alters(func):
+            return from_shapes(func, each(held, args), each(held, kwargs))
     same = {id(z.held): z for z in cuda}
     out = func(*each(held, args), **each(held, kwargs))
     if torch.Tag.inplace_view in func.tags:  # t_ and others change what the wrapper says of itself
@@ -180,6 +182,43 @@ def operate(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 @functools.cache
 def draws(func: Any) -> bool:
     return any(argument.name == "generator" for argument in func._schema.arguments)
+
+
+@functools.cache
+def alters(func: Any) -> bool:
+    """Whether an operator writes into tensors, or gives views of them, or something else than tensors."""
+    schema = func._schema
+    plain = all(z.alias_info is None for z in (*schema.arguments, *schema.returns))
+    return not plain or any("Tensor" not in str(z.type) or "[]" in str(z.type) for z in schema.returns)
+
+
+MADE: dict[Any, Any] = {}  # shapes of what operators made of shapes: networks ask for the same ones often
+
+
+def from_shapes(func: Any, args: Any, kwargs: Any) -> Any:
+    """What an operator makes of tensors on meta."""
+    key = (func, frozen(args), frozen(kwargs))
+    if key not in MADE:
+        MADE[key] = each(lambda z: Layout((z.shape, z.stride(), z.dtype)), func(*args, **kwargs))
+    made = MADE[key]
+    return made.new() if isinstance(made, Layout) else tuple(z and z.new() for z in made)
+
+
+class Layout(tuple[Any, ...]):
+    """Shape, strides and type of a tensor."""
+
+    def new(self) -> Cuda:
+        shape, stride, dtype = self
+        return Cuda(torch.empty_strided(shape, stride, dtype=dtype, device="meta"))
+
+
+def frozen(z: Any) -> Any:
+    """Arguments as a key."""
+    if isinstance(z, Tensor):
+        return z.shape, z.stride(), z.dtype
+    if isinstance(z, list | tuple):
+        return tuple(map(frozen, z))
+    return tuple((k, frozen(v)) for k, v in z.items()) if isinstance(z, dict) else (type(z), z)
 
 
 def check(func: Any, args: Any, loose: list[Tensor]) -> None:

@@ -15,7 +15,9 @@ from splatgen.commands.common.checks import resolve_device
 from splatgen.commands.common.progress import Reporter, duration
 from splatgen.commands.common.signals import on_signals
 from splatgen.config import ImageConfig
+from splatgen.models.budget import not_compiled
 from splatgen.models.memory import keep_freed
+from splatgen.priors import PRIORS
 from splatgen.runs import run_folder
 
 if TYPE_CHECKING:
@@ -61,8 +63,8 @@ def headline(config: Method, device: str) -> str:
         rasterizer = "CUDA" if device == "cuda" else "CPU"
     prior = "embedded toybox" if config.prior == "toybox" else config.prior
     chosen = "" if config.device != "auto" or device == "cuda" else "no CUDA device here: "
-    wanted = config.prior_options.compile and config.score == "vsd"
-    plain = ", not compiled: vsd switches a copy on and off in the network" if wanted else ""
+    reason = not_compiled(config, large=PRIORS[config.prior].large)
+    plain = f" (not compiled: {reason})" if reason else ""
     return f"{chosen}{rasterizer}, {prior} prior{plain}, {config.steps} steps, seed {config.seed}"
 
 

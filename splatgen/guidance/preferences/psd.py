@@ -5,7 +5,7 @@ Shapes: B views, R of them, G items, K = 2 candidates, C x h x w the prior's spa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -122,12 +122,13 @@ class PSD(Preference):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The share of some of `of` views.
 
-        First from the reward to the estimate, then from there to the negative: decoder and denoiser need not
-        be in memory at once where their graphs are made one after the other.
+        First from the reward to the estimate, then from there to the negative. Where memory is short the
+        estimate is taken from the step, so that reward, decoder and denoiser make their graphs one after the
+        other, and need not be there at once.
         """
         prior, on = moment.prior, upload(rows, x_t.device)
         learned = {name: value.detach().requires_grad_() for name, value in self._learned.items()}
-        negative = {**take(moment.conditions.negative, on), **repeat(learned, len(rows))}
+        fixed = take(moment.conditions.negative, on)
         guided, t = tries.map(lambda z: z[on]), moment.t[on]
         assert guided.base is not None
         assert guided.direction is not None
@@ -135,24 +136,29 @@ class PSD(Preference):
         prompts = [moment.prompts[n] for n in rows.tolist()]
 
         def estimate() -> Tensor:
+            negative = {**fixed, **repeat(learned, len(rows))}
             e_n = moment.denoiser.raw(x_t[on], t, negative, moment.cameras[rows])
             eps = e_n + moment.scale * (guided.conditional - e_n + aside)
             return ddim_step(prior, x_t[on], eps, t, torch.zeros_like(t))
 
-        def judged(x0: Tensor) -> tuple[Tensor, Tensor]:
-            x0 = x0.detach().requires_grad_()
-            reward = ensemble.fixed(ensemble.each(prior.decode(x0).clamp(0.0, 1.0), prompts)).sum() / of
-            return reward.detach(), torch.autograd.grad(reward, [x0])[0]
+        def pictures(x0: Tensor) -> Tensor:
+            return prior.decode(x0).clamp(0.0, 1.0)
+
+        def judged(images: Tensor) -> Tensor:
+            return ensemble.fixed(ensemble.each(images, prompts)).sum() / of
 
         with torch.enable_grad():
-            if moment.denoiser.learning:  # the decoder first: it may be that only one of them has room
+            if moment.denoiser.learning:
                 eps = guided.base + moment.scale * guided.direction
-                reward, slope = judged(ddim_step(prior, x_t[on], eps, t, torch.zeros_like(t)))
+                known = ddim_step(prior, x_t[on], eps, t, torch.zeros_like(t))
+                reward, slope = one_by_one(known, pictures, judged)
                 x0 = estimate()
             else:
                 x0 = estimate()
-                reward, slope = judged(x0)
-            return reward, torch.autograd.grad(x0, list(learned.values()), slope)
+                leaf = x0.detach().requires_grad_()
+                reward = judged(pictures(leaf))
+                (slope,) = torch.autograd.grad(reward, [leaf])
+            return reward.detach(), torch.autograd.grad(x0, list(learned.values()), slope)
 
     def state_dict(self) -> dict[str, Any]:
         if self._optimizer is None:  # stopped before the first step
@@ -173,6 +179,18 @@ class PSD(Preference):
         if self._optimizer is not None:
             self._optimizer.load_state_dict(state["optimizer"])
         self._saved = None
+
+
+def one_by_one(
+    x: Tensor, first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """second(first(x)) [] and its gradient with respect to x, with the graph of one of them at a time."""
+    with torch.no_grad():
+        middle = first(x).requires_grad_()
+    value = second(middle)
+    (slope,) = torch.autograd.grad(value, [middle])
+    leaf = x.detach().requires_grad_()
+    return value, torch.autograd.grad(first(leaf), [leaf], slope)[0]
 
 
 def item_norms(z: Tensor, views: int) -> Tensor:
