@@ -17,6 +17,7 @@ from splatgen.guidance.denoiser import Denoiser, Guided, amplitudes
 from splatgen.priors import Conditioning, Prior
 from splatgen.runs.rng import rng
 from splatgen.scene.cameras import Cameras
+from splatgen.scene.uploads import upload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,7 @@ class Moment:
         self,
         x_t: Tensor,  # [K, R, C, h, w]
         *,
-        t: Tensor | None = None,  # [R], else the step's: with rows it has to be given
+        t: Tensor | None = None,  # [R], else the step's
         rows: Tensor | None = None,  # [R] which views, on the CPU, else all
         scale: float | None = None,
         conditions: Conditions | None = None,
@@ -83,9 +84,10 @@ class Moment:
     ) -> Guided:
         """Guided predictions [K, R, C, h, w], all in one batch."""
         given, cameras = self.conditions if conditions is None else conditions, self.cameras
-        t = self.t if t is None else t
         if rows is not None:
             given, cameras = given.take(rows), cameras[rows]
+        if t is None:
+            t = self.t if rows is None else self.t[upload(rows, self.t.device)]
         found = self.denoiser.guided(
             x_t.flatten(0, 1),
             t.repeat(len(x_t)),

@@ -42,9 +42,8 @@ class Weighted(Preference):
         rewards = judge(moment, self._look_ahead(moment, x_t, tries), ensemble)
         weights = omegas(rewards.T.contiguous(), self.options).T  # [K, G]
         ranked = torch.where(weights != 0, rewards.nan_to_num(), -torch.inf)
-        order = ranked.argsort(
-            dim=0, descending=True, stable=True
-        )  # the best first, those that count nowhere last
+        most = self.options.top if self.options.strategy == "best" else len(ranked)  # equal ones all count
+        order = ranked.argsort(dim=0, descending=True, stable=True)[:most]  # [M, G] the best first
         return Choice(
             kept=moment.views(order),
             weights=moment.views(weights.gather(0, order)),
