@@ -63,15 +63,17 @@ def missing(names: Sequence[str], folder: str | None) -> list[str]:
 
 def moment_at(prior: Prior, prompt: str, x: Tensor, t: float, options: GuidanceOptions, seed: int) -> Moment:
     """A step on latents [B, C, h, w] seen from as many sides, all at one time."""
-    cameras = turntable(len(x), size=prior.resolution).to(x.device)
+    cameras = turntable(len(x), size=prior.resolution)
     told = conditions(embed_prompt(prior, prompt), prior.embed([""]), cameras, options)
+    times = torch.full((len(x),), t)
     return Moment(
         denoiser=Denoiser(prior, options),
         x=x,
         images=x,  # nothing reads it here
-        t=torch.full((len(x),), t, device=x.device),
+        t=times.to(x.device),
+        times=times,
         conditions=told,
-        plain=told,
+        plain=lambda: told,
         cameras=cameras,
         prompts=(prompt,) * len(x),
         seed=seed,
@@ -84,7 +86,7 @@ def moment_at(prior: Prior, prompt: str, x: Tensor, t: float, options: GuidanceO
 def picture(moment: Moment, steps: int) -> Tensor:
     """What the prior makes of the moment's noise x [B, C, h, w] from its time down, by deterministic DDIM."""
     x = moment.x[None]
-    levels = falling(moment.t, steps)
+    levels = falling(moment.times, steps).to(x.device)
     for here, there in itertools.pairwise(levels):
         x = ddim_step(moment.prior, x, moment.guided(x, t=here).eps, here, there)
     return x[0]

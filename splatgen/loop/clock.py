@@ -24,7 +24,7 @@ class StageClock:
     def mark(self) -> None:
         """A stage ends here, and the next begins."""
         if self._cuda:
-            event = torch.cuda.Event(enable_timing=True)
+            event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record()
             self._events.append(event)
         else:

@@ -26,7 +26,7 @@ from splatgen.guidance.scores import Delta, Score, make_score
 from splatgen.guidance.scores.base import Metrics
 from splatgen.loop import object_edit
 from splatgen.loop.clock import StageClock
-from splatgen.models.budget import BUDGETS, LoadOptions
+from splatgen.models.budget import BUDGETS, LoadOptions, decoded_at_once
 from splatgen.models.paging import take_turns
 from splatgen.priors import PRIORS, Conditioning, Prior, load_options_for, load_prior
 from splatgen.rasterizer import Render, render
@@ -147,7 +147,8 @@ def assemble(
     """
     budget = BUDGETS[config.budget]
     guidance = dataclasses.replace(config.guidance, batch=config.guidance.batch or budget.denoise)
-    options = dataclasses.replace(ensemble.options, batch=ensemble.options.batch or budget.decode)
+    at_once = decoded_at_once(budget, large=PRIORS[config.prior].large)
+    options = dataclasses.replace(ensemble.options, batch=ensemble.options.batch or at_once)
     take_turns((prior, *ensemble.rewards, *holdouts), budget.room)
     score = make_score(config, prior)
     models = Models(
@@ -225,7 +226,7 @@ def encode(models: Models, images: Tensor) -> Tensor:
     if not models.encode:
         return models.prior.encode(images)
     with torch.no_grad():
-        return torch.cat([models.prior.encode(part) for part in images.split(models.encode)])
+        return torch.cat([models.prior.encode(part) for part in torch.split(images, models.encode)])
 
 
 def pull_back(
@@ -239,7 +240,9 @@ def pull_back(
         inject(x, value, images, on_render)
         return
     gradients = []
-    for part, pull in zip(images.detach().split(models.encode), value.split(models.encode), strict=True):
+    for part, pull in zip(
+        torch.split(images.detach(), models.encode), torch.split(value, models.encode), strict=True
+    ):
         leaf = part.clone().requires_grad_()
         gradients.append(torch.autograd.grad(models.prior.encode(leaf), [leaf], pull / len(value))[0])
     total = torch.cat(gradients)

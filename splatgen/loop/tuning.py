@@ -17,7 +17,7 @@ def tuned() -> Iterator[None]:
     do not pass through products of matrices on the device, where it would move them. Both switches are of
     CUDA alone, and nothing is touched in a process that uses no GPU.
     """
-    if not torch.cuda.is_initialized():
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         yield
         return
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul

@@ -59,7 +59,7 @@ class Ascent(Preference):
             pictures = [moment.images[int(p[0]) : int(p[-1]) + 1].detach() for p in parts]
             with torch.no_grad():
                 values = torch.cat([rewards(*z) for z in zip(parts, pictures, strict=True)])
-            slopes = slope(values).split([len(p) for p in parts])
+            slopes = torch.split(slope(values), [len(p) for p in parts])
             leaves = [picture.clone().requires_grad_() for picture in pictures]
             gradients = [
                 torch.autograd.grad(rewards(part, leaf), [leaf], each)[0]
