@@ -195,6 +195,7 @@ def prepare() -> None:
     """From here on this process has a device of shapes, and networks without numbers."""
     pretend.install()
     random_models.draw = lambda network: None
+    random_models.ASIDE = "meta"  # gigabytes, otherwise
 
 
 def write(path: Path, rows: Sequence[Estimate]) -> None:

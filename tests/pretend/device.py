@@ -59,7 +59,7 @@ def to(z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if there is None or there == isinstance(z, Cuda):
         kwargs = {k: v for k, v in kwargs.items() if k != "device" or not there}
         return Tensor.to(z, **kwargs) if kwargs else z
-    if z.device.type == "meta":
+    if z.device.type == "meta" and not META:
         raise NotImplementedError("Cannot copy out of meta tensor; no data!")
     free = there and soon and z.untyped_storage()._cdata in STATE.pinned
     with setting("quiet", True) if free else contextlib.nullcontext():
