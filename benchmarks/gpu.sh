@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A quarter of an hour on a GPU, in parts that each end within their time and write JSON as they go:
-#     benchmarks/gpu.sh truth|cost|train [FOLDER]
+#     benchmarks/gpu.sh truth|cost|train [FOLDER [ARGUMENTS OF THE TRAINER]]
 # truth   does the GPU compute what the CPU does: rasterizers, steps, densification, resume      150 s
 # cost    steps by stage, the networks' calls by themselves, waits, memory under the budgets     150 s
 # train   the embedded prior from the checkpoint in FOLDER/training, saved every 60 s            480 s
@@ -31,7 +31,7 @@ case $part in
     train)  # an interrupt saves a checkpoint and writes the weights
         within --signal=INT --preserve-status "${LIMIT:-480}" \
             "${python[@]}" -m "${TRAINER:-splatgen.worlds.toybox.train}" "${MODEL:-${TINY:+mini-}prior}" \
-            --device "${DEVICE:-cuda}" --work "$out/training" --out "$out/trained"
+            --device "${DEVICE:-cuda}" --work "$out/training" --out "$out/trained" "${@:3}"
         ;;
     *)
         sed -n '2,9s/^# \{0,1\}//p' "$0" >&2

@@ -19,7 +19,32 @@ REWARD = 1.18  # GiB of HPSv2
 ALIKE = {"sd21": "sd15"}  # the same networks but for the text
 
 Row = tuple[float, ...]  # GiB at most, in the order of BUDGETS
-PEAKS: Mapping[str, Mapping[str, Row]] = {}
+PEAKS: Mapping[str, Mapping[str, Row]] = {
+    "sd15": {
+        "sds": (8.2, 8.2, 2.9, 2.9, 2.4),
+        "weighted": (14.9, 11.9, 4.5, 4.1, 3.5),
+        "psd": (23.6, 14.6, 6.6, 4.1, 3.9),
+        "ascent": (10.4, 9.6, 4.5, 4.1, 3.5),
+        "vsd": (11.7, 9.7, 2.9, 2.9, 2.4),
+        "vsd+psd": (23.6, 14.6, 6.6, 4.1, 3.9),
+    },
+    "sdxl": {
+        "sds": (17.2, 9.6, 9.6, 7.2, 5.1),
+        "weighted": (30.1, 13.2, 8.1, 8.0, 5.4),
+        "psd": (45.8, 14.4, 9.6, 8.0, 5.4),
+        "ascent": (21.1, 10.8, 8.1, 6.5, 5.1),
+        "vsd": (24.4, 9.7, 9.7, 7.3, 5.5),
+        "vsd+psd": (45.9, 14.5, 9.7, 8.0, 5.5),
+    },
+    "mvdream": {
+        "sds": (3.4, 3.4, 2.1, 2.1, 1.9),
+        "weighted": (5.9, 5.2, 3.3, 3.2, 3.1),
+        "psd": (8.7, 7.3, 3.9, 3.9, 3.9),
+        "ascent": (5.2, 5.2, 3.8, 3.8, 3.8),
+        "vsd": (4.3, 4.3, 2.1, 2.1, 2.0),
+        "vsd+psd": (8.7, 7.3, 3.9, 3.9, 3.9),
+    },
+}
 
 
 def method_of(config: Config | ImageConfig) -> str:

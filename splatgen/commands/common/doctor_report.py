@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from splatgen.commands.common import doctor_models
 from splatgen.commands.common.doctor_models import Choice, Model
+from splatgen.models import footprint
 
 State = Literal["ok", "note", "bad"]  # bad: generate can't run
 
@@ -71,6 +72,7 @@ def examine(folder: str | None = None) -> Examination:
             *(finding for part in parts for finding in _attempt(part)),
             *map(_of_model, here),
             *_attempt(room),
+            Finding(name="GPU memory", state="ok", text=footprint.table()),
         ],
         models=here,
         choice=doctor_models.choose(here, _presets(), gpu=gpu_memory(), memory=main_memory()),

@@ -16,6 +16,7 @@ from splatgen.commands.common.progress import Reporter, duration
 from splatgen.commands.common.signals import on_signals
 from splatgen.config import ImageConfig
 from splatgen.models.budget import not_compiled
+from splatgen.models.footprint import footprint
 from splatgen.models.memory import keep_freed
 from splatgen.priors import PRIORS
 from splatgen.runs import run_folder
@@ -65,7 +66,10 @@ def headline(config: Method, device: str) -> str:
     chosen = "" if config.device != "auto" or device == "cuda" else "no CUDA device here: "
     reason = not_compiled(config, large=PRIORS[config.prior].large)
     plain = f" (not compiled: {reason})" if reason else ""
-    return f"{chosen}{rasterizer}, {prior} prior{plain}, {config.steps} steps, seed {config.seed}"
+    views = config.image.count if isinstance(config, ImageConfig) else config.views.count
+    taken = footprint(config, views) if device == "cuda" else None
+    memory = "" if taken is None else f", about {taken:.1f} GiB of GPU memory"
+    return f"{chosen}{rasterizer}, {prior} prior{plain}{memory}, {config.steps} steps, seed {config.seed}"
 
 
 def files(run: Run) -> dict[str, str]:
