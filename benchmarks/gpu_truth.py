@@ -164,7 +164,7 @@ def steps(truth: Truth, score: str, preference: str) -> Row:
 
 def densify(truth: Truth) -> Row:
     """Two rounds."""
-    config = truth.config(steps=5, densify={"rounds": 2, "start": 0.0, "stop": 0.8, "grow": 0.3})
+    config = truth.config(steps=4, densify={"rounds": 2, "start": 0.0, "stop": 0.8, "grow": 0.3})
     scene = new_scene(config, starting_splats(config), truth.device)
     models, before = load_models(config, truth.device), len(scene.params["means"])
     for _ in range(config.steps):
@@ -178,13 +178,14 @@ def densify(truth: Truth) -> Row:
 
 def resume(truth: Truth) -> Row:
     """Means of the splats; a GPU adds in any order, so they are not equal to the bit."""
-    config, ends, reached = truth.config(preference="psd", steps=4), [], [0]
+    length, ends, reached = 2 if truth.tiny else 4, [], [0]
+    config = truth.config(preference="psd", steps=length)
 
     def report(progress: Progress) -> None:
         reached[0] = progress.step
 
     with tempfile.TemporaryDirectory() as folder:
-        for stop_at in (4, 2):
+        for stop_at in (length, length // 2):
             done = object_run.generate(
                 config,
                 out=Path(folder) / str(stop_at),

@@ -6,7 +6,9 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
+import costs
 import gpu_truth
+import measuring
 import models
 
 
@@ -26,11 +28,10 @@ def test_a_rasterizer_that_is_wrong_is_seen(monkeypatch):
     assert "failed" in row
 
 
-def test_cost(tmp_path):
-    out = tmp_path / "cost.json"
-    what = ["--tiny", "--settings", "sd15x1", "--methods", "sds", "--budgets", "none", "--rounds", "1"]
-    assert models.main([*what, "--out", str(out)]) == 0
-    rows = json.loads(out.read_text())["rows"]
-    (steps,) = (row for row in rows if row["section"] == "steps")
+def test_cost():
+    bench = costs.Bench(device=measuring.Card(), tiny=True, rounds=1)
+    steps = models.measure(bench, costs.Job(section="steps", setting="sd15x1", method="sds"))
     assert steps["peak_gb"] > 0
     assert sum(steps["waits"].values()) <= 2
+    limit = costs.Job(section="limits", setting="sd15x1", method="sds", budget="8gb", gigabytes=8.0)
+    assert models.measure(bench, limit)["fits"]

@@ -80,7 +80,10 @@ class Functions(TorchFunctionMode):
     """Sees every call of torch's functions, and those that name the device."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
+        name = getattr(func, "__name__", "")
+        if name == "__get__":  # shape, dtype, grad: a third of all calls
+            return func(*args)
+        kwargs = dict(kwargs or {})
         if func in MOVES:
             return MOVES[func](*args, **kwargs)
         if kwargs.pop("pin_memory", False):
