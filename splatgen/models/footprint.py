@@ -7,10 +7,8 @@ CUDA itself, the splats and fragmentation come on top, some 0.5 to 1 GiB.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from splatgen.config import Config, ImageConfig
+from splatgen.config import Config, ImageConfig, Method
 
 BUDGETS = ("none", "24gb", "16gb", "12gb", "8gb")
 VIEWS = {"sd15": 4, "sdxl": 1, "mvdream": 4}  # a step's, of 512, 1024 and 256 pixels
@@ -47,7 +45,7 @@ PEAKS: Mapping[str, Mapping[str, Row]] = {
 }
 
 
-def method_of(config: Config | ImageConfig) -> str:
+def method_of(config: Method) -> str:
     """The row of a run: scores but vsd need what sds does, dpo no more than weighted."""
     preference = {"none": "sds", "dpo": "weighted"}.get(config.preference, config.preference)
     if config.score != "vsd":
@@ -55,7 +53,14 @@ def method_of(config: Config | ImageConfig) -> str:
     return "vsd+psd" if preference == "psd" else "vsd"
 
 
-def footprint(config: Config | ImageConfig, views: int) -> float | None:
+def views_of(config: Method) -> int:
+    """Images that a step is about."""
+    if isinstance(config, Config):
+        return config.views.count
+    return config.image.count if isinstance(config, ImageConfig) else 1
+
+
+def footprint(config: Method) -> float | None:
     """GiB that a step takes at most, or nearly; None for priors that were not estimated.
 
     Under a budget it hardly depends on the number of views, which go through in parts.
@@ -70,7 +75,7 @@ def footprint(config: Config | ImageConfig, views: int) -> float | None:
     if config.budget != "none":
         return most
     held = NETWORKS[name] + (REWARD if config.preference != "none" else 0.0)
-    return held + (most - held) * views / VIEWS[name]
+    return held + (most - held) * views_of(config) / VIEWS[name]
 
 
 def table() -> str:

@@ -21,8 +21,8 @@ ROWS = {
 }
 
 
-def config(**more):
-    return from_dict({"prompt": "a corgi", "prior": "sd15", "views": {"count": 4, "size": [512]}, **more})
+def config(views=4, **more):
+    return from_dict({"prompt": "a corgi", "prior": "sd15", "views": {"count": views}, **more})
 
 
 def test_budgets_promise_what_they_should():
@@ -61,12 +61,12 @@ def test_the_largest_prior_keeps_the_smallest_budget_with_what_takes_most(tmp_pa
 
 
 def test_the_estimate_of_a_run():
-    assert footprint.footprint(config(), 4) == 8.2
-    assert footprint.footprint(config(prior="sd21", budget="8gb"), 4) == 2.4
-    assert footprint.footprint(config(budget="8gb", preference="psd"), 1) == 3.9
-    assert footprint.footprint(config(budget="8gb", score="vsd", preference="dpo"), 4) == 3.5
-    assert footprint.footprint(config(prior="toybox"), 4) is None
-    assert footprint.footprint(config(prior_options={"model": "./mine"}), 4) is None
+    assert footprint.footprint(config()) == 8.2
+    assert footprint.footprint(config(prior="sd21", budget="8gb")) == 2.4
+    assert footprint.footprint(config(views=1, budget="8gb", preference="psd")) == 3.9
+    assert footprint.footprint(config(budget="8gb", score="vsd", preference="dpo")) == 3.5
+    assert footprint.footprint(config(prior="toybox")) is None
+    assert footprint.footprint(config(prior_options={"model": "./mine"})) is None
 
 
 @pytest.mark.parametrize("method", ["sds", "weighted", "psd", "ascent", "vsd", "vsd+psd"])
@@ -74,7 +74,7 @@ def test_without_a_budget_it_grows_with_the_views(method):
     score, _, preference = method.rpartition("+") if "+" in method else ("sds", "", method)
     if method in ("sds", "vsd"):
         score, preference = method, "none"
-    found = footprint.footprint(config(score=score, preference=preference), 1)
+    found = footprint.footprint(config(views=1, score=score, preference=preference))
     assert found == pytest.approx(ROWS["sd15", 1, "none", method]["peak"], rel=0.05)
 
 

@@ -66,8 +66,7 @@ def headline(config: Method, device: str) -> str:
     chosen = "" if config.device != "auto" or device == "cuda" else "no CUDA device here: "
     reason = not_compiled(config, large=PRIORS[config.prior].large)
     plain = f" (not compiled: {reason})" if reason else ""
-    views = config.image.count if isinstance(config, ImageConfig) else config.views.count
-    taken = footprint(config, views) if device == "cuda" else None
+    taken = footprint(config) if device == "cuda" else None
     memory = "" if taken is None else f", about {taken:.1f} GiB of GPU memory"
     return f"{chosen}{rasterizer}, {prior} prior{plain}{memory}, {config.steps} steps, seed {config.seed}"
 
