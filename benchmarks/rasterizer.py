@@ -37,6 +37,7 @@ from torch import Tensor
 
 import splatgen
 from splatgen.rasterizer import _composite, _functions, _torch, cpu
+from splatgen.rasterizer._jit import TILE
 from splatgen.runs.machine import machine_name
 from splatgen.scene import cameras as cams
 
@@ -78,8 +79,9 @@ def make_scene(count: int, size: int, views: int) -> Scene:
 
 
 def rasterize(scene: Scene, backend: cpu.Backend) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    means, quats, scales, opacities, colors = scene.leaves
     return cpu.rasterization(
-        *scene.leaves,
+        *(means, quats, scales, opacities, colors),
         scene.viewmats,
         scene.Ks,
         scene.size,
@@ -110,12 +112,12 @@ def measure(scene: Scene, backend: cpu.Backend) -> Times:
     return Times(1e3 * (middle - start), 1e3 * (end - middle), 1e3 * (time.perf_counter() - wall))
 
 
-@numba.njit
+@numba.njit  # type: ignore[untyped-decorator]
 def count_pairs(rec: Any, ext: Any, toff: Any, entries: Any, tiles: Any) -> Any:
     """Blended (pixel, splat) pairs: lanes whose `last` became this splat's index; and lanes visited."""
     tiles_x, size = tiles
     S, col = np.empty(_composite.S_SIZE, np.float32), np.zeros((len(rec), 4), np.float32)
-    lanes, side = _composite.LANES, _composite.TILE
+    lanes, side = _composite.LANES, TILE
     blended, visited = 0, 0
     for c in range(toff.shape[0]):
         for t in range(toff.shape[1] - 1):

@@ -47,6 +47,8 @@ def held_out_captions(count: int) -> list[Caption]:
 
 def fit_truth(config: Config, caption: Caption) -> Any:
     """Splats optimised on exact pictures with the run's own cameras, rates and densification: the ceiling."""
+    import torch
+
     from splatgen.guidance.distillation import inject
     from splatgen.loop.initial_splats import starting_splats
     from splatgen.loop.step import descend, render_views
@@ -61,7 +63,7 @@ def fit_truth(config: Config, caption: Caption) -> Any:
         back = backgrounds(config.views.background, rng(config.seed, scene.step, "background"), len(cameras))
         truth = ground_truth(caption, cameras, back, supersample=2).rgb
         inject(out.rgb, out.rgb.detach() - truth)
-        descend(config, scene, out)
+        descend(config, scene, out, torch.tensor(True))
         scene.step += 1
     return scene.splats.detach()
 
@@ -75,7 +77,8 @@ def measure(task: Task) -> dict[str, Any]:
 
     from splatgen import formats
     from splatgen.loop import object_run
-    from splatgen.rewards.toybox import load_judge
+    from splatgen.models.budget import LoadOptions
+    from splatgen.rewards import load_reward
     from splatgen.worlds.toybox.evaluation import evaluate
 
     torch.set_num_threads(1)
@@ -97,7 +100,7 @@ def measure(task: Task) -> dict[str, Any]:
     if kept and not kept.is_file():
         formats.save(splats, kept)
     seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
-    quality = evaluate(splats, caption, load_judge("cpu"))
+    quality = evaluate(splats, caption, load_reward("toybox-judge", LoadOptions()))
     return {
         "caption": text,
         "kind": kind(caption),

@@ -45,8 +45,6 @@ tracebacks.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code."""
-    # Read when torch loads OpenMP: spinning barriers turn a 6 ms step into 40 ms on a shared core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return dispatch(words)

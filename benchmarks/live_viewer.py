@@ -1,4 +1,4 @@
-"""What the live viewer costs: `python benchmarks/viewer.py`.
+"""What the live viewer costs: `python benchmarks/live_viewer.py`.
 
 Pages are other processes that speak viser's protocol without drawing, so that no browser's work is counted;
 they share the machine's cores with the run. Parts of one run alternate between pages, so that what else the
@@ -67,9 +67,12 @@ def wait(port: int, over: threading.Event) -> None:
 def read(port: int, over: threading.Event) -> None:
     """A page that reads as fast as it can."""
     from websockets.sync.client import connect
+    from websockets.typing import Subprotocol
 
     amount, updates, begin = 0, 0, time.monotonic()
-    with connect(f"ws://127.0.0.1:{port}", subprotocols=[f"viser-v{viser.__version__}"], max_size=None) as it:
+    with connect(
+        f"ws://127.0.0.1:{port}", subprotocols=[Subprotocol(f"viser-v{viser.__version__}")], max_size=None
+    ) as it:
         while not over.is_set():
             with contextlib.suppress(TimeoutError):
                 content = it.recv(timeout=0.1)
@@ -92,12 +95,15 @@ class Pages:
     def tell(self, word: str, count: int | None = None) -> list[dict[str, float]]:
         chosen = self.processes[:count]
         for process in chosen:
+            assert process.stdin is not None
             process.stdin.write(f"{word}\n")
             process.stdin.flush()
-        return [json.loads(p.stdout.readline()) for p in chosen] if word == "off" else []
+        answers = [p.stdout.readline() for p in chosen if p.stdout is not None] if word == "off" else []
+        return [json.loads(answer) for answer in answers]
 
     def close(self) -> None:
         for process in self.processes:
+            assert process.stdin is not None
             process.stdin.close()
             process.wait()
 
@@ -267,6 +273,7 @@ def first_splat() -> dict[str, float] | None:
         command = [sys.executable, "-m", "splatgen.cli", *words]
         run = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         try:
+            assert run.stderr is not None
             address = run.stderr.readline().split()[-1]
             listens = time.monotonic() - begin
             tab.goto(address)
