@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import random
 import tempfile
 import time
@@ -19,6 +18,8 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from pooled import results
 
 from splatgen.config import Config, from_dict, to_dict
 from splatgen.runs.machine import machine_name
@@ -154,7 +155,7 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--ceiling", action="store_true", help="also fit splats to the exact pictures")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="processes; 0 works in this one")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=JSON", help="a setting, e.g. guidance.scale=1.5"
     )
@@ -177,17 +178,16 @@ def main() -> None:
     if args.keep:
         args.keep.mkdir(parents=True, exist_ok=True)
     todo = [t for t in tasks(args) if (t[0], t[1].get("seed", 0), t[2]) not in done]
-    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
-        for row in pool.imap_unordered(measure, todo):
-            rows.append(row)
-            if args.rows:
-                with rows_path.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-            print(
-                f"{len(rows)}/{len(done) + len(todo)} {row['caption']}: IoU {row['iou']:.3f}, "
-                f"{row['psnr']:.1f} dB, right {row['judged_right']:.2f}, {row['seconds']:.0f} s",
-                flush=True,
-            )
+    for row in results(measure, todo, args.workers):
+        rows.append(row)
+        if args.rows:
+            with rows_path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        print(
+            f"{len(rows)}/{len(done) + len(todo)} {row['caption']}: IoU {row['iou']:.3f}, "
+            f"{row['psnr']:.1f} dB, right {row['judged_right']:.2f}, {row['seconds']:.0f} s",
+            flush=True,
+        )
     print(table(rows))
     if args.out:
         report = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from splatgen import cli
 from splatgen.commands import generate
+from splatgen.commands.common import arguments
 from splatgen.config import presets
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,6 +32,32 @@ def test_generate_lines_are_read(words, tmp_path):
     options, config = generate.read(argv)
     assert config.prompt
     assert options.preset is None or options.preset in presets()
+
+
+KINDS = {
+    verb: getattr(importlib.import_module(module), verb.title()) for verb, (module, _) in cli.VERBS.items()
+}
+PAGES = [ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands():
+    """Lines of code on all pages that begin with `splatgen`; dots and brackets stand for something else."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        code = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
+        lines = [*code.splitlines(), *re.findall(r"^ {4}(splatgen .*)$", text, re.MULTILINE)]
+        for line in lines:
+            if line.startswith("splatgen ") and not re.search(r"\.\.\.|[\[\]]|VERB", line):
+                yield pytest.param(shlex.split(line, comments=True)[1:], id=f"{page.name}: {line}"[:90])
+
+
+@pytest.mark.parametrize("words", commands())
+def test_every_line_that_can_be_typed_is_understood(words):
+    """As far as a verb reads it before it looks for models and files."""
+    if words[0].startswith("-"):
+        assert cli.main(words) == 0
+        return
+    assert arguments.parse(KINDS[words[0]], words[0], words[1:])
 
 
 def test_make_targets_exist():
