@@ -10,11 +10,12 @@ Not here: anything but the door; every idea has its room, see docs/architecture.
 import os
 from typing import TYPE_CHECKING, Any
 
+from splatgen.runs.version import __version__
+
 if TYPE_CHECKING:
     from splatgen.commands.functions import compare, edit, generate, load, render, save
 
 __all__ = ["__version__", "compare", "edit", "generate", "load", "render", "save"]
-__version__ = "0.1.0"
 
 # Read when torch loads OpenMP, so it is said before: spinning barriers turn a step of 6 ms into 40 ms on a
 # core that somebody else uses too. Whatever the user has chosen stays.

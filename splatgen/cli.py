@@ -8,8 +8,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from splatgen import __version__
 from splatgen.commands.common.errors import USAGE, describe, one_line
+from splatgen.runs.version import __version__
 
 VERBS = {  # name: (module, summary)
     "generate": ("splatgen.commands.generate", "make a 3D object out of a prompt"),

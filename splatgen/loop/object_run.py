@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from splatgen import __version__
 from splatgen.config import Config, ConfigError, from_dict, read_file, to_dict
 from splatgen.config.validation import validate
 from splatgen.loop import object_edit
@@ -30,6 +29,7 @@ from splatgen.priors import load_options_for
 from splatgen.rasterizer import render
 from splatgen.runs import run_folder, steering
 from splatgen.runs.run_folder import Run
+from splatgen.runs.version import __version__
 from splatgen.scene.cameras import turntable
 from splatgen.scene.parameters import Scene, load_scene, new_scene, save_scene
 from splatgen.scene.placement import placement
