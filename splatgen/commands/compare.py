@@ -182,16 +182,16 @@ def main(argv: Sequence[str]) -> int:
 def carry_out(options: Compare, plan: ComparisonPlan, command: Sequence[str]) -> tuple[Comparison, Stop]:
     """Every run of the plan, with progress on stderr and signals that stop it."""
     device = checks.resolve_device(plan.first.device)
-    from splatgen.loop import comparison as comparing
+    from splatgen.loop.comparison import Callbacks, compare
 
     if not options.quiet:
         size = f"{len(plan.methods)} methods, {len(plan.seeds)} seeds"
         print(f"splatgen: {size}; {headline(plan.first, device)}", file=sys.stderr, flush=True)
     announcer = Announcer(plan, quiet=options.quiet)
     with on_signals() as stop:
-        watch = comparing.Callbacks(begin=announcer.begin, end=announcer.end, should_stop=stop.requested)
+        watch = Callbacks(begin=announcer.begin, end=announcer.end, should_stop=stop.requested)
         try:
-            comparison = comparing.compare(
+            comparison = compare(
                 plan,
                 out=options.out,
                 folder=options.resume,

@@ -134,9 +134,8 @@ def generate(
     if config.source:
         raise ConfigError(f"source is {config.source!r}: a run from nothing has none, `splatgen edit` does")
     device = pick_device(config.device)
-    splats = starting_splats(
-        config, load_options_for(config, device)
-    )  # before the models: Shap-E needs the room
+    # before the models: Shap-E needs the room
+    splats = starting_splats(config, load_options_for(config, device))
     models = models or load_models(config, device)
     steered = [] if changes is None else steering.read(changes)
 
