@@ -18,7 +18,7 @@ LONGEST = 2**31 - 1  # the kernels count in int32
 
 @dataclass(frozen=True, kw_only=True)
 class TileLists:
-    """The list of tile t (counted over images, then rows, then columns) is entries[starts[t]:starts[t + 1]]."""
+    """The list of tile t, counted over images, rows and columns, is entries[starts[t]:starts[t + 1]]."""
 
     entries: Tensor  # [n] int32, rows of splats
     starts: Tensor  # [C tiles + 1] int32
@@ -52,7 +52,7 @@ def tile_lists(
     """The lists of all tiles that the radii's boxes touch, by depth, and by row where depths are equal.
 
     The rows are sorted by depth first and their entries by tile afterwards, both stably: the second sort is
-    the long one, and sorts numbers of two or four bytes instead of the eight that tile and depth take together.
+    the long one, and sorts numbers of two or four bytes, not the eight that tile and depth take together.
     Raises ValueError when the lists together are longer than 2^31.
     """
     grid = -(-size[0] // tile), -(-size[1] // tile)
@@ -65,7 +65,7 @@ def tile_lists(
     length = int(ends[-1]) if len(ends) else 0  # the wait
     if length > LONGEST:
         raise ValueError(
-            f"{length:,} pairs of splat and tile in one batch: render fewer views at once, or fewer or smaller splats"
+            f"{length:,} pairs of splat and tile in one batch: render fewer views at once, or smaller splats"
         )
     row = torch.repeat_interleave(nearest, counts[nearest], output_size=length)
     ordinal = torch.repeat_interleave(ends - counts[nearest], counts[nearest], output_size=length)

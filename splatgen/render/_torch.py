@@ -65,10 +65,7 @@ def _jacobians(points: Tensor, Ks: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _product(A: Tensor, B: Tensor) -> Tensor:
-    """A @ B of small matrices, in float32: on a GPU that may round what it multiplies to ten bits, `@` is not.
-
-    Small sums in a kernel each also beat a batch of thousands of matrices of three rows.
-    """
+    """A @ B of small matrices in float32. On a GPU `@` may round to ten bits: splats move by pixels."""
     return (A[..., :, :, None] * B[..., None, :, :]).sum(-2)
 
 

@@ -8,8 +8,8 @@ Bwd.cu). With d = mean - pixel centre, and the conic's A, B, C already times log
 What a GPU wants of them:
 
 - One program is one warp, with ROWS rows of a 16x16 tile: ROWS / 2 pixels a thread. A warp sums by shuffles;
-  several would meet at a barrier and in shared memory for each of the twelve sums of each splat. The pixels of
-  a thread are independent, which hides the latency of one by another.
+  several warps would meet at a barrier, with numbers in shared memory, for each sum of each splat. A thread's
+  pixels do not depend on each other, so that one computes while another waits.
 - A splat is one row of ten floats, read at one address by the whole warp: one or two transactions.
 - The backward sums a splat over the program's pixels and adds its twelve sums to the splat's row in one
   vector of atomics, forty-eight bytes side by side. Rows that no pixel sees are skipped.
@@ -22,22 +22,27 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language import constexpr, tensor
 
-TILE: tl.constexpr = tl.constexpr(16)
-ALPHA_MAX: tl.constexpr = tl.constexpr(0.999)
-ALPHA_MIN: tl.constexpr = tl.constexpr(1.0 / 255.0)
-T_STOP: tl.constexpr = tl.constexpr(1e-4)  # a pixel is finished before its transmittance would fall to this
-RECORD: tl.constexpr = tl.constexpr(12)  # floats a row: mean x, y, A, B, C, opacity, four channels, two unused
-CHUNK: tl.constexpr = tl.constexpr(32)  # splats between two looks at whether any pixel is unfinished
+# mypy: disable-error-code="untyped-decorator"
 
-# Sizes are not specialised on: one binary serves every picture size.
-FORWARD_SIZES = ["width", "height", "tiles_x", "tiles_y", "channels", "first"]
+TILE: constexpr = constexpr(16)
+ALPHA_MAX: constexpr = constexpr(0.999)
+ALPHA_MIN: constexpr = constexpr(1.0 / 255.0)
+T_STOP: constexpr = constexpr(1e-4)  # a pixel is finished before its transmittance would fall to this
+RECORD: constexpr = constexpr(12)  # mean x, y, A, B, C, opacity, four channels, two unused
+CHUNK: constexpr = constexpr(32)  # splats between two looks at whether any pixel is unfinished
+
+# Not specialised on: one binary serves every size of picture.
+SIZES = ["width", "height", "tiles_x", "tiles_y", "channels", "first"]
 
 
 @triton.jit
-def place(pid: tl.tensor, width: tl.tensor, height: tl.tensor, tiles_x: tl.tensor, tiles_y: tl.tensor, ROWS: tl.constexpr) -> tl.tensor:
+def place(
+    pid: tensor, width: tensor, height: tensor, tiles_x: tensor, tiles_y: tensor, ROWS: constexpr
+) -> tensor:  # fmt: skip
     """Tile and image of a program; column, row, offset in [C, H, W] and presence of its pixels."""
-    parts: tl.constexpr = TILE // ROWS
+    parts: constexpr = TILE // ROWS
     tile = pid // parts
     image = tile // (tiles_x * tiles_y)
     lane = tl.arange(0, TILE * ROWS)
@@ -47,7 +52,7 @@ def place(pid: tl.tensor, width: tl.tensor, height: tl.tensor, tiles_x: tl.tenso
 
 
 @triton.jit
-def falloff(at: tl.tensor, x: tl.tensor, y: tl.tensor) -> tl.tensor:
+def falloff(at: tensor, x: tensor, y: tensor) -> tensor:
     """dx, dy, the exponent, value and alpha of the splat whose row begins at `at`."""
     dx = tl.load(at) - (x + 0.5)
     dy = tl.load(at + 1) - (y + 0.5)
@@ -56,10 +61,12 @@ def falloff(at: tl.tensor, x: tl.tensor, y: tl.tensor) -> tl.tensor:
     return dx, dy, exponent, value, tl.minimum(value, ALPHA_MAX)
 
 
-@triton.jit(do_not_specialize=FORWARD_SIZES)
+@triton.jit(do_not_specialize=SIZES)
 def composite_forward(
-    records: tl.tensor, entries: tl.tensor, starts: tl.tensor, backgrounds: tl.tensor, image: tl.tensor, T_end: tl.tensor, last: tl.tensor,
-    width: tl.tensor, height: tl.tensor, tiles_x: tl.tensor, tiles_y: tl.tensor, channels: tl.tensor, first: tl.tensor, ROWS: tl.constexpr,
+    records: tensor, entries: tensor, starts: tensor, backgrounds: tensor,
+    image: tensor, T_end: tensor, last: tensor,
+    width: tensor, height: tensor, tiles_x: tensor, tiles_y: tensor, channels: tensor, first: tensor,
+    ROWS: constexpr,
 ) -> None:  # fmt: skip
     """Channels first..first+4 of image [C, H, W, D]; T_end and last [C, H, W].
 
@@ -101,19 +108,20 @@ def composite_forward(
 
 
 @triton.jit
-def channel(v_image: tl.tensor, background: tl.tensor, present: tl.tensor) -> tl.tensor:
+def channel(v_image: tensor, background: tensor, present: tensor) -> tensor:
     """dL/dchannel of each pixel, and that times the background; zero for a channel that is not there."""
     v = tl.load(v_image, mask=present, other=0.0)
-    return v, v * tl.load(background + tl.where(present, 0, 0), mask=present, other=0.0)
+    return v, v * tl.load(background + tl.zeros_like(present).to(tl.int32), mask=present, other=0.0)
 
 
-@triton.jit(do_not_specialize=FORWARD_SIZES)
+@triton.jit(do_not_specialize=SIZES)
 def composite_backward(
-    records: tl.tensor, entries: tl.tensor, starts: tl.tensor, backgrounds: tl.tensor, v_image: tl.tensor, v_alpha: tl.tensor, T_end: tl.tensor, last: tl.tensor,
-    moments: tl.tensor, width: tl.tensor, height: tl.tensor, tiles_x: tl.tensor, tiles_y: tl.tensor, channels: tl.tensor, first: tl.tensor,
-    ROWS: tl.constexpr, ABSGRAD: tl.constexpr,
+    records: tensor, entries: tensor, starts: tensor, backgrounds: tensor,
+    v_image: tensor, v_alpha: tensor, T_end: tensor, last: tensor, moments: tensor,
+    width: tensor, height: tensor, tiles_x: tensor, tiles_y: tensor, channels: tensor, first: tensor,
+    ROWS: constexpr, ABSGRAD: constexpr,
 ) -> None:  # fmt: skip
-    """Add each splat's sums to moments [M, 12]: g, g dx, g dy, g dx^2, g dx dy, g dy^2, four channels, two abs.
+    """Add each splat's sums to moments [M, 12]: g (1, dx, dy, dx^2, dx dy, dy^2), channels, absgrad.
 
     g = value dL/dalpha. With v = dL/drgb, q = v . c and R = T_end (dL/dalpha_out - background . v) minus the
     sum of w_j q_j over the splats behind: dL/dalpha = T q + R / (1 - alpha).

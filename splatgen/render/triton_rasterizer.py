@@ -1,8 +1,8 @@
 """`gsplat.rasterization` with kernels in Triton: the same arguments, conventions and meta dictionary.
 
 For machines with a GPU and no compiler: Triton comes with torch's CUDA and ROCm builds. Projection, harmonics
-and the tiles' lists are plain torch on the device, compositing is `triton_kernels`. On CPU tensors the kernels
-run in Triton's interpreter (TRITON_INTERPRET=1), thousands of times slower, for tests.
+and the tiles' lists are plain torch on the device, compositing is `triton_kernels`. On CPU tensors the
+kernels run in Triton's interpreter (TRITON_INTERPRET=1), thousands of times slower, for tests.
 
 Waits for the device: one a render, for the length of the tiles' lists (`_tiles`), and one more when packed.
 
@@ -37,8 +37,8 @@ def kernels() -> Any:
         return importlib.import_module("splatgen.render.triton_kernels")
     except ImportError as error:
         raise ImportError(
-            f"rendering with Triton needs the package, which cannot be imported ({error}): `pip install triton`, "
-            "or a torch for CUDA, which brings it"
+            f"rendering with Triton needs the package, which cannot be imported ({error}): "
+            "install a torch for CUDA, which brings it"
         ) from error
 
 
@@ -57,7 +57,7 @@ def _records(means2d: Tensor, conics: Tensor, opacities: Tensor, colors: Tensor,
 
 def _launch(kernel: Any, lists: TileLists, *args: Any, **constants: Any) -> None:
     programs = (len(lists.starts) - 1) * (TILE // ROWS)
-    with torch.cuda.device_of(args[0]):
+    with torch.cuda.device_of(args[0]):  # type: ignore[no-untyped-call]
         kernel[(programs,)](*args, ROWS=ROWS, **constants, num_warps=WARPS, enable_fp_fusion=True)
 
 
@@ -85,7 +85,7 @@ class _Composite(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, v_image: Tensor, v_alpha: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         means2d, conics, colors, opacities, backgrounds, T_end, last = ctx.saved_tensors
-        (C, D), (width, height), lists = backgrounds.shape, ctx.size, ctx.lists
+        D, (width, height), lists = backgrounds.shape[1], ctx.size, ctx.lists
         flat = means2d.reshape(-1, 2), conics.reshape(-1, 3), opacities.reshape(-1), colors.reshape(-1, D)
         v_image, v_alpha = v_image.contiguous(), v_alpha.contiguous()
         geometry, v_colors = means2d.new_zeros(len(flat[0]), RECORD), []
@@ -99,8 +99,8 @@ class _Composite(torch.autograd.Function):
             v_colors.append(moments[:, 6 : 6 + min(4, D - first)])
             geometry = geometry + moments if first else moments
         v_means2d, v_conics, v_opacities = _from_moments(geometry, flat[1], flat[2])
-        if ctx.absgrad:
-            means2d.absgrad = (LN2 * geometry[:, 10:12]).view_as(means2d)  # where gsplat's strategy looks for it
+        if ctx.absgrad:  # where gsplat's DefaultStrategy looks for it
+            means2d.absgrad = (LN2 * geometry[:, 10:12]).view_as(means2d)
         v_backgrounds = (v_image * T_end[..., None]).sum((1, 2)) if ctx.needs_input_grad[4] else None
         return (
             v_means2d.view_as(means2d), v_conics.view_as(conics), torch.cat(v_colors, -1).view_as(colors),
@@ -132,9 +132,7 @@ def _check_device(means: Tensor) -> None:
             )
 
 
-def _colors(
-    colors: Tensor, means: Tensor, viewmats: Tensor, radii: Tensor, sh_degree: int | None
-) -> Tensor:
+def _colors(colors: Tensor, means: Tensor, viewmats: Tensor, radii: Tensor, sh_degree: int | None) -> Tensor:
     """[C, N, D] from per-Gaussian values, per-camera values or harmonics."""
     if sh_degree is None:
         return colors if colors.ndim == 3 else colors.expand(viewmats.shape[0], *colors.shape)
@@ -177,7 +175,7 @@ def rasterization(
     channels = (0 if render_mode in ("D", "ED") else colors.shape[-1]) + (render_mode != "RGB")
     if absgrad and channels > 4:
         raise ValueError(
-            f"absgrad with {channels} channels: at most 4 share a pass of the Triton kernels, so absolute values "
+            f"absgrad with {channels} channels: at most 4 share a pass of the kernels, so absolute values "
             "cannot be summed; render the colours with absgrad and the other channels without"
         )
     C, N = viewmats.shape[0], means.shape[0]
