@@ -148,7 +148,8 @@ class TestGsplat:
         monkeypatch.setattr(backends.shutil, "which", lambda _: None)
         assert "no nvcc to build them" in backends.gsplat_problem().text
 
-    def test_with_nvcc_nothing_is_built_to_find_out(self, nvcc: Path):
+    def test_with_nvcc_nothing_is_built_to_find_out(self, nvcc: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.delitem(sys.modules, "gsplat.cuda._backend", raising=False)
         problem = backends.gsplat_problem()
         assert problem.text == "gsplat's CUDA kernels are not built"
         assert "2 to 12 minutes" in problem.advice
@@ -174,10 +175,7 @@ class TestGsplat:
 
 class TestTriton:
     def test_not_installed(self, monkeypatch: pytest.MonkeyPatch):
-        find = importlib.util.find_spec
-        monkeypatch.setattr(
-            importlib.util, "find_spec", lambda name: None if name == "triton" else find(name)
-        )
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         assert backends.triton_problem().text == "Triton is not installed"
 
     def reached(self, monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> None:
