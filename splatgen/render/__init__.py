@@ -91,7 +91,8 @@ def _rasterization(splats: Splats, backend: str | None) -> Callable[..., Any]:
         backend = pick_backend(backend or "auto")
     else:
         _check_finite(splats)  # on CUDA it would wait for the device
-        backend = backend or os.environ.get(BACKEND_VARIABLE, "numba")
+        if backend in (None, "auto"):
+            backend = os.environ.get(BACKEND_VARIABLE, "numba")
     if backend == "gsplat":
         import gsplat
 

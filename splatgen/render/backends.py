@@ -8,7 +8,6 @@ gsplat 1.5.3 does that, for minutes, when its first kernel is asked for and it f
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.util
 import os
 import platform
@@ -91,7 +90,8 @@ def gsplat_problem() -> Problem | None:
     if importlib.util.find_spec("gsplat") is None:
         return Problem(text="gsplat is not installed", advice=f"pip install gsplat, or {instead}")
     try:
-        importlib.import_module("gsplat.csrc")
+        from gsplat import csrc  # noqa: F401
+
         return None
     except ImportError:  # not in the package, or made for another torch
         pass

@@ -11,7 +11,6 @@ Shapes: C cameras, N Gaussians, D channels, M rows (C N, or the visible ones whe
 
 from __future__ import annotations
 
-import importlib
 from typing import Any, Literal
 
 import torch
@@ -34,7 +33,9 @@ ALPHA_MIN = 1.0 / 255.0
 def kernels() -> Any:
     """The module of kernels. Triton is imported here, not earlier; ImportError says how to get it."""
     try:
-        return importlib.import_module("splatgen.render.triton_kernels")
+        from splatgen.render import triton_kernels
+
+        return triton_kernels
     except ImportError as error:
         raise ImportError(
             f"rendering with Triton needs the package, which cannot be imported ({error}): "
