@@ -161,12 +161,12 @@ class Announcer:
 def main(argv: Sequence[str]) -> int:
     options, plan = read(argv)
     plan = check(options, plan)
-    device = checks.resolve_device(plan.first.device)
+    choice = checks.resolve(plan.first)
     from splatgen.loop import comparison as comparing
 
     if not options.quiet:
         size = f"{len(plan.methods)} methods, {len(plan.seeds)} seeds"
-        print(f"splatgen: {size}; {headline(plan.first, device)}", file=sys.stderr, flush=True)
+        print(f"splatgen: {size}; {headline(plan.first, choice)}", file=sys.stderr, flush=True)
     announcer = Announcer(plan, quiet=options.quiet)
     with on_signals() as stop:
         try:

@@ -38,6 +38,7 @@ from splatgen.config.scene_options import (
     DensifyOptions,
     LearningOptions,
     RegulariseOptions,
+    RenderOptions,
     SplatOptions,
     ViewOptions,
 )
@@ -65,6 +66,7 @@ __all__ = [
     "PSDOptions",
     "PriorOptions",
     "RegulariseOptions",
+    "RenderOptions",
     "RewardOptions",
     "SDIOptions",
     "SplatOptions",
