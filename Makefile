@@ -36,8 +36,8 @@ bench: setup
 # architecture (Triton is 200 to 300 MB to download; torch's CUDA builds bring it)
 triton: setup
 	$(BIN)/pip install --disable-pip-version-check -q --no-deps triton==$(TRITON)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n auto tests/render/test_triton.py
-	$(BIN)/python -m pytest -q tests/render/test_triton_launch.py
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n auto tests/rasterizer/test_triton.py
+	$(BIN)/python -m pytest -q tests/rasterizer/test_triton_launch.py
 	$(BIN)/python benchmarks/triton_kernels.py --check
 
 # what the browser tests need (Debian, as root); without it they are skipped

@@ -102,7 +102,9 @@ class Bench:
         """Made once for all jobs of a prior; the compiled ones are made by themselves."""
         if self._parts is None or self._parts.name != config.prior:
             self.forget()
-            self._parts = random_models.networks(config.prior, self.sizes[config.prior], self.keep(config))
+            self._parts = random_models.networks(
+                config.prior, self.sizes[config.prior], self.load_options(config)
+            )
         return self._parts
 
     def forget(self) -> None:
@@ -111,14 +113,15 @@ class Bench:
 
     def start(self, config: Config, parts: random_models.Networks | None = None) -> Run:
         """A run before its first step; the device's peaks begin here."""
-        how = self.keep(config)
+        how = self.load_options(config)
         parts = parts or self.networks(config)
         sizes = random_models.TINY_HPSV2 if self.tiny else random_models.HPSV2
         self._tower = self._tower or random_models.image_tower(sizes, how)
         self.device.reset()
         reward = random_models.reward(self._tower, sizes, how)
         ensemble = RewardEnsemble(rewards=(reward,), weights=(1.0,), options=RewardOptions())
-        models = assemble(config, random_models.prior(parts, how), ensemble, ())
+        prior: Any = random_models.prior(parts, how)
+        models = assemble(config, prior, ensemble, ())
         scene = new_scene(config, starting_splats(config), self.device.name)
         return Run(config=config, models=models, scene=scene, device=self.device)
 
@@ -145,7 +148,8 @@ class Run:
         return advance(self.config, self.models, self.scene)
 
     def networks(self) -> dict[str, torch.nn.Module]:
-        prior, (reward,) = self.models.prior, self.models.ensemble.rewards
+        prior: Any = self.models.prior  # the protocols say nothing of what is inside
+        reward: Any = self.models.ensemble.rewards[0]
         vae = prior.vae
         return {
             "unet": prior.unet,
@@ -283,10 +287,11 @@ def measure_naive(bench: Bench, job: Job) -> Row:
     """
     config = bench.config(job)
     ours, theirs = bench.start(config), bench.start(config)
-    for part in (ours.models.prior, *ours.models.rewards, theirs.models.prior):
+    spent: tuple[Any, ...] = (ours.models.prior, *ours.models.rewards, theirs.models.prior)
+    for part in spent:
         part.release()  # text encoders once are enough, and the naive prior's is below
     naive, prior = NaiveStep(config, theirs.models), theirs.models.prior
-    how = dataclasses.replace(bench.keep(config), precision="float32")
+    how = dataclasses.replace(bench.load_options(config), precision="float32")
     spare = random_models.text_encoder(bench.sizes[config.prior], how)  # stays, as in most codes
 
     def window() -> None:
@@ -302,7 +307,7 @@ def measure_naive(bench: Bench, job: Job) -> Row:
         window()
         row |= {f"naive_{name}": value for name, value in peaks(bench.device).items()}
     del spare
-    if bench.keep(config).precision == "float32" and row["difference"] > SAME:
+    if bench.load_options(config).precision == "float32" and row["difference"] > SAME:
         raise RuntimeError(f"the two steps differ by {row['difference']:.1e} of G: one of them is wrong")
     ours.window()
     times: dict[str, list[float]] = {"step_ms": [], "naive_ms": []}
@@ -335,7 +340,7 @@ def measure_compiled(bench: Bench, job: Job) -> Row:
     plain = medians(bench.device, {"step": run.window}, rounds=bench.rounds)["step"] / run.length
     options = dataclasses.replace(config.prior_options, compile=True)
     config = dataclasses.replace(config, prior_options=options)
-    parts = random_models.networks(config.prior, bench.sizes[config.prior], bench.keep(config))
+    parts = random_models.networks(config.prior, bench.sizes[config.prior], bench.load_options(config))
     run = bench.start(config, parts)
     try:
         first = sum(timed(bench.device, run.window) for _ in range(3))

@@ -185,12 +185,13 @@ def waiting_clock(device: Device) -> Iterator[None]:
         device.wait()
         return time.perf_counter()
 
-    before = stepping.time
-    stepping.time = types.SimpleNamespace(perf_counter=clock)
+    step: Any = stepping
+    before = step.time
+    step.time = types.SimpleNamespace(perf_counter=clock)
     try:
         yield
     finally:
-        stepping.time = before
+        step.time = before
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import random
 import tempfile
 import time
@@ -19,6 +18,8 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from pooled import results
 
 from splatgen.config import Config, from_dict, to_dict
 from splatgen.runs.machine import machine_name
@@ -47,6 +48,8 @@ def held_out_captions(count: int) -> list[Caption]:
 
 def fit_truth(config: Config, caption: Caption) -> Any:
     """Splats optimised on exact pictures with the run's own cameras, rates and densification: the ceiling."""
+    import torch
+
     from splatgen.guidance.distillation import inject
     from splatgen.loop.initial_splats import starting_splats
     from splatgen.loop.step import descend, render_views
@@ -61,7 +64,7 @@ def fit_truth(config: Config, caption: Caption) -> Any:
         back = backgrounds(config.views.background, rng(config.seed, scene.step, "background"), len(cameras))
         truth = ground_truth(caption, cameras, back, supersample=2).rgb
         inject(out.rgb, out.rgb.detach() - truth)
-        descend(config, scene, out)
+        descend(config, scene, out, torch.tensor(True))
         scene.step += 1
     return scene.splats.detach()
 
@@ -75,7 +78,8 @@ def measure(task: Task) -> dict[str, Any]:
 
     from splatgen import formats
     from splatgen.loop import object_run
-    from splatgen.rewards.toybox import load_judge
+    from splatgen.models.budget import LoadOptions
+    from splatgen.rewards import load_reward
     from splatgen.worlds.toybox.evaluation import evaluate
 
     torch.set_num_threads(1)
@@ -97,7 +101,7 @@ def measure(task: Task) -> dict[str, Any]:
     if kept and not kept.is_file():
         formats.save(splats, kept)
     seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
-    quality = evaluate(splats, caption, load_judge("cpu"))
+    quality = evaluate(splats, caption, load_reward("toybox-judge", LoadOptions()))
     return {
         "caption": text,
         "kind": kind(caption),
@@ -151,7 +155,7 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--ceiling", action="store_true", help="also fit splats to the exact pictures")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="processes; 0 works in this one")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=JSON", help="a setting, e.g. guidance.scale=1.5"
     )
@@ -174,17 +178,16 @@ def main() -> None:
     if args.keep:
         args.keep.mkdir(parents=True, exist_ok=True)
     todo = [t for t in tasks(args) if (t[0], t[1].get("seed", 0), t[2]) not in done]
-    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
-        for row in pool.imap_unordered(measure, todo):
-            rows.append(row)
-            if args.rows:
-                with rows_path.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-            print(
-                f"{len(rows)}/{len(done) + len(todo)} {row['caption']}: IoU {row['iou']:.3f}, "
-                f"{row['psnr']:.1f} dB, right {row['judged_right']:.2f}, {row['seconds']:.0f} s",
-                flush=True,
-            )
+    for row in results(measure, todo, args.workers):
+        rows.append(row)
+        if args.rows:
+            with rows_path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        print(
+            f"{len(rows)}/{len(done) + len(todo)} {row['caption']}: IoU {row['iou']:.3f}, "
+            f"{row['psnr']:.1f} dB, right {row['judged_right']:.2f}, {row['seconds']:.0f} s",
+            flush=True,
+        )
     print(table(rows))
     if args.out:
         report = {

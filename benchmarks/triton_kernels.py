@@ -28,7 +28,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from splatgen.render import triton_kernels, triton_rasterizer
+from splatgen.rasterizer import triton_kernels, triton_rasterizer
 
 # Programs (blocks) that a multiprocessor holds at most, by capability, and its registers: CUDA's table.
 NVIDIA = {75: 16, 80: 32, 86: 16, 89: 24, 90: 32, 120: 24}

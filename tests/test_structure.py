@@ -18,11 +18,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # Bottom up.
 ROOMS = (
-    "config", "runs", "scene", "models", "render", "formats",
+    "config", "runs", "scene", "models", "rasterizer", "formats",
     "worlds", "priors", "rewards", "guidance", "loop", "commands",
 )  # fmt: skip
 FLOOR = {room: floor for floor, room in enumerate(ROOMS)}
-MOST_ROOMS, MOST_FILES = 12, 3
+MOST_ROOMS, MOST_FILES, MOST_LINES = 12, 3, 350
 SOURCES = sorted((ROOT / "splatgen").rglob("*.py"))
 VIEWER = sorted((ROOT / "viewer").rglob("*.py"))
 BANNED_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "yaml"}
@@ -96,14 +96,38 @@ def test_imports_point_downward(path: Path) -> None:
     here = room(path)
     if here is None:
         return  # the door may know every room
-    above = {name for name in rooms(imports(path, typing=True)) if FLOOR[name] > FLOOR[here]}
+    names = imports(path, typing=True)
+    assert not {n for n in names if re.fullmatch(r"splatgen\.(__\w+__|cli\b.*)", n)}, (
+        "nothing imports the door"
+    )
+    above = {name for name in rooms(names) if FLOOR[name] > FLOOR[here]}
     assert not above, f"{module_name(path)} is below {above} and imports it"
+
+
+def test_no_file_is_long() -> None:
+    """Kernels excepted, which are one thing each."""
+    long = {module_name(p) for p in SOURCES if len(p.read_text("utf-8").splitlines()) > MOST_LINES}
+    assert not {name for name in long if ".rasterizer._" not in name}
+
+
+def test_the_plan_of_the_house_is_that_of_the_folders() -> None:
+    page = ROOT / "docs" / "architecture.md"
+    text = page.read_text(encoding="utf-8")
+    picture = text.split("```text")[1].split("```")[0]
+    assert all(re.search(rf"\b{name}\b", picture) for name in ROOMS)
+    for link in re.findall(r"\]\((\.\./[^)]+)\)", text):
+        assert (page.parent / link).exists(), f"{link} is not there"
+
+
+def test_tests_lie_in_folders_named_after_rooms() -> None:
+    folders = {p.name for p in (ROOT / "tests").iterdir() if any(p.glob("**/test_*.py"))} - {"__pycache__"}
+    assert folders <= {*ROOMS, "viewer", "benchmarks"}
 
 
 def test_the_imports_of_a_known_file_are_seen() -> None:
     """Guards the tests above: a reader that sees nothing would let everything pass."""
     source = ROOT / "splatgen"
-    assert {"guidance", "render", "priors", "config"} <= rooms(imports(source / "loop" / "step.py"))
+    assert {"guidance", "rasterizer", "priors", "config"} <= rooms(imports(source / "loop" / "step.py"))
     assert "worlds" in rooms(imports(source / "priors" / "toybox.py"))
 
 
@@ -121,7 +145,8 @@ def test_only_tables_and_choices_of_kernels_import_by_name() -> None:
         for path in SOURCES
         if any(isinstance(n, ast.Attribute) and n.attr == "import_module" for n in ast.walk(tree(path)))
     }
-    assert found == {"splatgen.models.registry", "splatgen.formats", "splatgen.render.cpu", "splatgen.cli"}
+    kernels, door = "splatgen.rasterizer.cpu", "splatgen.cli"
+    assert found == {"splatgen.models.registry", "splatgen.formats", kernels, door}
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -91,11 +91,15 @@ def own_prompt(given: Path) -> str:
     return str(configs.read_file(path).get("prompt", "")) if path.is_file() else ""
 
 
-def check(options: Edit) -> tuple[Path, Config]:
-    """The file to read and the run's settings, after everything that can fail without torch."""
+def find(options: Edit) -> Path:
+    """The file to read; raises Failure for an input that holds none."""
     if options.input == Path():
         raise Failure(USAGE, f"INPUT is missing: give a run folder or a .ply file, {USAGE_HINT}")
-    path = splat_file(options.input)
+    return splat_file(options.input)
+
+
+def check(options: Edit) -> Config:
+    """The run's settings, after everything that can fail without torch."""
     source, target = words(options.settings.prompt, options.settings.source, options.input)
     table = {**configs.to_dict(options.settings), "source": source, "prompt": target}
     config = validate(configs.from_dict(table))
@@ -104,7 +108,7 @@ def check(options: Edit) -> tuple[Path, Config]:
     checks.check_models(config)
     checks.check_device(config)
     checks.check_out(options.out)
-    return path, config
+    return config
 
 
 def check_prompts(config: Config, *, force: bool) -> Config:
@@ -122,7 +126,8 @@ def check_prompts(config: Config, *, force: bool) -> Config:
 
 def main(argv: Sequence[str]) -> int:
     options = arguments.read(Edit, "edit", argv, note=NOTE.format(presets=", ".join(presets())))
-    path, config = check(options)
+    path = find(options)
+    config = check(options)
     from splatgen import formats
     from splatgen.loop import object_edit, object_run
 

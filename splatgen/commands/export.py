@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from splatgen import __version__
 from splatgen.commands.common.arguments import Switch, parse
 from splatgen.commands.common.errors import USAGE, Failure
 from splatgen.commands.common.inputs import check_suffix, splat_file
+from splatgen.runs.version import __version__
 
 if TYPE_CHECKING:
     from splatgen.scene.splats import Splats

@@ -21,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from splatgen import __version__
 from splatgen.formats import glb_document, glb_primitives, reading, writing
 from splatgen.formats.glb_primitives import KNOWN, NAME
 from splatgen.runs import atomic
+from splatgen.runs.version import __version__
 from splatgen.scene.colors import srgb_to_linear
 from splatgen.scene.splats import Splats, concatenate, sh_to_rgb
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from splatgen import __version__, formats
+from splatgen import formats
 from splatgen.config import Config, read_file, to_dict
 from splatgen.config.methods import ComparisonPlan
 from splatgen.loop import lifecycle, object_run
@@ -34,6 +34,7 @@ from splatgen.runs.machine import machine_name
 from splatgen.runs.metrics import read_metrics
 from splatgen.runs.run_folder import Run
 from splatgen.runs.statistics import summarise
+from splatgen.runs.version import __version__
 from splatgen.scene.cameras import orbit
 from splatgen.worlds.toybox.evaluation import evaluate
 from splatgen.worlds.toybox.grammar import parse

@@ -13,7 +13,7 @@ from splatgen.loop.loop import Diverged, LoopSettings, Progress, Result, Subject
 from splatgen.loop.snapshot import Channel
 from splatgen.loop.step import Models
 from splatgen.models.memory import is_out_of_memory
-from splatgen.render.backends import choose
+from splatgen.rasterizer.backends import choose
 from splatgen.runs import atomic, run_folder
 from splatgen.runs.metrics import rewind_metrics
 from splatgen.runs.run_folder import Run

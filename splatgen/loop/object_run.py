@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from splatgen import __version__
 from splatgen.config import Config, ConfigError, from_dict, read_file, to_dict
 from splatgen.config.validation import validate
 from splatgen.loop import object_edit
@@ -27,9 +26,10 @@ from splatgen.loop.results import write_results
 from splatgen.loop.snapshot import Channel, ViewRequest
 from splatgen.loop.step import Models, advance, load_models, reward_prompts, score_rewards
 from splatgen.priors import load_options_for
-from splatgen.render import render
+from splatgen.rasterizer import render
 from splatgen.runs import run_folder, steering
 from splatgen.runs.run_folder import Run
+from splatgen.runs.version import __version__
 from splatgen.scene.cameras import turntable
 from splatgen.scene.parameters import Scene, load_scene, new_scene, save_scene
 from splatgen.scene.placement import placement

@@ -22,7 +22,7 @@ from splatgen.config.validation import validate
 from splatgen.guidance.denoiser import Denoiser
 from splatgen.loop.snapshot import Candidate, Cloud, Picture, ViewRequest
 from splatgen.loop.step import Models, StepResult
-from splatgen.render import render
+from splatgen.rasterizer import render
 from splatgen.scene.cameras import Cameras
 from splatgen.scene.parameters import Scene
 from splatgen.scene.splats import Splats, sh_to_rgb

@@ -120,12 +120,12 @@ class Session:
 
     def __init__(
         self,
-        residence: ResidentModels,
+        resident: ResidentModels,
         *,
         check: Callable[[Config], Config],
         describe: Callable[[BaseException], str | None],
     ) -> None:
-        self._residence, self._check, self._describe = residence, check, describe
+        self._resident, self._check, self._describe = resident, check, describe
         self._status = Status(state="idle")
         self._next: Job | None = None
         self._halt = threading.Event()  # asks the run at work to stop
@@ -245,9 +245,9 @@ class Session:
 
     def _models(self, config: Config) -> Models | None:
         if config.init == "shap-e":  # it needs the room, and comes before the models
-            self._residence.clear()
+            self._resident.clear()
             return None
-        return self._residence.models(config)
+        return self._resident.models(config)
 
     def _report(self, progress: Progress) -> None:
         if progress.step >= progress.steps:

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from splatgen import __version__, formats
+from splatgen import formats
 from splatgen.config import OutputOptions
-from splatgen.render import render
+from splatgen.rasterizer import render
 from splatgen.runs import video
 from splatgen.runs.run_folder import Run
+from splatgen.runs.version import __version__
 from splatgen.scene.backgrounds import PLAIN
 from splatgen.scene.cameras import Cameras, orbit, turntable
 from splatgen.scene.splats import Splats

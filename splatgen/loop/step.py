@@ -26,7 +26,7 @@ from splatgen.guidance.scores import Delta, Score, make_score
 from splatgen.loop import object_edit
 from splatgen.models.budget import BUDGETS, LoadOptions
 from splatgen.priors import PRIORS, Conditioning, Prior, load_options_for, load_prior
-from splatgen.render import Render, render
+from splatgen.rasterizer import Render, render
 from splatgen.rewards import Reward, load_reward
 from splatgen.rewards.ensemble import RewardEnsemble
 from splatgen.runs.rng import rng

@@ -84,7 +84,7 @@ class AdaptablePrior(Prior, Protocol):
 class PriorEntry:
     """Where a prior is, and what can be known of it before anything is loaded."""
 
-    loader: str  # "module:function", called with (PriorOptions, Keep)
+    loader: str  # "module:function", called with (PriorOptions, LoadOptions)
     options: tuple[str, ...] = ()  # of PriorOptions, those that it reads
     views: int = 1
     adapter: bool = True

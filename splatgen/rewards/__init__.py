@@ -39,7 +39,7 @@ class Reward(Protocol):
 class RewardEntry:
     """Where a reward is, and what can be known of it before anything is loaded."""
 
-    loader: str  # "module:function", called with (Keep)
+    loader: str  # "module:function", called with (LoadOptions)
     views: int = 1
     embedded: bool = False  # part of the package
 

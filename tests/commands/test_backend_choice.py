@@ -14,8 +14,8 @@ from splatgen.commands.common.execution import headline
 from splatgen.config import Config, ConfigError, ImageConfig, RenderOptions
 from splatgen.config.validation import validate
 from splatgen.loop import lifecycle, step
-from splatgen.render import backends
-from splatgen.render.backends import BackendError, Choice, Problem
+from splatgen.rasterizer import backends
+from splatgen.rasterizer.backends import BackendError, Choice, Problem
 
 MISSING, USAGE = 3, 2
 PROBLEMS = {

@@ -19,7 +19,7 @@ from splatgen.commands.common.doctor_models import Choice, Model
 from splatgen.commands.common.doctor_report import Examination, Finding
 from splatgen.models.catalogue import PUBLISHED
 from splatgen.priors import PRIORS
-from splatgen.render import backends
+from splatgen.rasterizer import backends
 from splatgen.rewards import REWARDS
 from splatgen.runs import video
 
@@ -79,12 +79,12 @@ def test_the_cpu_rasterizer_is_timed() -> None:
 
 
 def test_a_rasterizer_that_fails_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
-    from splatgen import render
+    from splatgen import rasterizer
 
     def fail(*_: object) -> None:
         raise RuntimeError("numba cannot keep compiled kernels: set NUMBA_CACHE_DIR")
 
-    monkeypatch.setattr(render, "render", fail)
+    monkeypatch.setattr(rasterizer, "render", fail)
     found = names(doctor_report.examine().findings)["rasterizer"]
     assert found.state == "bad"
     assert found.advice == "set NUMBA_CACHE_DIR to a folder that is writable"

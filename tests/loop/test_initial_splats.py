@@ -22,7 +22,7 @@ from splatgen.config import Config, DensifyOptions, SplatOptions, ViewOptions
 from splatgen.formats import obj
 from splatgen.loop.initial_splats import FILL, from_splats, reach, starting_splats
 from splatgen.models.budget import LoadOptions
-from splatgen.render import render
+from splatgen.rasterizer import render
 from splatgen.runs.rng import rng
 from splatgen.scene import surface
 from splatgen.scene.cameras import orbit, turntable

@@ -31,7 +31,7 @@ from splatgen.config import (
 )
 from splatgen.loop import loop, object_edit, object_run
 from splatgen.loop.step import load_models, make_moment
-from splatgen.render import render
+from splatgen.rasterizer import render
 from splatgen.runs import checkpoint
 from splatgen.runs.metrics import read_metrics
 from splatgen.runs.rng import rng

@@ -32,7 +32,7 @@ from splatgen.loop import step as one_step
 from splatgen.loop.initial_splats import starting_splats
 from splatgen.loop.step import advance, assemble, load_models, make_moment, render_views
 from splatgen.priors.toybox import ToyboxPrior
-from splatgen.render import render
+from splatgen.rasterizer import render
 from splatgen.rewards.ensemble import RewardEnsemble
 from splatgen.rewards.toybox import ToyboxReward
 from splatgen.runs import checkpoint, packing, run_folder

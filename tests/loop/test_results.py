@@ -10,7 +10,7 @@ from PIL import Image
 from splatgen import formats
 from splatgen.config import OutputOptions
 from splatgen.loop import results
-from splatgen.render import render
+from splatgen.rasterizer import render
 from splatgen.runs import run_folder
 from splatgen.runs.rng import rng
 from splatgen.scene.cameras import orbit, turntable

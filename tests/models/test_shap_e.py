@@ -28,7 +28,7 @@ from splatgen.loop.initial_splats import starting_splats
 from splatgen.models import loading, shap_e
 from splatgen.models.budget import LoadOptions
 from splatgen.models.weights import WeightsError
-from splatgen.render import render
+from splatgen.rasterizer import render
 from splatgen.runs.rng import rng
 from splatgen.scene.cameras import orbit
 from splatgen.scene.splats import Splats, check

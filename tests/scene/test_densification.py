@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from splatgen.config import Config, DensifyOptions, OutputOptions, SplatOptions, ViewOptions
 from splatgen.loop.initial_splats import starting_splats
 from splatgen.loop.step import advance, load_models
-from splatgen.render import render
+from splatgen.rasterizer import render
 from splatgen.runs.rng import rng
 from splatgen.scene.cameras import turntable
 from splatgen.scene.densification import Densifier, growth_threshold

@@ -21,7 +21,7 @@ from splatgen.runs import run_folder
 from splatgen.worlds.toybox import grammar, weights_folder
 
 if TYPE_CHECKING:
-    from splatgen.render.backends import Choice
+    from splatgen.rasterizer.backends import Choice
 
 M = TypeVar("M", bound=Method)
 PROMPT_LIMIT = 2000  # characters; text encoders read some 77 tokens
@@ -185,7 +185,7 @@ def check_device(config: Method) -> None:
 
 def resolve_device(device: str, backend: str = "auto", *, renders: bool = True) -> Choice:
     """Device and rasterizer; raises Failure when one that is wanted is not there. Imports torch."""
-    from splatgen.render.backends import BackendError, choose
+    from splatgen.rasterizer.backends import BackendError, choose
 
     try:
         return choose(device, backend, renders=renders)

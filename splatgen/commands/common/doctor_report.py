@@ -161,7 +161,7 @@ def cuda() -> list[Finding]:
     """The GPU, what renders on it, and why the other rasterizer does not."""
     import torch
 
-    from splatgen.render import backends
+    from splatgen.rasterizer import backends
 
     problem, driver = backends.cuda_problem(), backends.driver()
     if problem is not None:
@@ -177,7 +177,7 @@ def cuda() -> list[Finding]:
 
 def _backends() -> list[Finding]:
     """What renders on the GPU, and the state of each rasterizer; nothing is built to find out."""
-    from splatgen.render import backends
+    from splatgen.rasterizer import backends
 
     choice, findings = backends.choose("auto"), []
     text = f"{choice.backend} renders on the GPU" if choice.backend else f"none: {choice.note}"
@@ -208,7 +208,7 @@ def rasterizer() -> list[Finding]:
     """Compile the CPU kernels and time a small render."""
     import torch
 
-    from splatgen.render import render
+    from splatgen.rasterizer import render
     from splatgen.scene.cameras import turntable
     from splatgen.scene.splats import random_ball
 

@@ -56,7 +56,7 @@ def _is_weights(error: BaseException) -> bool:
 
 
 def _is_backend(error: BaseException) -> bool:
-    return _is(error, "splatgen.render.backends", "BackendError")
+    return _is(error, "splatgen.rasterizer.backends", "BackendError")
 
 
 def _is_safetensors(error: BaseException) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from splatgen.commands.common.checks import resolve
 from splatgen.commands.common.progress import Reporter, duration
-from splatgen.commands.common.signals import on_signals
+from splatgen.commands.common.signals import Stop, on_signals
 from splatgen.config import ImageConfig
 from splatgen.models.memory import keep_freed
 from splatgen.runs import run_folder
@@ -21,7 +21,7 @@ from splatgen.runs import run_folder
 if TYPE_CHECKING:
     from splatgen.config import Method
     from splatgen.loop.loop import Progress, Result
-    from splatgen.render.backends import Choice
+    from splatgen.rasterizer.backends import Choice
     from splatgen.runs.run_folder import Run
 
 RESULTS = ("splats", "turntable", "preview", "image")
@@ -29,18 +29,8 @@ Job = Callable[[Callable[["Progress"], None], Callable[[], bool]], "Result"]
 
 
 def execute(job: Job, config: Method, *, as_json: bool, quiet: bool) -> int:
-    """Run a job that takes (report, should_stop); print its result and return the exit code."""
-    choice = resolve(config)
-    if choice.device == "cpu":
-        keep_freed()
-    if not quiet:
-        print(f"splatgen: {headline(config, choice)}", file=sys.stderr, flush=True)
-    report = Reporter(sys.stderr, quiet=quiet)
-    with on_signals() as stop:
-        try:
-            result = job(report, stop.requested)
-        finally:
-            report.close()
+    """Run a job, print its result and return the exit code."""
+    result, stop = carry_out(job, config, quiet=quiet)
     stopped = result.status == "stopped"
     if stopped:
         command = shlex.join(["splatgen", "resume", str(result.run.folder)])
@@ -52,6 +42,21 @@ def execute(job: Job, config: Method, *, as_json: bool, quiet: bool) -> int:
     text = json.dumps(summary(result)) if as_json else str(result.run.folder)
     print(text, flush=True)
     return stop.exit_code if stopped else 0
+
+
+def carry_out(job: Job, config: Method, *, quiet: bool) -> tuple[Result, Stop]:
+    """A job that takes (report, should_stop), with progress on stderr and signals that stop it."""
+    choice = resolve(config)
+    if choice.device == "cpu":
+        keep_freed()
+    if not quiet:
+        print(f"splatgen: {headline(config, choice)}", file=sys.stderr, flush=True)
+    report = Reporter(sys.stderr, quiet=quiet)
+    with on_signals() as stop:
+        try:
+            return job(report, stop.requested), stop
+        finally:
+            report.close()
 
 
 def headline(config: Method, choice: Choice) -> str:

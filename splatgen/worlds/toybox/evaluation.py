@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from splatgen.render import render
+from splatgen.rasterizer import render
 from splatgen.scene.cameras import Cameras, orbit
 from splatgen.scene.splats import Splats
 from splatgen.scene.view_prompts import view_word

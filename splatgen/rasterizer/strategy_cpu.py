@@ -15,8 +15,8 @@ import torch
 from gsplat import MCMCStrategy
 from torch import Tensor
 
-from splatgen.render._torch import _rotations
-from splatgen.render.backends import gsplat_problem
+from splatgen.rasterizer._torch import _rotations
+from splatgen.rasterizer.backends import gsplat_problem
 
 
 def _coefficient(n: int, k: int) -> float:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from splatgen.render._jit import jit
+from splatgen.rasterizer._jit import jit
 
 F = np.float32
 ZERO, HALF, ONE, TWO, THREE, FOUR, SIX = F(0.0), F(0.5), F(1.0), F(2.0), F(3.0), F(4.0), F(6.0)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from splatgen.render import _torch
-from splatgen.render._tiles import TileLists, tile_lists
-from splatgen.render.cpu import RenderMode, _check_all, _take, _with_depth
+from splatgen.rasterizer import _torch
+from splatgen.rasterizer._tiles import TileLists, tile_lists
+from splatgen.rasterizer.cpu import RenderMode, _check_all, _take, _with_depth
 
 TILE = 16  # pixels, as in the kernels
 ROWS = 8  # of a tile in one program: 65 to 100 registers a thread; 16 need 160, and give half the programs
@@ -33,7 +33,7 @@ ALPHA_MIN = 1.0 / 255.0
 def kernels() -> Any:
     """The module of kernels. Triton is imported here, not earlier; ImportError says how to get it."""
     try:
-        from splatgen.render import triton_kernels
+        from splatgen.rasterizer import triton_kernels
 
         return triton_kernels
     except ImportError as error:
@@ -129,7 +129,7 @@ def _check_device(means: Tensor) -> None:
         if not knobs.runtime.interpret:
             raise ValueError(
                 "the Triton rasterizer was given CPU tensors: move them to a GPU, render them with "
-                "splatgen.render.cpu, or set TRITON_INTERPRET=1 to test the kernels"
+                "splatgen.rasterizer.cpu, or set TRITON_INTERPRET=1 to test the kernels"
             )
 
 

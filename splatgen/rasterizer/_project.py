@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from splatgen.render._jit import ALPHA_MIN, jit
+from splatgen.rasterizer._jit import ALPHA_MIN, jit
 
 ZERO, HALF, ONE, TWO = np.float32(0.0), np.float32(0.5), np.float32(1.0), np.float32(2.0)
 MARGIN = np.float32(0.3)  # the Jacobian is evaluated no further than this outside the image

@@ -23,7 +23,7 @@ def _operations(backend: Backend) -> Any:
         raise ValueError(f"unknown CPU rendering backend {backend!r}: choose 'numba' or 'torch'")
     name = {"numba": "_functions", "torch": "_torch"}[backend]
     try:
-        module = importlib.import_module(f"splatgen.render.{name}")
+        module = importlib.import_module(f"splatgen.rasterizer.{name}")
     except ImportError as error:
         raise ImportError(
             f"rendering on the CPU needs numba, which cannot be imported ({error}): `pip install numba`, "

@@ -27,7 +27,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from splatgen.render._jit import ALPHA_MAX, ALPHA_MIN, T_STOP, TILE, jit
+from splatgen.rasterizer._jit import ALPHA_MAX, ALPHA_MIN, T_STOP, TILE, jit
 
 LANES = TILE * TILE
 S_SIZE = 9 * LANES

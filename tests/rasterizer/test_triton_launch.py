@@ -14,7 +14,7 @@ if os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available():
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from splatgen.render import triton_kernels, triton_rasterizer
+from splatgen.rasterizer import triton_kernels, triton_rasterizer
 
 
 class Absent:

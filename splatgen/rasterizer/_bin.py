@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from splatgen.render._jit import ALPHA_MIN, TILE, jit
+from splatgen.rasterizer._jit import ALPHA_MIN, TILE, jit
 
 LOG2E = np.float32(np.log2(np.e))
 HALF = np.float32(0.5)

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from splatgen.render import Render, render
+from splatgen.rasterizer import Render, render
 from splatgen.scene import cameras as cams
 from splatgen.scene.splats import Splats, random_ball, rgb_to_sh
 

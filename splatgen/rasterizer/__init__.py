@@ -1,7 +1,7 @@
 """Rendering: splats and cameras to images, differentiable in everything.
 
-gsplat's kernels or our own in Triton serve CUDA tensors (`backends` says which), `splatgen.render.cpu` the
-others.
+gsplat's kernels or our own in Triton serve CUDA tensors (`backends` says which), `splatgen.rasterizer.cpu`
+the others.
 
 Not here: what is in the scene, and films or sheets made of pictures.
 
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from splatgen.render.backends import pick_backend
+from splatgen.rasterizer.backends import pick_backend
 from splatgen.scene.cameras import Cameras, viewmats
 from splatgen.scene.splats import Splats, check
 
@@ -98,10 +98,10 @@ def _rasterization(splats: Splats, backend: str | None) -> Callable[..., Any]:
 
         return gsplat.rasterization  # type: ignore[no-any-return]
     if backend == "triton":
-        from splatgen.render import triton_rasterizer
+        from splatgen.rasterizer import triton_rasterizer
 
         return triton_rasterizer.rasterization
-    from splatgen.render import cpu
+    from splatgen.rasterizer import cpu
 
     chosen: Any = backend  # which cpu checks
     return functools.partial(cpu.rasterization, backend=chosen)

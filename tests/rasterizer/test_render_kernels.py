@@ -19,7 +19,7 @@ from brute_force import Scene, random_scene
 from test_rasterization import MODES, compare, cotangents, error, rasterize
 
 import splatgen
-from splatgen.render import _bin, _composite, _functions, _jit, _pool
+from splatgen.rasterizer import _bin, _composite, _functions, _jit, _pool
 
 
 def everything(scene: Scene, **options: object) -> list[torch.Tensor]:
@@ -135,7 +135,7 @@ def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_importing_the_package_imports_no_numba_and_no_gsplat():
-    code = "import sys, splatgen.render; print(sorted({'numba', 'gsplat'} & set(sys.modules)))"
+    code = "import sys, splatgen.rasterizer; print(sorted({'numba', 'gsplat'} & set(sys.modules)))"
     result = run(code)
     assert result.stdout.strip() == "[]", result.stderr
 
@@ -151,7 +151,7 @@ def test_cache_survives_a_package_that_cannot_be_written(tmp_path: Path):
     (package / "render" / "__pycache__").touch()
     code = (
         "import sys; sys.path.insert(0, r'%s')\n"
-        "from splatgen.render import _composite, _jit\n"
+        "from splatgen.rasterizer import _composite, _jit\n"
         "import numpy as np\n"
         "print(_composite.__file__)\n"
         "print(_jit.is_cached(_composite.lanes))\n"
@@ -169,7 +169,7 @@ def test_cache_survives_a_package_that_cannot_be_written(tmp_path: Path):
 
 
 def test_first_compilation_is_announced(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
-    caplog.set_level("INFO", "splatgen.render")
+    caplog.set_level("INFO", "splatgen.rasterizer")
     for cached, messages in ((True, []), (False, ["compiling CPU kernels, about 10 s, once"])):
         caplog.clear()
         monkeypatch.setattr(_functions, "is_cached", lambda kernel, cached=cached: cached)
@@ -181,7 +181,7 @@ def test_first_compilation_is_announced(monkeypatch: pytest.MonkeyPatch, caplog:
 
 def test_missing_numba_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
     for name in list(sys.modules):
-        if name.startswith("splatgen.render._") and not name.endswith("_torch"):
+        if name.startswith("splatgen.rasterizer._") and not name.endswith("_torch"):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "numba", None)
     with pytest.raises(ImportError, match="pip install numba"):

@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.utils.cpp_extension
 
-from splatgen.render import backends
-from splatgen.render.backends import BackendError, Problem, choose, pick_backend
+from splatgen.rasterizer import backends
+from splatgen.rasterizer.backends import BackendError, Problem, choose, pick_backend
 
 BROKEN = {name: Problem(text=f"{name} is missing", advice=f"get {name}") for name in ("gsplat", "triton")}
 

@@ -9,7 +9,7 @@ import torch
 from brute_force import Scene, brute_force, random_scene
 from torch import Tensor
 
-from splatgen.render import cpu
+from splatgen.rasterizer import cpu
 
 IMAGE_TOLERANCE = 2e-5
 GRADIENT_TOLERANCE = 5e-4  # max|g - g64| / max|g64|
@@ -28,7 +28,7 @@ def rasterize(s: Scene, *, mode="RGB", antialiased=False, packed=False, absgrad=
         "rasterize_mode": "antialiased" if antialiased else "classic",
     }
     if backend == "triton":
-        from splatgen.render import triton_rasterizer
+        from splatgen.rasterizer import triton_rasterizer
 
         run = triton_rasterizer.rasterization
     else:

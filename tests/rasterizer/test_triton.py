@@ -23,7 +23,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not INTERPRETED and not torch.cuda.is_available():
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1: make triton", allow_module_level=True)
 
-from splatgen.render import triton_kernels, triton_rasterizer  # noqa: E402
+from splatgen.rasterizer import triton_kernels, triton_rasterizer  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)

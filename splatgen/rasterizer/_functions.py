@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from splatgen.render import _bin, _composite, _project, _sh
-from splatgen.render._jit import TILE, is_cached
-from splatgen.render._pool import parallel
+from splatgen.rasterizer import _bin, _composite, _project, _sh
+from splatgen.rasterizer._jit import TILE, is_cached
+from splatgen.rasterizer._pool import parallel
 
-log = logging.getLogger("splatgen.render")
+log = logging.getLogger("splatgen.rasterizer")
 
 GRAIN = 1024  # Gaussians worth handing to another thread
 GRAIN_TILES = 16

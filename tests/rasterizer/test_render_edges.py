@@ -158,7 +158,7 @@ def test_equal_depths_keep_index_order():
 
 
 def test_radius_clip_drops_small_splats():
-    from splatgen.render import cpu
+    from splatgen.rasterizer import cpu
 
     s = random_scene(33, 100)
     args = (s.means, s.quats, s.scales, s.opacities, s.colors, s.viewmats, s.Ks, s.width, s.height)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from gsplat import DefaultStrategy
 
-from splatgen.render import render
-from splatgen.render.strategy_cpu import (
+from splatgen.rasterizer import render
+from splatgen.rasterizer.strategy_cpu import (
     CPUMCMCStrategy,
     compute_relocation,
     cpu_operations,

@@ -1,6 +1,6 @@
 """A renderer written for clarity: every pixel against every splat, float64, autograd.
 
-Independent of splatgen.render: 3D covariances, a matrix inverse, Legendre recurrences and a Python
+Independent of splatgen.rasterizer: 3D covariances, a matrix inverse, Legendre recurrences and a Python
 loop over the depth order, where the kernels use factors, cofactors, polynomials and tiles.
 
 Shapes: C cameras, N Gaussians, P = H W pixels, D channels.
