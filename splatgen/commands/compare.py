@@ -181,12 +181,12 @@ def main(argv: Sequence[str]) -> int:
 
 def carry_out(options: Compare, plan: ComparisonPlan, command: Sequence[str]) -> tuple[Comparison, Stop]:
     """Every run of the plan, with progress on stderr and signals that stop it."""
-    device = checks.resolve_device(plan.first.device)
+    choice = checks.resolve(plan.first)
     from splatgen.loop.comparison import Callbacks, compare
 
     if not options.quiet:
         size = f"{len(plan.methods)} methods, {len(plan.seeds)} seeds"
-        print(f"splatgen: {size}; {headline(plan.first, device)}", file=sys.stderr, flush=True)
+        print(f"splatgen: {size}; {headline(plan.first, choice)}", file=sys.stderr, flush=True)
     announcer = Announcer(plan, quiet=options.quiet)
     with on_signals() as stop:
         watch = Callbacks(begin=announcer.begin, end=announcer.end, should_stop=stop.requested)

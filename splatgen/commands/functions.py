@@ -159,7 +159,7 @@ def render(
     splats: Any = source if _is_splats(source) else load(source)
     angles = torch.tensor([azimuth] if isinstance(azimuth, int | float) else list(azimuth)).float()
     cameras = orbit(angles, torch.full_like(angles, elevation), size=size)
-    seen = pictures(splats.to(checks.resolve_device(device)), cameras, background)
+    seen = pictures(splats.to(checks.resolve_device(device).device), cameras, background)
     return Pictures(rgb=np.stack(list(seen)))
 
 

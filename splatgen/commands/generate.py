@@ -59,14 +59,12 @@ def is_open(options: Generate, argv: Sequence[str]) -> bool:
 
 
 def can_run(preset: str, settings: Config) -> bool:
-    """Whether a preset's prior is on this machine, and CUDA; torch is asked only when the weights are."""
+    """Whether a preset's prior is on this machine, and a GPU; torch is asked only when the weights are."""
     try:
         weights.find(str(read_preset(preset)["prior"]), settings.weights)
     except weights.WeightsError:
         return False
-    import torch
-
-    return torch.cuda.is_available()
+    return checks.resolve_device("auto").device == "cuda"
 
 
 def check(options: Generate, config: Config) -> Config:

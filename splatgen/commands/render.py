@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
     from splatgen import formats
     from splatgen.loop import results
 
-    splats = formats.load(source).to(checks.resolve_device(options.device))
+    splats = formats.load(source).to(checks.resolve_device(options.device).device)
     for path in (wanted.turntable, wanted.preview):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)

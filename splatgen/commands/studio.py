@@ -45,7 +45,7 @@ NOTE = (
 def main(argv: Sequence[str]) -> int:
     options = read(argv)
     check(options)
-    if checks.resolve_device(options.settings.device) == "cpu":  # imports torch
+    if checks.resolve(options.settings).device == "cpu":  # imports torch
         keep_freed()
     from splatgen.loop.resident_models import ResidentModels, Session
 

@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
     from splatgen.loop.object_snapshots import cloud
     from splatgen.loop.snapshot import Channel, Snapshot
 
-    splats = formats.load(source).to(resolve_device("auto"))
+    splats = formats.load(source).to(resolve_device("auto").device)
     snapshot = Snapshot(
         step=known.step,
         steps=known.step,

@@ -38,6 +38,7 @@ from splatgen.config.scene_options import (
     DensifyOptions,
     LearningOptions,
     RegulariseOptions,
+    RenderOptions,
     SplatOptions,
     ViewOptions,
 )
@@ -51,7 +52,7 @@ from splatgen.config.schema import (
 __all__ = [
     "AscentOptions", "Config", "ConfigError", "DPOOptions", "DensifyOptions", "EditOptions",
     "GuidanceOptions", "ISMOptions", "ImageConfig", "ImageOptions", "LearningOptions", "Method",
-    "OutputOptions", "PSDOptions", "PriorOptions", "RegulariseOptions", "RewardOptions", "SDIOptions",
-    "SplatOptions", "VSDOptions", "ViewOptions", "WeightedOptions", "convert", "from_dict", "merge",
-    "presets", "read_file", "read_preset", "to_dict",
+    "OutputOptions", "PSDOptions", "PriorOptions", "RegulariseOptions", "RenderOptions", "RewardOptions",
+    "SDIOptions", "SplatOptions", "VSDOptions", "ViewOptions", "WeightedOptions", "convert", "from_dict",
+    "merge", "presets", "read_file", "read_preset", "to_dict",
 ]  # fmt: skip

@@ -23,6 +23,7 @@ from splatgen.config.scene_options import (
     DensifyOptions,
     LearningOptions,
     RegulariseOptions,
+    RenderOptions,
     SplatOptions,
     ViewOptions,
 )
@@ -106,6 +107,7 @@ class Config(Method):
     """Where the cloud comes from: a ball of splats, a splat file, a mesh, or Shap-E for the prompt."""
     edit: Annotated[EditOptions, Suppress] = field(default_factory=EditOptions)
     views: ViewOptions = field(default_factory=ViewOptions)
+    render: RenderOptions = field(default_factory=RenderOptions)
     splats: SplatOptions = field(default_factory=SplatOptions)
     lr: LearningOptions = field(default_factory=LearningOptions)
     densify: DensifyOptions = field(default_factory=DensifyOptions)

@@ -98,7 +98,7 @@ def compare(
     truth: the prompt is a caption of the toybox, and results are compared with its exact pictures. A run
     that diverges or finds no memory doesn't stop the others; settings and files that can't be used do.
     """
-    device = lifecycle.pick_device(plan.first.device)
+    device = lifecycle.pick_device(plan.first)
     networks = functools.cache(lambda: load_models(plan.first, device))
     if folder is None:
         networks()  # what can't be loaded leaves no folder

@@ -277,7 +277,7 @@ def generate(
         raise ValueError(
             "an edit takes a picture and a prompt of what it shows (source): give both or neither"
         )
-    device = pick_device(config.device)
+    device = pick_device(config)
     models = _single_view(load_models(config, device))
     source = None
     if picture is not None:
@@ -314,7 +314,7 @@ def resume(
     run = run_folder.open_run(folder)
     saved = merge(ImageConfig(), read_file(run.config_json))
     config = validate_image(merge(saved, {"steps": saved.steps if steps is None else steps}))
-    device = pick_device(config.device)
+    device = pick_device(config)
     models = _single_view(load_models(config, device))
     canvas = _last_canvas(config, models, run, device)
     check_steps(config.steps, canvas.step)

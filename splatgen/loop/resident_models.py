@@ -48,7 +48,7 @@ class ResidentModels:
 
         What this run has no use for is let go before anything is loaded.
         """
-        device = lifecycle.pick_device(config.device)
+        device = lifecycle.pick_device(config)
         how = load_options_for(config, device)
         names = (*config.rewards(), *config.holdout_reward)
         self._let_go({(config.prior, config.prior_options, how)}, {(name, how) for name in names})

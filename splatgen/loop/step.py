@@ -170,7 +170,8 @@ def render_views(config: Config, scene: Scene, fraction: float) -> tuple[Render,
         group=PRIORS[config.prior].views,
         relative=v.relative,
     ).to(scene.params["means"].device)
-    out = render(scene.splats, cameras, background(config, scene.step, cameras))
+    back = background(config, scene.step, cameras)
+    out = render(scene.splats, cameras, back, backend=config.render.backend)
     if scene.densifier.watches(scene.step):
         out.info["means2d"].retain_grad()
     return out, cameras
@@ -203,7 +204,8 @@ def render_source(config: Config, scene: Scene, cameras: Cameras) -> Tensor | No
     if scene.source is None:
         return None
     with torch.no_grad():
-        return render(scene.source, cameras, background(config, scene.step, cameras)).rgb
+        back = background(config, scene.step, cameras)
+        return render(scene.source, cameras, back, backend=config.render.backend).rgb
 
 
 def make_moment(

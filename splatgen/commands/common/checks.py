@@ -8,7 +8,7 @@ import sys
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from splatgen import formats
 from splatgen.commands.common.errors import MISSING, USAGE, Failure
@@ -19,6 +19,9 @@ from splatgen.priors import PRIORS
 from splatgen.rewards import JUDGES, REWARDS, RewardEntry
 from splatgen.runs import run_folder
 from splatgen.worlds.toybox import grammar, weights_folder
+
+if TYPE_CHECKING:
+    from splatgen.rasterizer.backends import Choice
 
 M = TypeVar("M", bound=Method)
 PROMPT_LIMIT = 2000  # characters; text encoders read some 77 tokens
@@ -177,21 +180,23 @@ def check_device(config: Method) -> None:
     except importlib.metadata.PackageNotFoundError as error:
         raise Failure(MISSING, "torch is not installed: `pip install splatgen` brings it") from error
     if config.device == "cuda" and version.endswith("+cpu"):
-        raise Failure(MISSING, f"--device cuda: torch {version} is a build without CUDA; {_CUDA_ADVICE}")
+        resolve_device("cuda")  # knows what to do about it
 
 
-_CUDA_ADVICE = "install one from pytorch.org for your driver, or use --device cpu"
+def resolve_device(device: str, backend: str = "auto", *, renders: bool = True) -> Choice:
+    """Device and rasterizer; raises Failure when one that is wanted is not there. Imports torch."""
+    from splatgen.rasterizer.backends import BackendError, choose
+
+    try:
+        return choose(device, backend, renders=renders)
+    except BackendError as error:
+        raise Failure(MISSING, str(error)) from error
 
 
-def resolve_device(device: str) -> str:
-    """cpu or cuda; raises Failure when CUDA is wanted and not there. Imports torch."""
-    import torch
-
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        reason = "finds no usable NVIDIA device" if torch.version.cuda else "is a build without CUDA"
-        raise Failure(MISSING, f"--device cuda: torch {torch.__version__} {reason}; {_CUDA_ADVICE}")
-    return "cuda" if available and device != "cpu" else "cpu"
+def resolve(config: Method) -> Choice:
+    """Device and rasterizer of a run; raises Failure when one that is wanted is not there."""
+    backend = config.render.backend if isinstance(config, Config) else "auto"
+    return resolve_device(config.device, backend, renders=isinstance(config, Config))
 
 
 def check_out(out: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splatgen.commands.common.checks import resolve_device
+from splatgen.commands.common.checks import resolve
 from splatgen.commands.common.progress import Reporter, duration
 from splatgen.commands.common.signals import Stop, on_signals
 from splatgen.config import ImageConfig
@@ -21,6 +21,7 @@ from splatgen.runs import run_folder
 if TYPE_CHECKING:
     from splatgen.config import Method
     from splatgen.loop.loop import Progress, Result
+    from splatgen.rasterizer.backends import Choice
     from splatgen.runs.run_folder import Run
 
 RESULTS = ("splats", "turntable", "preview", "image")
@@ -45,11 +46,11 @@ def execute(job: Job, config: Method, *, as_json: bool, quiet: bool) -> int:
 
 def carry_out(job: Job, config: Method, *, quiet: bool) -> tuple[Result, Stop]:
     """A job that takes (report, should_stop), with progress on stderr and signals that stop it."""
-    device = resolve_device(config.device)
-    if device == "cpu":
+    choice = resolve(config)
+    if choice.device == "cpu":
         keep_freed()
     if not quiet:
-        print(f"splatgen: {headline(config, device)}", file=sys.stderr, flush=True)
+        print(f"splatgen: {headline(config, choice)}", file=sys.stderr, flush=True)
     report = Reporter(sys.stderr, quiet=quiet)
     with on_signals() as stop:
         try:
@@ -58,14 +59,15 @@ def carry_out(job: Job, config: Method, *, quiet: bool) -> tuple[Result, Stop]:
             report.close()
 
 
-def headline(config: Method, device: str) -> str:
-    """Which parts are at work."""
-    backend = os.environ.get("SPLATGEN_CPU_BACKEND", "numba")
-    rasterizer = "gsplat on CUDA" if device == "cuda" else f"CPU rasterizer ({backend})"
+def headline(config: Method, choice: Choice) -> str:
+    """Which parts are at work, and why not others."""
+    names = {"gsplat": "gsplat on CUDA", "triton": "Triton on CUDA, compiled at first in some seconds"}
+    cpu = os.environ.get("SPLATGEN_CPU_BACKEND", "numba")
+    rasterizer = names[choice.backend] if choice.backend else f"CPU rasterizer ({cpu})"
     if isinstance(config, ImageConfig):  # nothing is rendered
-        rasterizer = "CUDA" if device == "cuda" else "CPU"
+        rasterizer = choice.device.upper()
     prior = "embedded toybox" if config.prior == "toybox" else config.prior
-    chosen = "" if config.device != "auto" or device == "cuda" else "no CUDA device here: "
+    chosen = f"{choice.note}: " if choice.note else ""
     return f"{chosen}{rasterizer}, {prior} prior, {config.steps} steps, seed {config.seed}"
 
 
