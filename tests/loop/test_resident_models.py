@@ -523,7 +523,7 @@ def test_shap_e_gets_the_room_of_the_models(session, tmp_path, monkeypatch):
     seen = []
 
     def generate(given, *, models, **_):
-        seen.append((models, dict(session._residence._priors)))
+        seen.append((models, dict(session._resident._priors)))
         raise ValueError("seen")
 
     monkeypatch.setattr(object_run, "generate", generate)

@@ -218,7 +218,7 @@ def test_a_disk_that_becomes_read_only_ends_the_run_and_a_resume_goes_on(
         mount("--bind", run, run)
         mount("-o", "remount,bind,ro", run)
 
-    name, call = ("advance", 4) if moment == "step" else ("_write", 1)
+    name, call = ("advance", 4) if moment == "step" else ("write_results", 1)
     with monkeypatch.context() as patch:
         before(patch, object_run, name, freeze, call)
         assert "Read-only file system: " in error(cli, "generate", *RUN, *OFTEN, "--out", disk.path)
