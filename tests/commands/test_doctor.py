@@ -271,7 +271,7 @@ def test_a_cache_in_disorder_is_no_fall(cache: Path, how: str, monkeypatch: pyte
         (snapshot / "config.json").unlink()
         (snapshot / "config.json").mkdir()
     else:
-        monkeypatch.setattr("splatgen.models.weights.stock", unreadable)
+        monkeypatch.setattr("splatgen.models.weights.inventory", unreadable)
     expected = {"folder for a file": "incomplete", "unreadable": "damaged"}.get(how, "missing")
     assert model("taesd").state == expected
 

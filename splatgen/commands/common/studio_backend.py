@@ -172,7 +172,7 @@ class StudioBackend:
     def _entry(self, past: PastRun) -> page.PastRun:
         c = past.config
         method = c.score if c.preference == "none" else f"{c.score} + {c.preference}"
-        return self._page.Past(
+        return self._page.PastRun(
             name=past.name,
             prompt=f"{c.source} -> {c.prompt}" if c.source else c.prompt,
             told=f"{method}, {c.prior}, {c.steps:,} steps, seed {c.seed}",
