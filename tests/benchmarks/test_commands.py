@@ -28,7 +28,7 @@ TINY = {
         *LESS,
         "--arms",
         "sds",
-        "psd",
+        "dpo",
         "--steps",
         "2",
         "--rows",
