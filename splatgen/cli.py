@@ -22,6 +22,7 @@ VERBS = {  # name: (module, summary)
     "render": ("splatgen.commands.render", "a turntable and a preview of a run or a .ply"),
     "export": ("splatgen.commands.export", "write splats for other programs"),
     "fetch": ("splatgen.commands.fetch", "get the weights of a prior or reward, or list them"),
+    "words": ("splatgen.commands.words", "what the embedded prior knows, with pictures"),
     "doctor": ("splatgen.commands.doctor", "what this machine can run, and the next command"),
 }
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import arg
 
 from splatgen import config as settings
-from splatgen.commands.common import arguments, checks
+from splatgen.commands.common import arguments, checks, embedded
 from splatgen.commands.common.arguments import RunFlags
 from splatgen.commands.common.errors import DIVERGED, MEMORY, USAGE, Failure
 from splatgen.commands.common.execution import headline
@@ -24,6 +24,7 @@ from splatgen.commands.common.signals import Stop, on_signals
 from splatgen.config import Config, ConfigError, OutputOptions
 from splatgen.config.methods import METHODS, ComparisonPlan, line_up, slots
 from splatgen.runs.statistics import Measure, summarise
+from splatgen.worlds.shelf import shelf_folder
 
 if TYPE_CHECKING:
     from splatgen.loop.comparison import Comparison, Outcome
@@ -133,7 +134,8 @@ def check(options: Compare, plan: ComparisonPlan) -> ComparisonPlan:
         checks.check_init(config)
     checks.check_models(plan.first)
     if has_truth(plan):
-        checks.check_models(dataclasses.replace(plan.first, holdout_reward=("toybox-judge",)))
+        judge = "shelf-judge" if plan.first.prior == "shelf" else "toybox-judge"
+        checks.check_models(dataclasses.replace(plan.first, holdout_reward=(judge,)))
     checks.check_device(plan.first)
     checks.check_out(options.out if options.resume is None else options.resume)
     return plan
@@ -141,7 +143,8 @@ def check(options: Compare, plan: ComparisonPlan) -> ComparisonPlan:
 
 def has_truth(plan: ComparisonPlan) -> bool:
     """Whether results can be compared with exact pictures of the prompt."""
-    return plan.first.prior in checks.TOYBOX_PRIORS
+    world = embedded.of_prior(plan.first.prior)
+    return world is not None and (world.name != "shelf" or shelf_folder() is not None)
 
 
 class Announcer:
@@ -222,6 +225,7 @@ COLUMNS = {  # measure: (title, decimals); rewards come before these
     "truth/psnr": ("PSNR dB", 2),
     "truth/color_error": ("colour error", 3),
     "truth/judged_right": ("judged right", 2),
+    "truth/all_right": ("all right", 2),
     "cost/model_calls": ("calls/step", 1),
     "cost/seconds": ("seconds", 1),
 }

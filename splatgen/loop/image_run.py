@@ -114,6 +114,8 @@ def advance(config: ImageConfig, models: Models, canvas: Canvas) -> ImageStep:
         images = pictures(config, prior, values)
     else:  # nobody looks at them, and a decoder can cost as much as a step
         images = values.new_empty(len(values), 3, 0, 0)
+    with torch.no_grad():
+        before = None if canvas.source is None else prior.encode(canvas.source)
     moment = make_moment(
         config,
         models,
@@ -121,7 +123,7 @@ def advance(config: ImageConfig, models: Models, canvas: Canvas) -> ImageStep:
         x=x,
         images=images,
         cameras=front(len(x), prior.resolution, str(values.device)),
-        before=canvas.source,
+        before=before,
     )
     found = gradient(moment, models.score, models.preference, models.ensemble)
     inject(x, found.value, images, found.on_render)

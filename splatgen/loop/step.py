@@ -11,7 +11,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from splatgen.guidance.preferences import Preference, make_preference
 from splatgen.guidance.scores import Delta, Score, make_score
 from splatgen.loop import object_edit
 from splatgen.models.budget import BUDGETS, LoadOptions
-from splatgen.priors import PRIORS, Conditioning, Prior, load_options_for, load_prior
+from splatgen.priors import PRIORS, Conditioning, CoveragePrior, Prior, load_options_for, load_prior
 from splatgen.rasterizer import Render, render
 from splatgen.rewards import Reward, load_reward
 from splatgen.rewards.ensemble import RewardEnsemble
@@ -199,13 +199,25 @@ def descend(config: Config, scene: Scene, out: Render, whole: Tensor) -> Tensor:
     return failed
 
 
-def render_source(config: Config, scene: Scene, cameras: Cameras) -> Tensor | None:
-    """What an edit started from, seen by this step's cameras, [B, 3, H, W]."""
+def encode(config: Config, prior: Prior, out: Render, cameras: Cameras, step: int) -> Tensor:
+    """A step's render as the prior sees it, [B, C, h, w].
+
+    A prior of cut-out things gets the coverage, and the colours without what the step put behind them.
+    """
+    if not PRIORS[config.prior].coverage:
+        return prior.encode(out.rgb)
+    behind = background(config, step, cameras)[:, :, None, None]
+    return cast("CoveragePrior", prior).encode(out.rgb - (1.0 - out.alpha) * behind, out.alpha)
+
+
+def render_source(config: Config, prior: Prior, scene: Scene, cameras: Cameras) -> Tensor | None:
+    """What an edit started from, seen by this step's cameras, in the prior's space, [B, C, h, w]."""
     if scene.source is None:
         return None
     with torch.no_grad():
         back = background(config, scene.step, cameras)
-        return render(scene.source, cameras, back, backend=config.render.backend).rgb
+        out = render(scene.source, cameras, back, backend=config.render.backend)
+        return encode(config, prior, out, cameras, scene.step)
 
 
 def make_moment(
@@ -216,7 +228,7 @@ def make_moment(
     x: Tensor,  # [B, C, h, w]
     images: Tensor,  # [B, 3, H, W]
     cameras: Cameras,
-    before: Tensor | None,  # [B, 3, H, W] what an edit started from
+    before: Tensor | None,  # [B, C, h, w] what an edit started from
 ) -> Moment:
     """A step as score and preference see it."""
     g, fraction = config.guidance, step / config.steps
@@ -226,10 +238,7 @@ def make_moment(
     plain = dataclasses.replace(g, view_prompts="none", perp_neg=False)
     source = None
     if models.source is not None and before is not None:
-        with torch.no_grad():
-            source = Source(
-                x=models.prior.encode(before), conditions=conditions(models.source, negative, cameras, g)
-            )
+        source = Source(x=before, conditions=conditions(models.source, negative, cameras, g))
     return Moment(
         denoiser=models.denoiser,
         x=x.detach(),
@@ -260,8 +269,8 @@ def advance(config: Config, models: Models, scene: Scene) -> StepResult:
     out, cameras = render_views(config, scene, scene.step / config.steps)
     clock.append(time.perf_counter())
 
-    x = models.prior.encode(out.rgb)
-    before = render_source(config, scene, cameras)
+    x = encode(config, models.prior, out, cameras, scene.step)
+    before = render_source(config, models.prior, scene, cameras)
     moment = make_moment(config, models, step=scene.step, x=x, images=out.rgb, cameras=cameras, before=before)
     found = gradient(moment, models.score, models.preference, models.ensemble)
     clock.append(time.perf_counter())

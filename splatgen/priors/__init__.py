@@ -58,6 +58,16 @@ class Prior(Protocol):
         """The noise in x_t [B, C, h, w] at t [B]; the caller decides about gradients."""
 
 
+class CoveragePrior(Prior, Protocol):
+    """A prior of cut-out things (PriorEntry.coverage)."""
+
+    def encode(self, images: Tensor, alpha: Tensor | None = None) -> Tensor:
+        """Images [B, 3, H, W] with nothing behind them (on black) and their coverage [B, 1, H, W] to x.
+
+        None is coverage of the whole image.
+        """
+
+
 class Adapter(Protocol):
     """A trainable copy of a prior's denoiser that shares its frozen weights (VSD)."""
 
@@ -87,6 +97,7 @@ class PriorEntry:
     loader: str  # "module:function", called with (PriorOptions, LoadOptions)
     options: tuple[str, ...] = ()  # of PriorOptions, those that it reads
     views: int = 1
+    coverage: bool = False  # `encode` reads the render's alpha: see CoveragePrior
     adapter: bool = True
     half: Precision = "float16"  # what half precision is for it
     embedded: bool = False  # part of the package
@@ -95,10 +106,14 @@ class PriorEntry:
 _NETWORK = ("model", "revision", "dtype", "compile")
 _LATENT = (*_NETWORK, "lora", "lora_scale", "preview")
 _TOYBOX = ("model", "camera")
+_SHELF = (*_TOYBOX, "dtype")
 
 PRIORS = {
     "toybox": PriorEntry(loader="splatgen.priors.toybox:load", options=_TOYBOX, embedded=True),
     "toybox-mini": PriorEntry(loader="splatgen.priors.toybox:load_mini", options=_TOYBOX, embedded=True),
+    "shelf": PriorEntry(
+        loader="splatgen.priors.shelf:load", options=_SHELF, coverage=True, half="bfloat16", embedded=True
+    ),
     "sd15": PriorEntry(loader="splatgen.priors.stable_diffusion:load_sd15", options=_LATENT),
     "sd21": PriorEntry(loader="splatgen.priors.stable_diffusion:load_sd21", options=_LATENT),
     "sdxl": PriorEntry(loader="splatgen.priors.sdxl:load", options=_LATENT),

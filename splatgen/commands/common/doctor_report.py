@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 from splatgen.commands.common import doctor_models
 from splatgen.commands.common.doctor_models import Choice, Model
+from splatgen.commands.common.embedded import WORLDS, World, missing_weights
+from splatgen.config import Config
 
 State = Literal["ok", "note", "bad"]  # bad: generate can't run
 
@@ -230,23 +232,22 @@ def rasterizer() -> list[Finding]:
 
 def weights() -> list[Finding]:
     """The embedded models: those of the default must be there."""
-    from splatgen.commands.common.checks import TOYBOX_PRIORS, TOYBOX_REWARDS, missing_weights
-    from splatgen.worlds import toybox
+    return [_embedded(world, name) for world in WORLDS for name in world.weights()]
 
-    findings = []
-    for name in (*TOYBOX_PRIORS.values(), *TOYBOX_REWARDS.values()):
-        folder = toybox.weights_folder()
-        missing = missing_weights(name, folder)
-        if missing:
-            state: State = "bad" if name in (TOYBOX_PRIORS["toybox"], TOYBOX_REWARDS["toybox"]) else "note"
-            advice = f"python -m splatgen.worlds.toybox.train {name}"
-            text = f"{missing[0]} is missing"
-            findings.append(Finding(name=f"toybox {name}", state=state, text=text, advice=advice))
-            continue
-        size = (folder / f"{name}.safetensors").stat().st_size / 1e6
-        text = f"{size:.1f} MB{_card(folder / f'{name}.json')}"
-        findings.append(Finding(name=f"toybox {name}", state="ok", text=text))
-    return findings
+
+def _embedded(world: World, name: str) -> Finding:
+    label = f"{world.name} {name}"
+    missing = missing_weights(name, world.folder)
+    if missing:
+        usual = Config()
+        needed = {world.rewards[n] for n in usual.rewards() if n in world.rewards}
+        needed |= {*world.priors.get(usual.prior, ())}
+        state: State = "bad" if name in needed else "note"
+        advice = f"python -m splatgen.worlds.{world.name}.train {name}"
+        return Finding(name=label, state=state, text=f"{missing[0]} is missing", advice=advice)
+    size = (world.folder / f"{name}.safetensors").stat().st_size / 1e6
+    text = f"{size:.1f} MB{_card(world.folder / f'{name}.json')}"
+    return Finding(name=label, state="ok", text=text)
 
 
 def _card(path: Path) -> str:
