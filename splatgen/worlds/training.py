@@ -138,7 +138,7 @@ class Trainer:
             for name, p in self.names.items():
                 p.copy_(tensors[f"net.{name}"])
                 self.average[name].copy_(tensors[f"average.{name}"])
-                self.optimizer.state[p] = {key: tensors[f"{key}.{name}"] for key in MOMENTS}
+                self.optimizer.state[p] = {key: _laid_out(tensors[f"{key}.{name}"], p) for key in MOMENTS}
         self.step, self.seconds = int(meta["step"]), float(meta["seconds"])
         if "stages" in meta:
             self.stages = [(first, steps) for first, steps in json.loads(meta["stages"])]
@@ -149,6 +149,11 @@ class Trainer:
         """The averaged weights as they are exported: fp16, buffers included."""
         state = self.net.state_dict()
         return {n: self.average.get(n, v).detach().half().contiguous() for n, v in state.items()}
+
+
+def _laid_out(moment: Tensor, p: Tensor) -> Tensor:
+    """A moment in the memory format of its parameter, for the fused step goes through both in order."""
+    return torch.empty_like(p).copy_(moment) if moment.shape == p.shape else moment
 
 
 def run(trainer: Trainer, name: str, work: Path, every: float = 60.0) -> None:
