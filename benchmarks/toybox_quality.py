@@ -14,7 +14,7 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,10 @@ def held_out_captions(count: int) -> list[Caption]:
     return found
 
 
-def fit_truth(config: Config, caption: Caption) -> Any:
+Pictures = Callable[[Any, Any], Any]  # (cameras, backgrounds [B, 3]) to exact pictures [B, 3, H, W]
+
+
+def fit_truth(config: Config, exact: Pictures) -> Any:
     """Splats optimised on exact pictures with the run's own cameras, rates and densification: the ceiling."""
     import torch
 
@@ -56,14 +59,12 @@ def fit_truth(config: Config, caption: Caption) -> Any:
     from splatgen.runs.rng import rng
     from splatgen.scene.backgrounds import backgrounds
     from splatgen.scene.parameters import new_scene
-    from splatgen.worlds.toybox.world import ground_truth
 
     scene = new_scene(config, starting_splats(config), "cpu")
     while scene.step < config.steps:
         out, cameras = render_views(config, scene, scene.step / config.steps)
         back = backgrounds(config.views.background, rng(config.seed, scene.step, "background"), len(cameras))
-        truth = ground_truth(caption, cameras, back, supersample=2).rgb
-        inject(out.rgb, out.rgb.detach() - truth)
+        inject(out.rgb, out.rgb.detach() - exact(cameras, back))
         descend(config, scene, out, torch.tensor(True))
         scene.step += 1
     return scene.splats.detach()
@@ -81,6 +82,7 @@ def measure(task: Task) -> dict[str, Any]:
     from splatgen.models.budget import LoadOptions
     from splatgen.rewards import load_reward
     from splatgen.worlds.toybox.evaluation import evaluate
+    from splatgen.worlds.toybox.world import ground_truth
 
     torch.set_num_threads(1)
     text, settings, ceiling, folder = task
@@ -93,7 +95,9 @@ def measure(task: Task) -> dict[str, Any]:
     if kept and kept.is_file():
         splats = formats.load(kept)
     elif ceiling:
-        splats = fit_truth(config, caption)
+        splats = fit_truth(
+            config, lambda cameras, back: ground_truth(caption, cameras, back, supersample=2).rgb
+        )
     else:
         with tempfile.TemporaryDirectory() as out:
             made = object_run.generate(config, out=Path(out), command=["benchmarks/toybox_quality.py"])
@@ -114,20 +118,26 @@ def measure(task: Task) -> dict[str, Any]:
     }
 
 
-def tasks(args: argparse.Namespace) -> Iterator[Task]:
-    settings: dict[str, Any] = {"output": {"frames": 0, "size": 16, "checkpoint_seconds": 0.0}}
-    for item in args.set:
+def settings(changes: Sequence[str]) -> dict[str, Any]:
+    """Settings of a run that leaves little behind, with changes NAME=JSON."""
+    found: dict[str, Any] = {"output": {"frames": 0, "size": 16, "checkpoint_seconds": 0.0}}
+    for item in changes:
         name, value = item.split("=", 1)
-        table = settings
+        table = found
         *groups, leaf = name.split(".")
         for group in groups:
             table = table.setdefault(group, {})
         table[leaf] = json.loads(value)
+    return found
+
+
+def tasks(args: argparse.Namespace) -> Iterator[Task]:
+    chosen = settings(args.set)
     for caption in held_out_captions(args.captions):
         for seed in range(args.seeds):
-            yield str(caption), {**settings, "seed": seed}, False, args.keep
+            yield str(caption), {**chosen, "seed": seed}, False, args.keep
         if args.ceiling:
-            yield str(caption), settings, True, args.keep
+            yield str(caption), chosen, True, args.keep
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -39,16 +39,15 @@ def generate(
 ) -> RunResult:
     """Make a 3D object out of a prompt, in a run folder in `out`.
 
-    preset names settings to start from; without it and without a prior, CUDA and its weights choose as on the
-    command line. force takes the nearest prompt that the prior can read. Ctrl-C stops after the step, with a
+    preset names settings to start from; without it and without a prior the program chooses as on the command
+    line: Stable Diffusion where CUDA and its weights are there, else the embedded prior that knows the prompt. force takes the nearest prompt that the prior can read. Ctrl-C stops after the step, with a
     checkpoint. Raises ConfigError (a ValueError) for settings that can't be, Failure for what this machine
     lacks, Diverged for a run that is lost.
     """
-    given, usual = {**settings, "prompt": prompt}, generate_verb.USUAL
+    given = {**settings, "prompt": prompt}
     config = laid_over(Config(), preset, given)
-    is_open = preset is None and "prior" not in settings and config.device != "cpu"
-    if is_open and generate_verb.can_run(usual, config):
-        config = laid_over(Config(), usual, given)
+    if preset is None and "prior" not in settings:
+        config = laid_over(Config(), generate_verb.usual_preset(config), given)
     options = generate_verb.Generate(out=Path(out), force=force, settings=config)
     config = generate_verb.check(options, validate(config))
     from splatgen.loop import object_run

@@ -1,6 +1,7 @@
 """Every command of benchmarks/ that README, docs or the Makefile name, in a form that takes seconds.
 
-models.py and tiny_decoder.py run in test_benchmarks_models.py. reward_parity.py needs packages of an
+models.py and tiny_decoder.py run in test_benchmarks_models.py, shelf_quality.py in a test of its own
+below. reward_parity.py needs packages of an
 environment that it makes itself from an index: here it says what it takes, `make reward-parity` runs it.
 """
 
@@ -13,13 +14,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import shelf_nets
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks"
 PAGES = [ROOT / "README.md", ROOT / "Makefile", FOLDER / "README.md", *(ROOT / "docs").glob("*.md")]
 NAMED = {name for page in PAGES for name in re.findall(r"benchmarks/(\w+)\.py", page.read_text("utf-8"))}
-ELSEWHERE = {"models", "tiny_decoder"}
+ELSEWHERE = {"models", "tiny_decoder", "shelf_quality"}
 LESS = ["--captions", "1", "--seeds", "1", "--workers", "0"]
 TINY = {
     "alignment": [
@@ -69,6 +71,42 @@ def test_a_command_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for path in made:
         if path.suffix == ".json":
             assert json.loads(path.read_text(encoding="utf-8"))["machine"]
+
+
+def test_quality_on_the_shelf(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    shelf_of_boxes: object,
+) -> None:
+    """Against boxes, by tiny networks: every kind has its row, and a second call has nothing left to do."""
+    from splatgen.rewards import shelf as rewards
+
+    weights = shelf_nets.write(tmp_path / "weights")
+    monkeypatch.setattr(rewards, "weights_folder", lambda: weights)
+    words = [
+        "--singles",
+        "1",
+        "--pairs",
+        "1",
+        "--colours",
+        "1",
+        "--seeds",
+        "1",
+        "--ceiling",
+        "--workers",
+        "0",
+    ]
+    words += ["--set", "steps=2", "--set", f'prior_options.model="{weights}"', "--set", "reward=[]"]
+    words += ["--rows", str(tmp_path / "rows"), "--out", str(tmp_path / "found.json")]
+    run("shelf_quality", words, monkeypatch)
+    run("shelf_quality", words, monkeypatch)
+    rows = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["rows"]
+    assert len(rows) == 6
+    assert {(row["kind"], row["ceiling"]) for row in rows} == {
+        (kind, ceiling) for kind in ("single", "pair", "colour") for ceiling in (False, True)
+    }
+    assert "ceiling: all" in capsys.readouterr().out
 
 
 def test_the_ceiling_is_a_row_of_its_own(

@@ -13,7 +13,7 @@ from splatgen.worlds.shelf import grammar as shelf_grammar
 from splatgen.worlds.toybox import grammar as toybox_grammar
 from splatgen.worlds.toybox.grammar import VocabularyError
 
-__all__ = ["WORLDS", "VocabularyError", "World", "concerned", "missing_weights", "of_prior"]
+__all__ = ["WORLDS", "VocabularyError", "World", "concerned", "lacks", "missing_weights", "of_prior"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,3 +120,10 @@ def concerned(config: Method) -> list[World]:
 def missing_weights(name: str, folder: Path) -> list[Path]:
     """The files that an embedded model needs and that are not there."""
     return [path for ext in ("safetensors", "json") if not (path := folder / f"{name}.{ext}").is_file()]
+
+
+def lacks(prior: str) -> bool:
+    """Whether some of an embedded prior's packaged weights are not there."""
+    world = of_prior(prior)
+    assert world is not None, prior
+    return any(missing_weights(name, world.folder) for name in world.priors[prior])
