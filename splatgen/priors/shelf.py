@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from splatgen import __version__
 from splatgen.config import PriorOptions
 from splatgen.models.budget import LoadOptions
 from splatgen.models.weights import WeightsError
@@ -24,6 +23,7 @@ from splatgen.priors import Conditioning
 from splatgen.priors.latent import Latents, as_noise, check_match
 from splatgen.priors.lora import LoraAdapter
 from splatgen.priors.pixels import averaged
+from splatgen.runs.version import __version__
 from splatgen.scene.cameras import Cameras
 from splatgen.scene.view_prompts import split_view
 from splatgen.worlds.shelf import weights_folder

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from splatgen import __version__
 from splatgen.models.budget import LoadOptions
+from splatgen.runs.version import __version__
 from splatgen.scene.view_prompts import split_view
 from splatgen.worlds.shelf import weights_folder
 from splatgen.worlds.shelf.grammar import parse

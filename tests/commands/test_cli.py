@@ -58,7 +58,7 @@ FLAGS = """
 --prior.lora-scale --prior.model --prior.no-camera --prior.no-compile --prior.no-t5 --prior.preview
 --prior.revision --prior.t5 --psd.anneal --psd.gap --psd.interval --psd.learn --psd.lr --psd.no-learn
 --psd.rho --psd.t-limit --psd.temperature --quiet --regularise.aspect --regularise.max-aspect
---regularise.max-radius --regularise.opacity --regularise.radius --regularise.scale --reward
+--regularise.max-radius --regularise.opacity --regularise.radius --regularise.scale --render.backend --reward
 --reward.batch --reward.no-view-prompts --reward.units --reward.view-prompts --score --sdi.entropy
 --sdi.entropy-at --sdi.no-renoise --sdi.renoise --sdi.scale --sdi.steps --sdi.tau --seed --splats.count
 --splats.opacity --splats.radius --splats.scale --splats.sh-degree --steering --steps --viewer

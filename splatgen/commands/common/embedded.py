@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from splatgen.config import Method
 from splatgen.worlds import shelf, toybox
@@ -27,7 +28,12 @@ class World:
     examples: tuple[str, ...]
     priors: Mapping[str, tuple[str, ...]]
     rewards: Mapping[str, str]
-    folder: Path
+    home: ModuleType  # its package
+
+    @property
+    def folder(self) -> Path:
+        """Where its weights lie."""
+        return Path(self.home.weights_folder())
 
     def weights(self) -> tuple[str, ...]:
         """Every set of weights it has, those of priors first."""
@@ -84,7 +90,7 @@ WORLDS = (
         ),
         priors={"toybox": ("prior",), "toybox-mini": ("mini-prior",)},
         rewards={"toybox": "reward", "toybox-mini": "mini-reward", "toybox-judge": "judge"},
-        folder=toybox.weights_folder(),
+        home=toybox,
     ),
     World(
         name="shelf",
@@ -101,7 +107,7 @@ WORLDS = (
         ),
         priors={"shelf": ("autoencoder", "prior")},
         rewards={"shelf": "reward", "shelf-judge": "judge"},
-        folder=shelf.weights_folder(),
+        home=shelf,
     ),
 )
 

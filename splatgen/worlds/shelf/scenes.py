@@ -133,6 +133,26 @@ def _fitted(*parts: Placed) -> tuple[Placed, ...]:
     )
 
 
+def point_cloud(
+    caption: AnyCaption, count: int, generator: torch.Generator, on: Shelf | None = None
+) -> tuple[Tensor, Tensor]:
+    """Points on the surface, even by area, [count, 3], with their shaded colours, [count, 3]."""
+    if not isinstance(caption, Caption):
+        return toybox_world.point_cloud(caption, count, generator)
+    corners, colors = [], []
+    for part in place(caption, on or shelf()):
+        faces = torch.from_numpy(part.surface.faces).long()
+        corners.append(torch.from_numpy(part.positions())[faces])
+        colors.append(torch.from_numpy(part.surface.colors)[faces])
+    corner, color = torch.cat(corners), torch.cat(colors)  # [F, 3, 3]
+    area = torch.linalg.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]).norm(dim=-1)
+    rows = torch.multinomial(area, count, replacement=True, generator=generator)
+    u = torch.rand(count, 2, generator=generator)
+    u = torch.where(u.sum(-1, keepdim=True) > 1, 1 - u, u)  # the other half of the parallelogram
+    weights = torch.cat([1 - u.sum(-1, keepdim=True), u], -1)[..., None]  # [count, 3, 1]
+    return (corner[rows] * weights).sum(1), (color[rows] * weights).sum(1)
+
+
 def lenses(cameras: Cameras) -> list[raster.Lens]:
     """Cameras as the raster takes them."""
     c2w, K = cameras.c2w.cpu().numpy(), cameras.K.cpu().numpy()

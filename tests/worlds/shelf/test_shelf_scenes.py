@@ -134,6 +134,20 @@ def test_depth_is_the_distance_along_the_ray_and_0_where_nothing_is():
     assert (seen.depth[seen.alpha == 0] == 0).all()
 
 
+def test_points_lie_on_the_surface_and_cover_it_evenly():
+    caption = Caption(Item(NOUNS[0]))
+    points, colors = scenes.point_cloud(caption, 4000, torch.Generator().manual_seed(0), on=ON)
+    half = torch.from_numpy(place(caption, ON)[0].positions().max(0))
+    on = ((points.abs() - half).abs() < 1e-5).any(-1) & (points.abs() <= half + 1e-5).all(-1)
+    assert on.all()
+    front = (points[:, 2] - half[2]).abs() < 1e-5
+    sides = half[[1, 0, 0]] * half[[2, 2, 1]]
+    assert front.float().mean() == pytest.approx(float(sides[2] / (2 * sides.sum())), abs=0.03)
+    assert (colors[front].std(0) < 1e-6).all()  # one plain grey side
+    toy, _ = scenes.point_cloud(parse("a red sphere"), 100, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(toy.norm(dim=-1), torch.full((100,), world.SPHERE_RADIUS), atol=1e-3, rtol=0)
+
+
 def test_every_noun_of_the_real_shelf_is_seen_from_everywhere(real_shelf):
     cameras = orbit(torch.tensor([0.0, 140.0]), torch.tensor([10.0, -30.0]), size=32)
     for noun in catalogue().nouns:
