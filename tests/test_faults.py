@@ -530,6 +530,7 @@ WRITERS = {
     "commands/common/past_runs.py": {"small.save": "into memory"},
     "commands/common/notebook.py": {"Image.fromarray(np.concatenate(list(self.rgb), 1)).save": "into memory"},
     "commands/common/signals.py": {"os.write": "to stderr"},
+    "worlds/shelf/gallery.py": {"render().save": "a picture of the repository, made again by its command"},
     "worlds/training.py": {
         "save_file": "a training's state is renamed; its weights are exported again at its end",
         "(folder / f'{name}.json').write_text": "exported again at its end",
