@@ -14,7 +14,7 @@ from typing import Any
 
 import random_models
 import torch
-from measuring import Call, Device, NotMeasured, again, medians, recorded, timed, waiting_clock
+from measuring import Call, Device, NotMeasured, again, medians, recorded, timed
 from naive_step import NaiveStep, written_naively
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
@@ -217,10 +217,9 @@ def counted(run: Run, calls: Sequence[Call]) -> Row:
 def stages(run: Run, rounds: int) -> dict[str, float]:
     """Median milliseconds of every stage, a mean over the window."""
     kept = []
-    with waiting_clock(run.device):
-        for _ in range(min(rounds, 3)):
-            run.window()
-            kept.append(run.seen)
+    for _ in range(min(rounds, 3)):
+        run.window()
+        kept.append(run.seen)
     return {
         name: statistics.median(statistics.mean(seen.ms[name] for seen in window) for window in kept)
         for name in run.seen[0].ms

@@ -7,7 +7,6 @@ import gc
 import statistics
 import subprocess
 import time
-import types
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from splatgen.loop import step as stepping
 from splatgen.runs.machine import machine_name
 
 ROOT = Path(__file__).parents[1]
@@ -175,23 +173,6 @@ def medians(
         if n >= 2 and sum(map(sum, times.values())) > seconds:
             break
     return {name: statistics.median(found) for name, found in times.items()}
-
-
-@contextlib.contextmanager
-def waiting_clock(device: Device) -> Iterator[None]:
-    """Let the stages of a step end when the device is done with them, not when it was told of them."""
-
-    def clock() -> float:
-        device.wait()
-        return time.perf_counter()
-
-    step: Any = stepping
-    before = step.time
-    step.time = types.SimpleNamespace(perf_counter=clock)
-    try:
-        yield
-    finally:
-        step.time = before
 
 
 @dataclass(frozen=True, kw_only=True)

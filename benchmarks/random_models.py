@@ -6,7 +6,7 @@ is there twice: as published, and tiny, so that whatever measures the one can be
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -20,9 +20,10 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from splatgen.models.budget import LoadOptions
+from splatgen.models.budget import LoadOptions, Precision
 from splatgen.models.loading import Lazy, compiled, frozen, placed, quiet, torch_dtype
 from splatgen.priors.mvdream import MVDreamPrior, alphas_cumprod
+from splatgen.priors.sdxl import SDXLPrior, autoencoder_dtype
 from splatgen.priors.stable_diffusion import StableDiffusionPrior
 from splatgen.rewards.clip import ClipReward, open_clip_text
 from splatgen.rewards.pictures import padded
@@ -47,6 +48,7 @@ class Sizes:
     vae: Settings
     text: Settings
     side: int  # pixels, of the images that it sees
+    text_2: Settings | None = None  # of SDXL's second encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,12 @@ def _unet(channels: tuple[int, ...], side: int, width: int, **more: Any) -> Sett
         "cross_attention_dim": width,
         **more,
     }
+
+
+_SDXL_UNET = {
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+}
 
 
 def _vae(channels: tuple[int, ...], **more: Any) -> Settings:
@@ -101,6 +109,24 @@ _TINY_TEXT = _tower(16, 2, 2, **_BYTES, pad_token_id=513)
 _TINY_UNET = {"layers_per_block": 1, "norm_num_groups": 4}
 
 FULL = {
+    "sdxl": Sizes(
+        unet={
+            "sample_size": 128,
+            "block_out_channels": (320, 640, 1280),
+            "down_block_types": (_DOWN, _CROSS_DOWN, _CROSS_DOWN),
+            "up_block_types": (_CROSS_UP, _CROSS_UP, _UP),
+            "cross_attention_dim": 2048,
+            "attention_head_dim": (5, 10, 20),
+            "transformer_layers_per_block": (1, 2, 10),
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 6 * 256 + 1280,
+            **_SDXL_UNET,
+        },
+        vae=_FULL_VAE | {"scaling_factor": 0.13025},
+        text=_tower(768, 12, 12, **_WORDS, pad_token_id=49407) | {"hidden_act": "quick_gelu"},
+        text_2=_tower(1280, 32, 20, **_WORDS, pad_token_id=0),
+        side=1024,
+    ),
     "sd15": Sizes(
         unet=_unet((320, 640, 1280, 1280), 64, 768, attention_head_dim=8),
         vae=_FULL_VAE,
@@ -115,6 +141,25 @@ FULL = {
     ),
 }
 TINY = {
+    "sdxl": Sizes(
+        unet={
+            "sample_size": 8,
+            "block_out_channels": (8, 16),
+            "down_block_types": (_DOWN, _CROSS_DOWN),
+            "up_block_types": (_CROSS_UP, _UP),
+            "cross_attention_dim": 32,
+            "attention_head_dim": (2, 4),
+            "transformer_layers_per_block": (1, 2),
+            "addition_time_embed_dim": 4,
+            "projection_class_embeddings_input_dim": 6 * 4 + 16,
+            **_TINY_UNET,
+            **_SDXL_UNET,
+        },
+        vae=_TINY_VAE | {"scaling_factor": 0.13025},
+        text=_TINY_TEXT | {"hidden_act": "quick_gelu"},
+        text_2=_TINY_TEXT,
+        side=16,
+    ),
     "sd15": Sizes(
         unet=_unet((8, 16), 8, 16, attention_head_dim=2, **_TINY_UNET),
         vae=_TINY_VAE,
@@ -150,15 +195,19 @@ class Networks:
 def networks(name: str, sizes: Sizes, load_options: LoadOptions) -> Networks:
     """A prior's networks on their device, the same numbers at every call."""
     unet = random_network(UNet2DConditionModel, sizes.unet, load_options)
+    precise = load_options
+    if sizes.text_2:
+        kept: Precision = "bfloat16" if autoencoder_dtype(load_options) == torch.bfloat16 else "float32"
+        precise = replace(load_options, precision=kept)
     return Networks(
         name=name,
         sizes=sizes,
         unet=compiled(unet, load_options),
-        vae=random_network(AutoencoderKL, sizes.vae, load_options),
+        vae=random_network(AutoencoderKL, sizes.vae, precise),
     )
 
 
-def prior(parts: Networks, load_options: LoadOptions) -> StableDiffusionPrior | MVDreamPrior:
+def prior(parts: Networks, load_options: LoadOptions) -> StableDiffusionPrior | SDXLPrior | MVDreamPrior:
     """Our own class around networks, kept as a budget says; networks can be handed over to another."""
     for network in (parts.unet, parts.vae):
         if load_options.checkpointing:
@@ -177,6 +226,20 @@ def prior(parts: Networks, load_options: LoadOptions) -> StableDiffusionPrior | 
             source=source,
             decode=load_options.decode,
         )
+    if parts.sizes.text_2:
+        second = Lazy(lambda: second_encoder(parts.sizes, load_options))
+        return SDXLPrior(
+            unet=parts.unet,
+            vae=parts.vae,
+            text_encoders=(text, second),
+            tokenizers=(words, words),
+            alphas_cumprod=alphas_cumprod(),
+            prediction_type="epsilon",
+            name=parts.name,
+            resolution=parts.sizes.side,
+            source=source,
+            decode=load_options.decode,
+        )
     return StableDiffusionPrior(
         unet=parts.unet,
         vae=parts.vae,
@@ -192,7 +255,13 @@ def prior(parts: Networks, load_options: LoadOptions) -> StableDiffusionPrior | 
 
 
 def text_encoder(sizes: Sizes, load_options: LoadOptions) -> CLIPTextModel:
-    return random_network(CLIPTextModel, {"config": CLIPTextConfig(**sizes.text)}, load_options)
+    words = {"config": CLIPTextConfig(**sizes.text)}
+    return random_network(CLIPTextModel, words, load_options, device=load_options.text_device)
+
+
+def second_encoder(sizes: Sizes, load_options: LoadOptions) -> CLIPTextModelWithProjection:
+    words = {"config": CLIPTextConfig(**(sizes.text_2 or {}))}
+    return random_network(CLIPTextModelWithProjection, words, load_options, device=load_options.text_device)
 
 
 def image_tower(sizes: RewardSizes, load_options: LoadOptions) -> CLIPVisionModelWithProjection:
@@ -206,7 +275,11 @@ def reward(tower: CLIPVisionModelWithProjection, sizes: RewardSizes, load_option
     return ClipReward(
         name="hpsv2",
         image_tower=tower,
-        text_tower=Lazy(lambda: random_network(CLIPTextModelWithProjection, {"config": words}, load_options)),
+        text_tower=Lazy(
+            lambda: random_network(
+                CLIPTextModelWithProjection, {"config": words}, load_options, device=load_options.device
+            )
+        ),
         tokenizer=tokenizer(words.vocab_size),
         source="random weights",
         framed=padded,
@@ -214,13 +287,18 @@ def reward(tower: CLIPVisionModelWithProjection, sizes: RewardSizes, load_option
     )
 
 
-def random_network(kind: type[N], settings: Settings, load_options: LoadOptions) -> N:
-    """A network with random weights, never anywhere but on its device and in its precision."""
+def random_network(
+    kind: type[N], settings: Settings, load_options: LoadOptions, *, device: str | None = None
+) -> N:
+    """A network with random weights, never anywhere but on its device and in its precision.
+
+    Without a device it is the run's; where networks take turns there, it is made on the CPU.
+    """
     with torch.device("meta"), quiet():
         network = kind(**settings).to(torch_dtype(load_options))
-    network.to_empty(device=load_options.device)
+    network.to_empty(device=device or ("cpu" if load_options.paged else load_options.device))
     draw(network)
-    return placed(frozen(network), load_options)
+    return placed(frozen(network), load_options, device=device)
 
 
 @torch.no_grad()

@@ -63,15 +63,16 @@ def missing(names: Sequence[str], folder: str | None) -> list[str]:
 
 def moment_at(prior: Prior, prompt: str, x: Tensor, t: float, options: GuidanceOptions, seed: int) -> Moment:
     """A step on latents [B, C, h, w] seen from as many sides, all at one time."""
-    cameras = turntable(len(x), size=prior.resolution).to(x.device)
+    cameras = turntable(len(x), size=prior.resolution)
     told = conditions(embed_prompt(prior, prompt), prior.embed([""]), cameras, options)
     return Moment(
         denoiser=Denoiser(prior, options),
         x=x,
         images=x,  # nothing reads it here
         t=torch.full((len(x),), t, device=x.device),
+        times=torch.full((len(x),), t),
         conditions=told,
-        plain=told,
+        plain=lambda: told,
         cameras=cameras,
         prompts=(prompt,) * len(x),
         seed=seed,

@@ -14,6 +14,7 @@ from torch import Tensor
 from splatgen.config import GuidanceOptions
 from splatgen.priors import Conditioning, Prior
 from splatgen.scene.cameras import Cameras
+from splatgen.scene.uploads import upload
 from splatgen.scene.view_prompts import OVERHEAD, VIEW_WORDS, view_prompts, view_word
 
 Decay = tuple[float, float, float]
@@ -35,6 +36,7 @@ class Conditions:
 
     def take(self, rows: Tensor) -> Conditions:
         """The conditions of some views [R], which may repeat."""
+        rows = upload(rows, device_of(self.positive))
         return Conditions(
             positive=take(self.positive, rows),
             negative=take(self.negative, rows),
@@ -42,10 +44,30 @@ class Conditions:
             away_weights=None if self.away_weights is None else self.away_weights[:, rows],
         )
 
+    def repeated(self, count: int) -> Conditions:
+        """All views, `count` times over."""
+        return Conditions(
+            positive=tile(self.positive, count),
+            negative=tile(self.negative, count),
+            away=tuple(tile(c, count) for c in self.away),
+            away_weights=None if self.away_weights is None else self.away_weights.repeat(1, count),
+        )
+
+
+def device_of(condition: Conditioning) -> torch.device:
+    """Where it is: one device for all of its tensors."""
+    return next(iter(condition.values())).device
+
 
 def take(condition: Conditioning, rows: Tensor) -> Conditioning:
     """Rows [R] of every tensor."""
-    return {name: value[rows.to(value.device)] for name, value in condition.items()}
+    rows = upload(rows, device_of(condition))
+    return {name: value[rows] for name, value in condition.items()}
+
+
+def tile(condition: Conditioning, count: int) -> Conditioning:
+    """All rows, `count` times over."""
+    return {name: value.repeat(count, *[1] * (value.dim() - 1)) for name, value in condition.items()}
 
 
 def repeat(condition: Conditioning, count: int) -> Conditioning:
@@ -55,9 +77,9 @@ def repeat(condition: Conditioning, count: int) -> Conditioning:
 
 def mix(a: Conditioning, b: Conditioning, share: Tensor) -> Conditioning:
     """share [B] of a and the rest of b; what is not a floating-point tensor is a's."""
-    mixed = {}
+    mixed, share = {}, upload(share, device_of(a))
     for name, value in a.items():
-        part = share.to(value.device).view(-1, *[1] * (value.dim() - 1))
+        part = share.view(-1, *[1] * (value.dim() - 1))
         mixed[name] = torch.lerp(b[name], value, part.to(value)) if value.is_floating_point() else value
     return mixed
 
@@ -132,7 +154,9 @@ def conditions(
         positive=positive,
         negative=behind,
         away=tuple(_pick(prompt.views, [b.away[n] for b in blends]) for n in range(2)),
-        away_weights=torch.tensor([b.weights for b in blends], device=cameras.azimuth.device).T.contiguous(),
+        away_weights=upload(
+            torch.tensor([b.weights for b in blends]).T.contiguous(), device_of(prompt.plain)
+        ),
     )
 
 

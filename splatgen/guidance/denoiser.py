@@ -6,7 +6,8 @@ Shapes: M images at once, C x h x w the prior's space, A prompts to keep away fr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,11 +91,21 @@ def gather(z: Tensor, kept: Tensor) -> Tensor:
 class Denoiser:
     """A prior that counts its images and takes large batches in parts."""
 
-    def __init__(self, prior: Prior, options: GuidanceOptions) -> None:
+    def __init__(self, prior: Prior, options: GuidanceOptions, learning: int = 0) -> None:
         self.prior = prior
         self.options = options
+        self.learning = learning  # most images at once where a gradient goes through networks; 0 takes all
         self.images = 0  # through the network so far
         self.largest = 0  # number of images that were asked for at once
+
+    def changed(self, **fields: Any) -> Denoiser:
+        """Another of the same prior, with some options changed; its count begins anew."""
+        return Denoiser(self.prior, replace(self.options, **fields), self.learning)
+
+    def parts(self, rows: Tensor) -> list[Tensor]:
+        """Rows [R] of views, in parts of whole items through which a gradient can go at once."""
+        views = self.prior.views
+        return list(torch.split(rows, max(self.learning // views, 1) * views if self.learning else len(rows)))
 
     def raw(
         self,
@@ -137,8 +148,8 @@ class Denoiser:
             return self.finish(x_t, t, e_y, None, None, scale, plain)
         told = [conditions.positive, conditions.negative, *conditions.away]
         together = {name: torch.cat([c[name] for c in told]) for name in conditions.positive}
-        rows = torch.arange(len(x_t), device=x_t.device).repeat(len(told))
-        e = self.raw(x_t.repeat(len(told), 1, 1, 1), t.repeat(len(told)), together, cameras[rows])
+        count = len(told)
+        e = self.raw(x_t.repeat(count, 1, 1, 1), t.repeat(count), together, cameras.repeated(count))
         e_y, e_n, *others = e.chunk(len(told))
         direction = e_y - e_n
         if others and conditions.away_weights is not None:

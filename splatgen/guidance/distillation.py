@@ -9,7 +9,7 @@ Shapes: B views, K candidates, C x h x w the prior's space, H x W the render.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ from torch import Tensor
 from splatgen.config import GuidanceOptions
 from splatgen.guidance.denoiser import gather
 from splatgen.guidance.moment import Moment
-from splatgen.guidance.preferences import Preference
+from splatgen.guidance.preferences import Choice, Preference
 from splatgen.guidance.scores import Score
+from splatgen.guidance.scores.base import Metrics
 from splatgen.rewards.ensemble import RewardEnsemble
 
 
@@ -82,9 +83,10 @@ class Gradient:
     on_render: Tensor | None  # [B, 3, H, W] a gradient with respect to the render itself
     x0: Tensor  # [K, B, C, h, w] one-step estimates of the candidates
     rewards: Tensor | None  # [K, G] of the candidates, where a preference ranked them
-    kept: Tensor  # [M, B] the candidates that counted, the best first
+    kept: Tensor  # [M, B] the candidates that may count, the best first
     weights: Tensor  # [M, B] how much
-    metrics: dict[str, float]
+    metrics: Metrics
+    paired: bool = False  # the two that are kept are a winner and a loser
     model_calls: int  # images through the denoiser
 
 
@@ -98,6 +100,8 @@ def gradient(moment: Moment, score: Score, preference: Preference, ensemble: Rew
         x_t = moment.noised(noised.noise)
         tries = moment.guided(x_t)
         choice = preference.choose(moment, x_t, tries, ensemble)
+        if score.asks:
+            choice = trimmed(choice)
         kept = tries.map(lambda z: gather(z, choice.kept))
         residuals = kept.eps - score.baseline(moment, noised.gather(choice.kept), kept)
         merged = preference.combine(moment, kept, residuals, choice)
@@ -118,7 +122,19 @@ def gradient(moment: Moment, score: Score, preference: Preference, ensemble: Rew
         weights=choice.weights,
         metrics={**choice.metrics, **learned},
         model_calls=moment.denoiser.images - before,
+        paired=choice.paired,
     )
+
+
+def trimmed(choice: Choice) -> Choice:
+    """Without the last candidates that count nowhere, which a network need not be asked about.
+
+    This waits for the device; where nothing is asked, a candidate without weight costs nothing.
+    """
+    if choice.paired or len(choice.kept) == 1:
+        return choice
+    most = max(int((choice.weights != 0).sum(0).max()), 1)
+    return replace(choice, kept=choice.kept[:most], weights=choice.weights[:most])
 
 
 def inject(x: Tensor, value: Tensor, images: Tensor | None = None, on_render: Tensor | None = None) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from splatgen.guidance.denoiser import Guided, amplitudes
 from splatgen.guidance.moment import Moment
 from splatgen.priors import Prior
+from splatgen.scene.uploads import upload
 
 
 def ddim_step(prior: Prior, x: Tensor, eps: Tensor, t: Tensor, to: Tensor) -> Tensor:
@@ -23,7 +24,7 @@ def ddim_step(prior: Prior, x: Tensor, eps: Tensor, t: Tensor, to: Tensor) -> Te
 def walk(
     moment: Moment,
     x: Tensor,  # [K, B, C, h, w]
-    levels: Tensor,  # [L, B] times to go through; a column stays where it repeats
+    levels: Tensor,  # [L, B] times to go through, on the CPU; a column stays where it repeats
     *,
     scale: float,
     plain: bool,
@@ -32,21 +33,23 @@ def walk(
     eta: float = 0.0,
 ) -> Tensor:
     """x at the last level; only views that still move go through the denoiser."""
-    moving = (levels[:-1] != levels[1:]).cpu()  # at once: CUDA would be waited for at every level
+    moving = levels[:-1] != levels[1:]
+    levels = upload(levels, x.device)
     for n in range(len(levels) - 1):
-        here, there = levels[n], levels[n + 1]
-        rows = moving[n].nonzero().flatten().to(levels.device, non_blocking=True)
+        rows = moving[n].nonzero().flatten()
         if not len(rows):
             continue
+        on = upload(rows, x.device)
+        here, there = levels[n][on], levels[n + 1][on]
         if first is not None and n == 0:
-            eps = first.eps[:, rows]
+            eps = first.eps[:, on]
         else:
-            eps = moment.guided(x[:, rows], t=here[rows], rows=rows, scale=scale, plain=plain).eps
-        moved = ddim_step(moment.prior, x[:, rows], eps, here[rows], there[rows])
+            eps = moment.guided(x[:, on], t=here, rows=rows, scale=scale, plain=plain).eps
+        moved = ddim_step(moment.prior, x[:, on], eps, here, there)
         if jitter is not None and eta > 0:
-            noise = torch.randn(x.shape, generator=jitter).to(x)[:, rows]
-            moved = moved + eta * posterior_std(moment.prior, here[rows], there[rows]) * noise
-        x = x.index_copy(1, rows, moved)
+            noise = upload(torch.randn(x.shape, generator=jitter), x.device).to(x.dtype)[:, on]
+            moved = moved + eta * posterior_std(moment.prior, here, there) * noise
+        x = x.index_copy(1, on, moved)
     return x
 
 
@@ -59,14 +62,14 @@ def posterior_std(prior: Prior, low: Tensor, high: Tensor) -> Tensor:
 
 
 def rising(end: Tensor, counts: Tensor) -> Tensor:
-    """Levels from 0 to `end` [B] in `counts` [B] equal steps: [L, B], columns padded with their end."""
+    """Levels from 0 to `end` [B] in `counts` [B] equal steps, on the CPU: [L, B], padded with their end."""
     most = int(counts.max())
     share = (torch.arange(most + 1, device=end.device)[:, None] / counts[None]).clamp_max(1.0)
     return share.to(end) * end
 
 
 def falling(start: Tensor, steps: int) -> Tensor:
-    """Levels from `start` [B] to 0 through the multiples of 1/steps below it: [L, B].
+    """Levels from `start` [B] to 0 through the multiples of 1/steps below it, on the CPU: [L, B].
 
     A start of 1 takes `steps` predictions, smaller ones as many as there are multiples (and itself).
     """

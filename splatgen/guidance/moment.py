@@ -6,16 +6,18 @@ candidates, C x h x w the prior's space, H x W the render.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from splatgen.guidance.conditioning import Conditions, take
+from splatgen.guidance.conditioning import Conditions, tile
 from splatgen.guidance.denoiser import Denoiser, Guided, amplitudes
 from splatgen.priors import Conditioning, Prior
 from splatgen.runs.rng import rng
 from splatgen.scene.cameras import Cameras
+from splatgen.scene.uploads import upload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +36,10 @@ class Moment:
     x: Tensor  # [B, C, h, w] the encoded render
     images: Tensor  # [B, 3, H, W] the render, 0..1
     t: Tensor  # [B]
+    times: Tensor  # [B] the same, on the CPU: what is decided by them need not wait for the device
     conditions: Conditions
-    plain: Conditions  # without words for the view
-    cameras: Cameras
+    plain: Callable[[], Conditions]  # without words for the view, for those who ask
+    cameras: Cameras  # on the CPU
     prompts: tuple[str, ...]  # B, as rewards read them
     seed: int
     step: int
@@ -74,20 +77,22 @@ class Moment:
         x_t: Tensor,  # [K, R, C, h, w]
         *,
         t: Tensor | None = None,  # [R], else the step's
-        rows: Tensor | None = None,  # [R] which views, else all
+        rows: Tensor | None = None,  # [R] which views, on the CPU, else all
         scale: float | None = None,
         conditions: Conditions | None = None,
         plain: bool = False,
     ) -> Guided:
         """Guided predictions [K, R, C, h, w], all in one batch."""
-        everything = torch.arange(len(self.x), device=self.x.device)
-        rows = everything if rows is None else rows
-        many = rows.repeat(len(x_t))
+        given, cameras = self.conditions if conditions is None else conditions, self.cameras
+        if rows is not None:
+            given, cameras = given.take(rows), cameras[rows]
+        if t is None:
+            t = self.t if rows is None else self.t[upload(rows, self.t.device)]
         found = self.denoiser.guided(
             x_t.flatten(0, 1),
-            (self.t[rows] if t is None else t).repeat(len(x_t)),
-            (self.conditions if conditions is None else conditions).take(many),
-            self.cameras[many],
+            t.repeat(len(x_t)),
+            given.repeated(len(x_t)),
+            cameras.repeated(len(x_t)),
             scale=self.scale if scale is None else scale,
             plain=plain,
         )
@@ -95,8 +100,7 @@ class Moment:
 
     def repeated(self, condition: Conditioning, count: int) -> tuple[Conditioning, Cameras, Tensor]:
         """Rows of a condition, cameras and times [K B] for `count` candidates of every view."""
-        many = torch.arange(len(self.x), device=self.x.device).repeat(count)
-        return take(condition, many), self.cameras[many], self.t[many]
+        return tile(condition, count), self.cameras.repeated(count), self.t.repeat(count)
 
     def items(self, values: Tensor) -> Tensor:
         """Means over the views of each item: [..., B] to [..., G]."""

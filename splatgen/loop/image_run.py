@@ -20,11 +20,21 @@ from torch import Tensor
 
 from splatgen.config import ConfigError, ImageConfig, merge, read_file
 from splatgen.config.validation import validate_image
-from splatgen.guidance.distillation import gradient, inject
+from splatgen.guidance.distillation import gradient
+from splatgen.guidance.scores.base import Metrics
 from splatgen.loop.lifecycle import carry_out, check_steps, create_run, pick_device, reopen
 from splatgen.loop.loop import Progress, Result, StepRecord, ignore, loop_settings, never
 from splatgen.loop.snapshot import ViewRequest
-from splatgen.loop.step import Models, load_models, make_moment, reward_prompts, score_rewards
+from splatgen.loop.step import (
+    Models,
+    encode,
+    load_models,
+    make_moment,
+    pull_back,
+    read_together,
+    reward_prompts,
+    score_rewards,
+)
 from splatgen.priors import Prior
 from splatgen.runs import checkpoint, packing, run_folder, video
 from splatgen.runs.rng import rng
@@ -51,15 +61,16 @@ class Canvas:
 class ImageStep:
     """What a step leaves for the metrics."""
 
-    loss: float  # mean square of G
+    loss: Tensor  # [] mean square of G
     failed: bool  # the step was skipped
     t_max: float
     model_calls: int  # images through the denoiser
-    metrics: dict[str, float]  # of score and preference
+    metrics: Metrics  # of score and preference
 
     def values(self) -> dict[str, float]:
         """A row of metrics.jsonl."""
-        return {"t_max": self.t_max, "guidance/model_calls": self.model_calls, **self.metrics}
+        metrics = read_together(self.metrics)
+        return {"t_max": self.t_max, "guidance/model_calls": self.model_calls, **metrics}
 
 
 def fit(picture: NDArray[np.uint8], side: int) -> Tensor:
@@ -76,10 +87,10 @@ def fit(picture: NDArray[np.uint8], side: int) -> Tensor:
     return torch.tensor(small).permute(2, 0, 1)[None] / 255.0
 
 
-def front(count: int, side: int, device: str) -> Cameras:
+def front(count: int, side: int) -> Cameras:
     """One camera in front, once for each image."""
     angles = torch.zeros(count)
-    return orbit(angles, angles + ELEVATION, size=side).to(device)
+    return orbit(angles, angles + ELEVATION, size=side)
 
 
 def start_values(config: ImageConfig, prior: Prior, source: Tensor | None, device: str) -> Tensor:
@@ -109,28 +120,28 @@ def pictures(config: ImageConfig, prior: Prior, values: Tensor) -> Tensor:
 def advance(config: ImageConfig, models: Models, canvas: Canvas) -> ImageStep:
     """One step of the optimisation."""
     prior, values = models.prior, canvas.values
-    x = prior.encode(values) if config.image.space == "pixels" else values
+    x = encode(models, (values,)) if config.image.space == "pixels" else values
     if config.image.space == "pixels" or config.preference == "ascent":
         images = pictures(config, prior, values)
     else:  # nobody looks at them, and a decoder can cost as much as a step
         images = values.new_empty(len(values), 3, 0, 0)
     with torch.no_grad():
-        before = None if canvas.source is None else prior.encode(canvas.source)
+        before = None if canvas.source is None else encode(models, (canvas.source,))
     moment = make_moment(
         config,
         models,
         step=canvas.step,
         x=x,
         images=images,
-        cameras=front(len(x), prior.resolution, str(values.device)),
+        cameras=front(len(x), prior.resolution),
         before=before,
     )
     found = gradient(moment, models.score, models.preference, models.ensemble)
-    inject(x, found.value, images, found.on_render)
+    pull_back(models, x, found.value, (images,), images, found.on_render)
     return ImageStep(
-        loss=float(found.value.square().mean()),
+        loss=found.value.square().mean(),
         failed=not update(config, canvas),
-        t_max=float(moment.t.max()),
+        t_max=float(moment.times.max()),
         model_calls=found.model_calls,
         metrics=found.metrics,
     )
@@ -158,7 +169,7 @@ def score_images(config: ImageConfig, models: Models, canvas: Canvas) -> dict[st
     """Every reward of the images, averaged."""
     with torch.no_grad():
         seen = pictures(config, models.prior, canvas.values)
-    cameras = front(len(seen), models.prior.resolution, str(seen.device))
+    cameras = front(len(seen), models.prior.resolution)
     return score_rewards(models, seen, reward_prompts(config, cameras))
 
 
@@ -223,7 +234,7 @@ class ImageRun:
         seen = advance(self.config, models, self.canvas)
         return StepRecord(
             failed=torch.tensor(float(seen.failed)),
-            loss=torch.tensor(seen.loss),
+            loss=seen.loss,
             splats=0,
             rewards=rewards,
             values=seen.values,

@@ -12,6 +12,7 @@ from splatgen.config import Config, ImageConfig, to_dict
 from splatgen.loop.loop import Diverged, LoopSettings, Progress, Result, Subject, run_loop
 from splatgen.loop.snapshot import Channel
 from splatgen.loop.step import Models
+from splatgen.loop.tuning import tuned
 from splatgen.models.memory import is_out_of_memory
 from splatgen.rasterizer.backends import choose
 from splatgen.runs import atomic, run_folder
@@ -85,8 +86,9 @@ def carry_out(
 ) -> Result:
     """The loop, and the results when it comes to its end; what ends a run early is in its run.json."""
     try:
-        status = run_loop(subject, settings, run, report, should_stop, channel)
-        rewards = subject.write_results() if status == "done" else {}
+        with tuned():
+            status = run_loop(subject, settings, run, report, should_stop, channel)
+            rewards = subject.write_results() if status == "done" else {}
     except BaseException as error:
         record_failure(run, error, subject.state.step)
         raise

@@ -235,7 +235,7 @@ def score_final(config: Config, models: Models, scene: Scene) -> dict[str, float
     distance, fov = sum(v.distance) / 2.0, sum(v.fov) / 2.0
     if v.relative:
         distance /= math.tan(math.radians(fov) / 2.0)
-    cameras = turntable(8, size=v.size[-1], distance=distance, fov=fov).to(scene.params["means"].device)
+    cameras = turntable(8, size=v.size[-1], distance=distance, fov=fov)
     with torch.no_grad():
         picture = render(scene.splats, cameras, torch.full((3,), 0.5), backend=config.render.backend).rgb
     return score_rewards(models, picture, reward_prompts(config, cameras))

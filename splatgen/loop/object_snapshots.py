@@ -19,9 +19,9 @@ from torch.nn.functional import interpolate
 from splatgen import formats
 from splatgen.config import Config, ConfigError
 from splatgen.config.validation import validate
-from splatgen.guidance.denoiser import Denoiser
 from splatgen.loop.snapshot import Candidate, Cloud, Picture, ViewRequest
 from splatgen.loop.step import Models, StepResult
+from splatgen.priors import Prior
 from splatgen.rasterizer import render
 from splatgen.scene.cameras import Cameras
 from splatgen.scene.parameters import Scene
@@ -41,8 +41,7 @@ def steered(
     kind, _, name = setting.partition(".")
     if setting == "guidance.scale":
         changed = dataclasses.replace(config, guidance=dataclasses.replace(config.guidance, scale=value))
-        options = dataclasses.replace(models.denoiser.options, scale=value)
-        models = dataclasses.replace(models, denoiser=Denoiser(models.prior, options))
+        models = dataclasses.replace(models, denoiser=models.denoiser.changed(scale=value))
     elif setting == "lr.factor":
         rates = {group: value * getattr(base.lr, group) for group in RATES}
         changed = dataclasses.replace(config, lr=dataclasses.replace(base.lr, **rates))
@@ -59,9 +58,10 @@ def steered(
 
 def unsteered(base: Config, models: Models) -> Models:
     """Models as they were before a user changed anything."""
-    options = dataclasses.replace(models.denoiser.options, scale=base.guidance.scale)
     ensemble = dataclasses.replace(models.ensemble, weights=tuple(base.rewards().values()))
-    return dataclasses.replace(models, denoiser=Denoiser(models.prior, options), ensemble=ensemble)
+    return dataclasses.replace(
+        models, denoiser=models.denoiser.changed(scale=base.guidance.scale), ensemble=ensemble
+    )
 
 
 RATES = ("means", "scales", "quats", "opacities", "sh")
@@ -129,9 +129,9 @@ def picture(splats: Splats, look: ViewRequest) -> Picture:
         height=height,
         azimuth=zero,
         elevation=zero,
-    ).to(splats.means.device)
+    )
     with torch.no_grad():
-        rgb = render(splats, camera, torch.ones(3, device=splats.means.device)).rgb
+        rgb = render(splats, camera, torch.ones(3)).rgb
     found: Picture = bytes_of(rgb)[0]
     return found
 
@@ -140,18 +140,31 @@ def candidates(models: Models, seen: StepResult) -> tuple[Candidate, ...]:
     """The one-step estimates of the first view, with their rewards and what became of them."""
     found = seen.found
     with torch.no_grad():
-        small = models.prior.preview(found.x0[:, 0]).clamp(0.0, 1.0)  # [K, 3, S, S]
+        small = thumbnails(models.prior, found.x0[:, 0])  # [K, 3, S, S]
     if small.shape[-1] > THUMB:
         small = interpolate(small, size=(THUMB, THUMB), mode="bilinear", antialias=True)
     rewards = [None] * len(small) if found.rewards is None else found.rewards[:, 0].tolist()
     kept, weights = found.kept[:, 0].tolist(), found.weights[:, 0].tolist()
-    paired = len(kept) == 2 and len(small) == 2
-    roles = {k: ("win", "lose")[place] if paired else "kept" for place, k in enumerate(kept)}
     told = dict(zip(kept, weights, strict=True))
+    if not found.paired:  # of a pair, the loser may have no weight
+        told = {k: weight for k, weight in told.items() if weight != 0.0}
+    paired = len(told) == 2 and len(small) == 2
+    roles = {k: ("win", "lose")[place] if paired else "kept" for place, k in enumerate(told)}
     return tuple(
         Candidate(picture=image, reward=reward, weight=told.get(k, 0.0), role=roles.get(k, ""))
         for k, (image, reward) in enumerate(zip(bytes_of(small), rewards, strict=True))
     )
+
+
+def thumbnails(prior: Prior, x: Tensor) -> Tensor:
+    """Estimates [K, C, h, w] as pictures of about THUMB pixels: latents are shrunk before they are decoded.
+
+    An autoencoder at full size would take the GPU's time from the run, several times a second.
+    """
+    side = -(-THUMB * x.shape[-1] // prior.resolution)  # of x, so that its picture has THUMB pixels
+    if side < x.shape[-1]:
+        x = interpolate(x, size=(side, side), mode="area")
+    return prior.preview(x).clamp(0.0, 1.0)
 
 
 def bytes_of(images: Tensor) -> Picture:

@@ -8,7 +8,7 @@ Shapes: B views, N splats.
 from __future__ import annotations
 
 import dataclasses
-import time
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -23,8 +23,11 @@ from splatgen.guidance.distillation import Gradient, chosen_weighting, draw_time
 from splatgen.guidance.moment import Moment, Source
 from splatgen.guidance.preferences import Preference, make_preference
 from splatgen.guidance.scores import Delta, Score, make_score
+from splatgen.guidance.scores.base import Metrics
 from splatgen.loop import object_edit
+from splatgen.loop.clock import StageClock
 from splatgen.models.budget import BUDGETS, LoadOptions
+from splatgen.models.paging import take_turns
 from splatgen.priors import PRIORS, Conditioning, CoveragePrior, Prior, load_options_for, load_prior
 from splatgen.rasterizer import Render, render
 from splatgen.rewards import Reward, load_reward
@@ -34,6 +37,7 @@ from splatgen.scene.backgrounds import backgrounds
 from splatgen.scene.cameras import Cameras, sample_orbit
 from splatgen.scene.parameters import Scene, update
 from splatgen.scene.penalties import penalty
+from splatgen.scene.uploads import upload
 from splatgen.scene.view_prompts import view_prompt, view_prompts, view_word
 
 
@@ -49,6 +53,7 @@ class Models:
     target: PromptEmbedding
     source: PromptEmbedding | None  # what an edit starts from
     negative: Conditioning  # one row
+    encode: int = 0  # images encoded at once, without a graph, and once more for the gradient; 0 keeps it
     halved: bool = False  # batches, because memory ran out
 
     @property
@@ -75,6 +80,9 @@ class Models:
         self.preference.load_state_dict(states["preference"])
 
 
+STAGES = ("render", "model", "backward", "update")
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
     """What a step leaves for the metrics; tensors, so that CUDA is waited for only when they are read."""
@@ -84,13 +92,18 @@ class StepResult:
     t_max: Tensor  # [] the largest time
     splats: int
     model_calls: int  # images through the denoiser
-    ms: dict[str, float]  # milliseconds by stage
-    metrics: dict[str, float]  # of score and preference
+    clock: StageClock
+    metrics: Metrics  # of score and preference
     picture: Tensor  # [B, 3, H, W]
     prompts: tuple[str, ...]  # B, as rewards read them
     whole: dict[str, Tensor]  # [] by what may be not finite: whether it is
     found: Gradient
     cameras: Cameras
+
+    @property
+    def ms(self) -> dict[str, float]:
+        """Milliseconds by stage."""
+        return self.clock.ms(STAGES)
 
     def values(self) -> dict[str, float]:
         """A row of metrics.jsonl; what was not finite only where something was."""
@@ -100,7 +113,7 @@ class StepResult:
             "splats/count": self.splats,
             "guidance/model_calls": self.model_calls,
             **{f"skipped/{name}": 1.0 for name in broken},
-            **self.metrics,
+            **read_together(self.metrics),
             **{f"time/{name}_ms": round(value, 3) for name, value in self.ms.items()},
         }
 
@@ -135,9 +148,10 @@ def assemble(
     budget = BUDGETS[config.budget]
     guidance = dataclasses.replace(config.guidance, batch=config.guidance.batch or budget.denoise)
     options = dataclasses.replace(ensemble.options, batch=ensemble.options.batch or budget.decode)
+    take_turns((prior, *ensemble.rewards, *holdouts), budget.room)
     score = make_score(config, prior)
     models = Models(
-        denoiser=Denoiser(prior, guidance),
+        denoiser=Denoiser(prior, guidance, budget.learning),
         ensemble=dataclasses.replace(ensemble, options=options),
         holdouts=holdouts,
         score=Delta(score) if config.source else score,
@@ -145,6 +159,7 @@ def assemble(
         target=embed_prompt(prior, config.prompt),
         source=embed_prompt(prior, config.source) if config.source else None,
         negative=prior.embed([config.negative]),
+        encode=budget.encode,
     )
     told = view_prompts(config.prompt) if config.reward_options.view_prompts else (config.prompt,)
     for reward in models.rewards:
@@ -169,7 +184,7 @@ def render_views(config: Config, scene: Scene, fraction: float) -> tuple[Render,
         fov=v.fov,
         group=PRIORS[config.prior].views,
         relative=v.relative,
-    ).to(scene.params["means"].device)
+    )
     back = background(config, scene.step, cameras)
     out = render(scene.splats, cameras, back, backend=config.render.backend)
     if scene.densifier.watches(scene.step):
@@ -179,8 +194,7 @@ def render_views(config: Config, scene: Scene, fraction: float) -> tuple[Render,
 
 def background(config: Config, step: int, cameras: Cameras) -> Tensor:
     """What is behind the splats in each view of a step, [B, 3]."""
-    generator = rng(config.seed, step, "background")
-    return backgrounds(config.views.background, generator, len(cameras)).to(cameras.K)
+    return backgrounds(config.views.background, rng(config.seed, step, "background"), len(cameras))
 
 
 def descend(config: Config, scene: Scene, out: Render, whole: Tensor) -> Tensor:
@@ -199,25 +213,66 @@ def descend(config: Config, scene: Scene, out: Render, whole: Tensor) -> Tensor:
     return failed
 
 
-def encode(config: Config, prior: Prior, out: Render, cameras: Cameras, step: int) -> Tensor:
-    """A step's render as the prior sees it, [B, C, h, w].
+Inputs = tuple[Tensor, ...]  # of a prior's encoder: pictures [B, 3, H, W], and coverage [B, 1, H, W] for some
+
+
+def encoder_inputs(config: Config, out: Render, cameras: Cameras, step: int) -> Inputs:
+    """What the prior's encoder is given of a step's render.
 
     A prior of cut-out things gets the coverage, and the colours without what the step put behind them.
     """
     if not PRIORS[config.prior].coverage:
-        return prior.encode(out.rgb)
-    behind = background(config, step, cameras)[:, :, None, None]
-    return cast("CoveragePrior", prior).encode(out.rgb - (1.0 - out.alpha) * behind, out.alpha)
+        return (out.rgb,)
+    behind = upload(background(config, step, cameras), out.rgb.device)[:, :, None, None]
+    return out.rgb - (1.0 - out.alpha) * behind, out.alpha
 
 
-def render_source(config: Config, prior: Prior, scene: Scene, cameras: Cameras) -> Tensor | None:
+def encode(models: Models, inputs: Inputs) -> Tensor:
+    """Inputs of the encoder to x [B, C, h, w]; under a budget without a graph, which would be held through
+    the guidance."""
+    encoder = cast("CoveragePrior", models.prior).encode
+    if not models.encode:
+        return encoder(*inputs)
+    with torch.no_grad():
+        parts = zip(*(torch.split(z, models.encode) for z in inputs), strict=True)
+        return torch.cat([encoder(*part) for part in parts])
+
+
+def render_source(config: Config, models: Models, scene: Scene, cameras: Cameras) -> Tensor | None:
     """What an edit started from, seen by this step's cameras, in the prior's space, [B, C, h, w]."""
     if scene.source is None:
         return None
     with torch.no_grad():
         back = background(config, scene.step, cameras)
         out = render(scene.source, cameras, back, backend=config.render.backend)
-        return encode(config, prior, out, cameras, scene.step)
+        return encode(models, encoder_inputs(config, out, cameras, scene.step))
+
+
+def pull_back(
+    models: Models,
+    x: Tensor,
+    value: Tensor,
+    inputs: Inputs,
+    images: Tensor,
+    on_render: Tensor | None = None,
+) -> None:
+    """Back-propagate G / B [B, C, h, w] from x, and a gradient with respect to the images, to the splats.
+
+    Where x has no graph, the encoder's inputs are encoded once more, a part at a time.
+    """
+    if x.requires_grad:
+        inject(x, value, images, on_render)
+        return
+    encoder, at_once = cast("CoveragePrior", models.prior).encode, models.encode
+    found = []
+    parts = zip(*(torch.split(z.detach(), at_once) for z in inputs), strict=True)
+    for part, pull in zip(parts, torch.split(value, at_once), strict=True):
+        leaves = [z.clone().requires_grad_() for z in part]
+        found.append(torch.autograd.grad(encoder(*leaves), leaves, pull / len(value)))
+    tensors, gradients = list(inputs), [torch.cat(gradient) for gradient in zip(*found, strict=True)]
+    if on_render is not None:
+        tensors, gradients = [*tensors, images], [*gradients, on_render]
+    torch.autograd.backward(tensors, gradients)
 
 
 def make_moment(
@@ -234,6 +289,7 @@ def make_moment(
     g, fraction = config.guidance, step / config.steps
     views = models.prior.views
     t = draw_times(g, models.score, fraction, len(x) // views, rng(config.seed, step, "time"))
+    times = t.repeat_interleave(views).to(x.dtype)
     negative = models.preference.negative(models.negative)
     plain = dataclasses.replace(g, view_prompts="none", perp_neg=False)
     source = None
@@ -243,9 +299,10 @@ def make_moment(
         denoiser=models.denoiser,
         x=x.detach(),
         images=images.detach(),
-        t=t.repeat_interleave(views).to(x),
+        t=upload(times, x.device),
+        times=times,
         conditions=conditions(models.target, negative, cameras, g),
-        plain=conditions(models.target, negative, cameras, plain),
+        plain=lambda: conditions(models.target, negative, cameras, plain),
         cameras=cameras,
         prompts=reward_prompts(config, cameras),
         seed=config.seed,
@@ -265,37 +322,37 @@ def reward_prompts(config: Method, cameras: Cameras) -> tuple[str, ...]:
 
 def advance(config: Config, models: Models, scene: Scene) -> StepResult:
     """One step of the optimisation."""
-    clock = [time.perf_counter()]
+    clock = StageClock(scene.params["means"].device)
     out, cameras = render_views(config, scene, scene.step / config.steps)
-    clock.append(time.perf_counter())
+    clock.mark()
 
-    x = encode(config, models.prior, out, cameras, scene.step)
-    before = render_source(config, models.prior, scene, cameras)
+    inputs = encoder_inputs(config, out, cameras, scene.step)
+    x = encode(models, inputs)
+    before = render_source(config, models, scene, cameras)
     moment = make_moment(config, models, step=scene.step, x=x, images=out.rgb, cameras=cameras, before=before)
     found = gradient(moment, models.score, models.preference, models.ensemble)
-    clock.append(time.perf_counter())
+    clock.mark()
 
     value = found.value
     if moment.source is not None:
         weighting = chosen_weighting(config.guidance, models.score)
         value = value + object_edit.pull(moment, config.edit.keep, weighting)
-    inject(x, value, out.rgb, found.on_render)
-    clock.append(time.perf_counter())
+    pull_back(models, x, value, inputs, out.rgb, found.on_render)
+    clock.mark()
 
     whole = {"render": out.rgb, "prediction": value, "reward": found.rewards}
     finite = {name: torch.isfinite(z).all() for name, z in whole.items() if z is not None}
     if found.rewards is not None:  # one candidate without a reward is left out; without any, nothing is told
         finite["reward"] = torch.isfinite(found.rewards).any(0).all()
     failed = descend(config, scene, out, torch.stack([*finite.values()]).all())
-    clock.append(time.perf_counter())
-    stages = ("render", "model", "backward", "update")
+    clock.mark()
     return StepResult(
         loss=found.value.square().mean(),
         failed=failed,
         t_max=moment.t.max(),
         splats=len(scene.params["means"]),
         model_calls=found.model_calls,
-        ms={name: 1e3 * (b - a) for name, a, b in zip(stages, clock, clock[1:], strict=False)},
+        clock=clock,
         metrics=found.metrics,
         picture=out.rgb.detach(),
         prompts=moment.prompts,
@@ -303,6 +360,15 @@ def advance(config: Config, models: Models, scene: Scene) -> StepResult:
         found=found,
         cameras=cameras,
     )
+
+
+def read_together(metrics: Metrics) -> dict[str, float]:
+    """Metrics as numbers, for one wait; tensors that are not finite say nothing and are left out."""
+    tensors = {name: value for name, value in metrics.items() if isinstance(value, Tensor)}
+    read = torch.stack([value.double() for value in tensors.values()]).tolist() if tensors else []
+    numbers = dict(zip(tensors, read, strict=True))
+    told = {name: numbers.get(name, value) for name, value in metrics.items()}
+    return {name: float(value) for name, value in told.items() if math.isfinite(numbers.get(name, 0.0))}
 
 
 def score_rewards(models: Models, picture: Tensor, prompts: Sequence[str]) -> dict[str, float]:

@@ -17,7 +17,9 @@ from typing import Any, Generic, TypeVar, cast
 
 import torch
 
+from splatgen.models import paging
 from splatgen.models.budget import LoadOptions
+from splatgen.models.recompute import recompute_layers
 from splatgen.models.weights import WeightsError
 
 N = TypeVar("N", bound=torch.nn.Module)
@@ -141,12 +143,20 @@ class Lazy(Generic[N]):
 
 
 def placed(network: N, load_options: LoadOptions, *, device: str | None = None) -> N:
-    """The network on the run's device, or another, in the layout and with the memory that were asked for."""
-    network.to(device or load_options.device)
+    """The network on the run's device, or another, in the layout and with the memory that were asked for.
+
+    Where networks take turns it stays on the CPU until its own comes; not so on a device that is named.
+    """
     if load_options.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if load_options.paged and device is None:
+        paging.paged(network, load_options.device)
+    else:
+        network.to(device or load_options.device)
     if load_options.checkpointing and getattr(network, "_supports_gradient_checkpointing", False):
         network.enable_gradient_checkpointing()  # type: ignore[operator]
+        if hasattr(network, "decoder"):  # an autoencoder
+            recompute_layers(network)
     return network
 
 

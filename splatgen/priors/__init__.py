@@ -101,6 +101,7 @@ class PriorEntry:
     adapter: bool = True
     half: Precision = "float16"  # what half precision is for it
     embedded: bool = False  # part of the package
+    large: bool = False  # gigabytes in half precision: under small budgets its networks take turns
 
 
 _NETWORK = ("model", "revision", "dtype", "compile")
@@ -116,10 +117,14 @@ PRIORS = {
     ),
     "sd15": PriorEntry(loader="splatgen.priors.stable_diffusion:load_sd15", options=_LATENT),
     "sd21": PriorEntry(loader="splatgen.priors.stable_diffusion:load_sd21", options=_LATENT),
-    "sdxl": PriorEntry(loader="splatgen.priors.sdxl:load", options=_LATENT),
-    "deepfloyd": PriorEntry(loader="splatgen.priors.deepfloyd:load", options=_NETWORK),
-    "sd3": PriorEntry(loader="splatgen.priors.flow:load_sd3", options=(*_LATENT, "t5"), half="bfloat16"),
-    "sd35": PriorEntry(loader="splatgen.priors.flow:load_sd35", options=(*_LATENT, "t5"), half="bfloat16"),
+    "sdxl": PriorEntry(loader="splatgen.priors.sdxl:load", options=_LATENT, large=True),
+    "deepfloyd": PriorEntry(loader="splatgen.priors.deepfloyd:load", options=_NETWORK, large=True),
+    "sd3": PriorEntry(
+        loader="splatgen.priors.flow:load_sd3", options=(*_LATENT, "t5"), half="bfloat16", large=True
+    ),
+    "sd35": PriorEntry(
+        loader="splatgen.priors.flow:load_sd35", options=(*_LATENT, "t5"), half="bfloat16", large=True
+    ),
     "mvdream": PriorEntry(
         loader="splatgen.priors.mvdream:load", options=(*_NETWORK, "preview", "camera"), views=4
     ),
@@ -131,7 +136,8 @@ def load_options_for(config: Method, device: str) -> LoadOptions:
 
     Raises ValueError for a prior that is not there.
     """
-    return load_options(config, device, registry.entry(PRIORS, "prior", config.prior).half)
+    entry = registry.entry(PRIORS, "prior", config.prior)
+    return load_options(config, device, entry.half, large=entry.large)
 
 
 def load_prior(name: str, options: PriorOptions, load_options: LoadOptions) -> Prior:

@@ -15,6 +15,7 @@ from splatgen.config import PriorOptions
 from splatgen.models import weights
 from splatgen.models.budget import LoadOptions
 from splatgen.models.loading import compiled, placed, torch_dtype
+from splatgen.models.paging import home
 from splatgen.models.weights import WeightsError
 from splatgen.priors import Conditioning
 from splatgen.priors.latent import TableSchedule
@@ -56,7 +57,7 @@ class DeepFloydPrior:
         self.source = source
         self.resolution: int = unet.config.sample_size
         self._text = text
-        self._schedule = TableSchedule(name, alphas_cumprod, unet.device)
+        self._schedule = TableSchedule(name, alphas_cumprod, home(unet))
 
     def encode(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] in 0..1, averaged down to the model's side, to -1..1: x [B, 3, s, s]."""
@@ -77,7 +78,7 @@ class DeepFloydPrior:
         T5 is told which tokens are padding; the UNet attends to them all, as published. Raises ValueError for
         a prompt with more tokens.
         """
-        return {"states": self._text([p.lower().strip() for p in prompts], self.unet.device)}
+        return {"states": self._text([p.lower().strip() for p in prompts], home(self.unet))}
 
     def release(self) -> None:
         self._text.release()

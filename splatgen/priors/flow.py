@@ -17,6 +17,7 @@ from splatgen.config import PriorOptions
 from splatgen.models import weights
 from splatgen.models.budget import LoadOptions
 from splatgen.models.loading import Lazy, compiled, placed, read_json, torch_dtype
+from splatgen.models.paging import home
 from splatgen.models.weights import WeightsError
 from splatgen.priors import Conditioning
 from splatgen.priors.latent import Latents, clip_tokens, full, tiny_autoencoder, trained_side
@@ -57,7 +58,8 @@ class FlowPrior:
         name: str,
         source: str,
     ) -> None:
-        self.transformer, self.latents, self.text = transformer, latents, text
+        self.transformer, self.vae = transformer, latents.vae
+        self.latents, self.text = latents, text
         self.name = name
         self.source = source
         self.resolution = latents.resolution
@@ -78,7 +80,7 @@ class FlowPrior:
 
     def embed(self, prompts: Sequence[str]) -> Conditioning:
         """What `FlowText` makes of prompts; raises ValueError for one that is too long."""
-        return self.text(prompts, self.transformer.device)
+        return self.text(prompts, home(self.transformer))
 
     def release(self) -> None:
         self.text.release()
@@ -232,7 +234,7 @@ def _clip(
 
     def load() -> CLIPTextModelWithProjection:
         network = model.network(CLIPTextModelWithProjection, part, dtype=torch_dtype(load_options))
-        return placed(lora.merge(part, network), load_options)
+        return placed(lora.merge(part, network), load_options, device=load_options.device)
 
     model.settings(part)  # it is loaded later, and should not be found missing then
     return model.tokenizer(part.replace("text_encoder", "tokenizer")), Lazy(load)

@@ -101,13 +101,13 @@ class TableSchedule:
 
     def __init__(self, name: str, alphas_cumprod: Tensor, device: torch.device | str) -> None:
         """Take alphas_cumprod [T]; raises ValueError unless it falls from below 1 to above 0."""
-        table = alphas_cumprod.detach().to(device, torch.float64)
+        table = alphas_cumprod.detach().to("cpu", torch.float64)
         if table.ndim != 1 or bool((table.diff() >= 0).any()) or table[0] >= 1 or table[-1] <= 0:
             raise ValueError(
                 f"the schedule of {name} must fall from below 1 to above 0: give the scheduler's "
                 "alphas_cumprod, not rescaled to end at 0"
             )
-        self._alpha, self._sigma = table.sqrt(), (1.0 - table).sqrt()  # [T] each
+        self._alpha, self._sigma = (z.sqrt().to(device) for z in (table, 1.0 - table))  # [T] each
 
     def rows(self, t: Tensor) -> Tensor:
         """The rows of the schedule [B] that are nearest to times [B]."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from splatgen.models.paging import home
 from splatgen.priors import Conditioning
 from splatgen.priors.latent import Latents, TableSchedule, as_noise, check_match, known_prediction
 from splatgen.priors.lora import LoraAdapter
@@ -47,7 +48,7 @@ class LatentUNet:
         """
         self.name, self.resolution, self.source = name, resolution, source
         self.prediction = known_prediction(name, prediction_type)
-        self._schedule = TableSchedule(name, alphas_cumprod, unet.device)
+        self._schedule = TableSchedule(name, alphas_cumprod, home(unet))
         check_match(name, "latent channels", unet.config.in_channels, vae.config.latent_channels)
         self.unet, self.vae = unet, vae
         self._latents = Latents(vae, resolution=resolution, tiny=tiny, at_once=decode)

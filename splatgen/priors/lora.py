@@ -16,8 +16,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from splatgen.models.paging import begin, home
 from splatgen.priors import Conditioning
 from splatgen.scene.cameras import Cameras
+from splatgen.scene.uploads import upload
 
 NAME = "vsd"
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -35,12 +37,15 @@ class LoraAdapter:
         self._unet, self._predict = unet, predict
         if NAME in getattr(unet, "peft_config", {}):
             unet.delete_adapters(NAME)  # type: ignore[operator]
-        with torch.random.fork_rng():  # peft initialises from the global generator; ours comes below
+        device = home(unet)
+        begin(unet)  # the copy's weights are made where the others are
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            # peft initialises from the global generators; ours comes below
             unet.add_adapter(  # type: ignore[operator]
                 LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS), adapter_name=NAME
             )
             width = self._time_embedding().linear_2.out_features  # type: ignore[union-attr]
-            self._camera = TimestepEmbedding(16, width).to(next(unet.parameters()).device)
+            self._camera = TimestepEmbedding(16, width).to(device)
         self._added: Tensor | None = None  # what the time embedding gets on top, while a call runs
         self._initialise(generator)
         unet.disable_adapters()  # type: ignore[operator]
@@ -83,7 +88,8 @@ class LoraAdapter:
     def predict(
         self, x_t: Tensor, t: Tensor, condition: Conditioning, cameras: Cameras, told: Tensor
     ) -> Tensor:
-        pose = cameras.c2w.flatten(1).to(self._camera.linear_1.weight)  # [B, 16]
+        first = self._camera.linear_1.weight
+        pose = upload(cameras.c2w.flatten(1), first.device).to(first.dtype)  # [B, 16]
         self._added = self._camera(pose) * told.to(pose)[:, None]
         try:
             return self._predict(x_t, t, condition, cameras)

@@ -32,6 +32,7 @@ from splatgen.models.loading import (
     read_tensors,
     torch_dtype,
 )
+from splatgen.models.paging import home
 from splatgen.models.weights import ModelFiles, WeightsError
 from splatgen.priors import Conditioning, mvdream_weights
 from splatgen.priors.latent import (
@@ -45,6 +46,7 @@ from splatgen.priors.latent import (
 )
 from splatgen.priors.lora import LoraAdapter
 from splatgen.scene.cameras import Cameras
+from splatgen.scene.uploads import upload
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
@@ -93,7 +95,7 @@ class MVDreamPrior:
         self.unet, self.vae = frozen(unet), frozen(vae)
         self._text, self._tokenizer = text_encoder, tokenizer
         self._latents = Latents(vae, resolution=self.resolution, tiny=tiny, at_once=decode)
-        self._schedule = TableSchedule(name, alphas_cumprod(), unet.device)
+        self._schedule = TableSchedule(name, alphas_cumprod(), home(unet))
         if camera:
             look_across(unet, VIEWS)
         else:
@@ -121,7 +123,7 @@ class MVDreamPrior:
         tokens, encoder = zero_padded(tokens, self._tokenizer.eos_token_id), self._text.get()
         with torch.no_grad():
             found = encoder(tokens.to(encoder.device))
-        return {"states": full(found.last_hidden_state).to(self.unet.device)}
+        return {"states": full(found.last_hidden_state).to(home(self.unet))}
 
     def release(self) -> None:
         """Let the text encoder go; the next `embed` loads it again."""
@@ -135,11 +137,12 @@ class MVDreamPrior:
                 f"give a multiple of {self.views}"
             )
         dtype = self.unet.dtype
+        told = upload(camera_numbers(cameras), x_t.device).to(dtype) if self.camera else None
         out: Tensor = self.unet(
             x_t.to(dtype),
             self._schedule.rows(t),
             encoder_hidden_states=condition["states"].to(dtype),
-            class_labels=camera_numbers(cameras).to(x_t.device, dtype) if self.camera else None,
+            class_labels=told,
         ).sample
         return out.to(x_t.dtype)
 
@@ -235,7 +238,9 @@ def load(options: PriorOptions, load_options: LoadOptions) -> MVDreamPrior:
         return MVDreamPrior(
             unet=compiled(placed(networks.unet, load_options), load_options),
             vae=placed(networks.vae, load_options),
-            text_encoder=Lazy(lambda: placed(networks.text_encoder(), load_options)),
+            text_encoder=Lazy(
+                lambda: placed(networks.text_encoder(), load_options, device=load_options.device)
+            ),
             tokenizer=_tokenizer(networks.tokenizer),
             camera=options.camera,
             source=found.source,

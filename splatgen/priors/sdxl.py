@@ -15,6 +15,7 @@ from torch import Tensor
 from splatgen.config import PriorOptions
 from splatgen.models.budget import LoadOptions
 from splatgen.models.loading import Lazy, compiled, explained, frozen, placed, torch_dtype
+from splatgen.models.paging import home
 from splatgen.priors import Conditioning
 from splatgen.priors.latent import check_match, clip_tokens, full, tiny_autoencoder, trained_side
 from splatgen.priors.latent_unet import LatentUNet
@@ -28,8 +29,9 @@ if TYPE_CHECKING:
 class SDXLPrior(LatentUNet):
     """Stable Diffusion XL without its refiner (Podell et al. 2023).
 
-    Its autoencoder stays in float32: in half precision it gives NaN. Its UNet is told that every picture was
-    of the model's own size and not cropped.
+    Its autoencoder stays in float32: in float16 it gives NaN. Small budgets keep it in bfloat16, which has
+    the range but fewer digits, where the GPU computes in that. Its UNet is told that every picture was of
+    the model's own size and not cropped.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class SDXLPrior(LatentUNet):
                 found = encoder(tokens.to(encoder.device), output_hidden_states=True)
             states.append(full(found.hidden_states[-2]))
             pooled = found[0]  # of the second: text_embeds
-        device = self.unet.device
+        device = home(self.unet)
         told = {"states": torch.cat(states, dim=-1).to(device), "pooled": full(pooled).to(device)}
         if self._zero_empty:
             empty = torch.tensor([prompt == "" for prompt in prompts], device=device)
@@ -87,10 +89,16 @@ class SDXLPrior(LatentUNet):
         return told
 
     def told(self, condition: Conditioning, x_t: Tensor) -> dict[str, Any]:
-        side = float(self.resolution)
-        size = torch.tensor([side, side, 0.0, 0.0, side, side], device=x_t.device)  # whole, crop, target
+        size = torch.full((len(x_t), 6), float(self.resolution), device=x_t.device)  # whole, crop, target
+        size[:, 2:4] = 0.0
         pooled = condition["pooled"].to(self.unet.dtype)
-        return {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": size.repeat(len(x_t), 1)}}
+        return {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": size}}
+
+
+def autoencoder_dtype(load_options: LoadOptions) -> torch.dtype:
+    """float32, or bfloat16 where memory is short and the GPU has it (from compute capability 8.0 on)."""
+    able = load_options.rough and torch.cuda.get_device_capability() >= (8, 0)
+    return torch.bfloat16 if able else torch.float32
 
 
 def _like(rows: Tensor, value: Tensor) -> Tensor:
@@ -118,7 +126,7 @@ def load(options: PriorOptions, load_options: LoadOptions) -> SDXLPrior:
         found = lora.merge(names[1], model.network(CLIPTextModelWithProjection, names[1], dtype=words))
         return placed(found, load_options, device=load_options.text_device)
 
-    vae = model.network(AutoencoderKL, "vae", dtype=torch.float32)
+    vae = model.network(AutoencoderKL, "vae", dtype=autoencoder_dtype(load_options))
     unet = lora.merge("unet", model.network(UNet2DConditionModel, "unet", dtype=dtype))
     with explained(SDXLPrior, model.path):
         return SDXLPrior(

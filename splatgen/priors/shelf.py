@@ -25,6 +25,7 @@ from splatgen.priors.lora import LoraAdapter
 from splatgen.priors.pixels import averaged
 from splatgen.runs.version import __version__
 from splatgen.scene.cameras import Cameras
+from splatgen.scene.uploads import upload
 from splatgen.scene.view_prompts import split_view
 from splatgen.worlds.shelf import weights_folder
 from splatgen.worlds.shelf.grammar import parse
@@ -98,7 +99,7 @@ class ShelfPrior:
         return {"states": states, "pooled": pooled}
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Conditioning, cameras: Cameras) -> Tensor:
-        seen = seen_from(cameras.azimuth, cameras.elevation).to(x_t)
+        seen = upload(seen_from(cameras.azimuth, cameras.elevation), x_t.device).to(x_t.dtype)
         if not self.camera:
             seen = torch.zeros_like(seen)
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.half):

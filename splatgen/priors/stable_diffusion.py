@@ -13,6 +13,7 @@ import torch
 from splatgen.config import PriorOptions
 from splatgen.models.budget import LoadOptions
 from splatgen.models.loading import Lazy, compiled, explained, frozen, placed, torch_dtype
+from splatgen.models.paging import home
 from splatgen.priors import Conditioning
 from splatgen.priors.latent import check_match, clip_tokens, full, tiny_autoencoder, trained_side
 from splatgen.priors.latent_unet import LatentUNet
@@ -63,7 +64,7 @@ class StableDiffusionPrior(LatentUNet):
         tokens = clip_tokens(self.tokenizer, prompts, name=self.name, most=most)
         with torch.no_grad():
             found = self.text_encoder(tokens.to(self.text_encoder.device))
-        return {"states": full(found.last_hidden_state).to(self.unet.device)}
+        return {"states": full(found.last_hidden_state).to(home(self.unet))}
 
 
 def load_sd15(options: PriorOptions, load_options: LoadOptions) -> StableDiffusionPrior:
@@ -90,6 +91,7 @@ def load(name: str, options: PriorOptions, load_options: LoadOptions) -> StableD
         return placed(
             lora.merge("text_encoder", model.network(CLIPTextModel, "text_encoder", dtype=dtype)),
             load_options,
+            device=load_options.device,
         )
 
     vae = model.network(AutoencoderKL, "vae", dtype=dtype)

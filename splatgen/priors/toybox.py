@@ -17,6 +17,7 @@ from splatgen.priors.lora import LoraAdapter
 from splatgen.priors.pixels import from_pixels, to_side
 from splatgen.runs.version import __version__
 from splatgen.scene.cameras import Cameras
+from splatgen.scene.uploads import upload
 from splatgen.scene.view_prompts import split_view
 from splatgen.worlds.toybox import weights_folder
 from splatgen.worlds.toybox.grammar import parse
@@ -65,7 +66,7 @@ class ToyboxPrior:
         return {"states": states, "pooled": pooled}
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Conditioning, cameras: Cameras) -> Tensor:
-        seen = camera_features(cameras.azimuth, cameras.elevation).to(x_t)
+        seen = upload(camera_features(cameras.azimuth, cameras.elevation), x_t.device).to(x_t.dtype)
         if not self.camera:
             seen = torch.zeros_like(seen)
         v: Tensor = self.net(x_t, t, condition["states"], condition["pooled"], seen)

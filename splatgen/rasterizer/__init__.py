@@ -22,6 +22,7 @@ from torch import Tensor
 from splatgen.rasterizer.backends import pick_backend
 from splatgen.scene.cameras import Cameras, viewmats
 from splatgen.scene.splats import Splats, check
+from splatgen.scene.uploads import upload_together
 
 BACKEND_VARIABLE = "SPLATGEN_CPU_BACKEND"  # numba (the default) or torch
 
@@ -65,7 +66,7 @@ def _backgrounds(background: Tensor | None, cameras: Cameras, like: Tensor) -> T
             f"background has shape {tuple(background.shape)}, expected (3,) or ({len(cameras)}, 3): "
             "one colour, or one per camera"
         )
-    return background.to(like).expand(len(cameras), 3)
+    return background.to(like.dtype).expand(len(cameras), 3)
 
 
 def _blank(splats: Splats, cameras: Cameras, backgrounds: Tensor) -> Render:
@@ -125,8 +126,9 @@ def render(
     default is the environment's SPLATGEN_CPU_BACKEND, else numba. Raises BackendError where there is none.
     """
     check(splats)
-    cameras = cameras.to(splats.means.device)
+    device = splats.means.device
     backgrounds = _backgrounds(background, cameras, splats.means)
+    w2c, Ks, backgrounds = upload_together((viewmats(cameras), cameras.K, backgrounds), device)
     if len(splats) == 0:
         return _blank(splats, cameras, backgrounds)
     arguments: dict[str, Any] = {
@@ -135,8 +137,8 @@ def render(
         "scales": splats.scales.exp(),
         "opacities": splats.opacities.sigmoid(),
         "colors": splats.sh,
-        "viewmats": viewmats(cameras),
-        "Ks": cameras.K,
+        "viewmats": w2c,
+        "Ks": Ks,
         "width": cameras.width,
         "height": cameras.height,
         "sh_degree": splats.sh_degree,

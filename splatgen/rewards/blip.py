@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from splatgen.models import paging
 from splatgen.models.budget import LoadOptions
 from splatgen.models.loading import explained, fill, quiet, read_tensors, torch_dtype
 from splatgen.models.weights import WeightsError
@@ -86,10 +87,13 @@ def load_network(
         blip = architecture(tensors, path, med, vision_heads)
         network = make(blip)
     blip.to(torch_dtype(load_options))
-    network.to_empty(device=load_options.device)
+    network.to_empty(device="cpu" if load_options.paged else load_options.device)
     positions = blip.text.embeddings.position_ids  # [1, 512], in no file
     positions.copy_(torch.arange(positions.shape[-1]))
-    return fill(network, renamed(tensors), path)
+    fill(network, renamed(tensors), path)
+    if load_options.paged:
+        paging.paged(network, load_options.device)
+    return network
 
 
 def renamed(tensors: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,16 @@ from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 
 from splatgen.models.budget import LoadOptions
-from splatgen.models.loading import Lazy, check_report, explained, frozen, quiet, read_tensors, torch_dtype
+from splatgen.models.loading import (
+    Lazy,
+    check_report,
+    explained,
+    frozen,
+    placed,
+    quiet,
+    read_tensors,
+    torch_dtype,
+)
 from splatgen.models.weights import ModelFiles, WeightsError, find
 from splatgen.rewards.pictures import cropped, normalised
 
@@ -172,16 +181,24 @@ def image_tower(
     from transformers import CLIPVisionModelWithProjection
 
     chosen = _part(tensors, "vision")
-    return assembled(CLIPVisionModelWithProjection, config.vision_config, chosen, path, load_options)
+    vision = config.vision_config
+    return assembled(CLIPVisionModelWithProjection, vision, chosen, path, load_options, turns=True)
 
 
 def assembled(
-    kind: type[N], config: Any, tensors: Mapping[str, Any], path: Path, load_options: LoadOptions
+    kind: type[N],
+    config: Any,
+    tensors: Mapping[str, Any],
+    path: Path,
+    load_options: LoadOptions,
+    *,
+    turns: bool = False,
 ) -> N:
     """A network of transformers from tensors that must be exactly its own, where and as a run keeps it.
 
-    Raises WeightsError for what is missing, left over or of another shape. (`kind(config)` would fill it
-    with random numbers first, in float32.)
+    turns: it is used at every step, and takes turns with others where a run does that. Raises WeightsError
+    for what is missing, left over or of another shape. (`kind(config)` would fill it with random numbers
+    first, in float32.)
     """
     with explained(kind, path), quiet():
         network, report = kind.from_pretrained(  # type: ignore[attr-defined]
@@ -193,8 +210,7 @@ def assembled(
             output_loading_info=True,
         )
     check_report(kind, path, report)
-    frozen(network).to(load_options.device)
-    return cast("N", network)
+    return placed(frozen(cast("N", network)), load_options, device=None if turns else load_options.device)
 
 
 def clip_tokenizer(folder: Path, vocabulary: int) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from splatgen.config import RewardOptions
 from splatgen.rewards import Reward
+from splatgen.scene.uploads import upload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,4 +63,5 @@ class RewardEnsemble:
 
     @staticmethod
     def _column(values: Sequence[float], like: Tensor) -> Tensor:
-        return like.new_tensor(values).view(-1, *[1] * (like.dim() - 1))
+        column = upload(torch.tensor(values, dtype=like.dtype), like.device)
+        return column.view(-1, *[1] * (like.dim() - 1))

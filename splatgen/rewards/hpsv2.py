@@ -69,6 +69,7 @@ def from_file(
             open_clip.vision_tower(tensors),
             path,
             load_options,
+            turns=True,
         ),
         text_tower=Lazy(text_tower),
         tokenizer=clip_tokenizer(words, text.vocab_size),

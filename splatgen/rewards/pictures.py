@@ -54,8 +54,8 @@ def normalised(
     images: Tensor, mean: tuple[float, ...] = CLIP_MEAN, std: tuple[float, ...] = CLIP_STD
 ) -> Tensor:
     """Less the mean, by the standard deviation of each channel."""
-    values = torch.tensor([mean, std], dtype=images.dtype, device=images.device)[..., None, None]
-    return (images - values[0]) / values[1]
+    channels = zip(images.unbind(-3), mean, std, strict=True)
+    return torch.stack([(channel - m) / s for channel, m, s in channels], -3)
 
 
 def _bicubic(images: Tensor, height: int, width: int) -> Tensor:

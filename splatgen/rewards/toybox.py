@@ -9,6 +9,7 @@ from torch import Tensor
 
 from splatgen.models.budget import LoadOptions
 from splatgen.runs.version import __version__
+from splatgen.scene.uploads import upload
 from splatgen.scene.view_prompts import split_view
 from splatgen.worlds.towers import RewardNet
 from splatgen.worlds.toybox import weights_folder
@@ -50,8 +51,8 @@ class ToyboxReward:
             texts.append(with_view(str(parse(text)), word))
         device = next(self.net.parameters()).device
         with torch.no_grad():
-            captions = self.net.embed_texts(tokenize(texts).to(device))
-        row = torch.tensor([unique.index(prompt) for prompt in prompts], device=device)
+            captions = self.net.embed_texts(tokenize(texts))
+        row = upload(torch.tensor([unique.index(prompt) for prompt in prompts]), device)
         return (self.net.embed_images(images) * captions[row]).sum(-1)
 
 

@@ -22,7 +22,8 @@ DEFAULT_FOV = 50.0  # vertical field of view, degrees
 
 @dataclass(frozen=True, kw_only=True)
 class Cameras:
-    """A batch of pinhole cameras of one image size.
+    """A batch of pinhole cameras of one image size. On a GPU's machine, too, they are best on the CPU: what
+    looks at their angles need not wait, and `render` takes them from there.
 
     c2w maps camera coordinates (OpenGL) to the world; K holds focal lengths and the principal
     point in pixels, with pixel centres at +0.5.
@@ -53,6 +54,17 @@ class Cameras:
             height=self.height,
             azimuth=self.azimuth[index],
             elevation=self.elevation[index],
+        )
+
+    def repeated(self, count: int) -> Cameras:
+        """All of them, `count` times over."""
+        return Cameras(
+            c2w=self.c2w.repeat(count, 1, 1),
+            K=self.K.repeat(count, 1, 1),
+            width=self.width,
+            height=self.height,
+            azimuth=self.azimuth.repeat(count),
+            elevation=self.elevation.repeat(count),
         )
 
     def to(self, device: torch.device | str) -> Cameras:

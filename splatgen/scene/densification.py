@@ -42,6 +42,21 @@ class _CappedStrategy(DefaultStrategy):  # type: ignore[misc]
         grown: tuple[int, int] = super()._grow_gs(params, optimizers, state, step)
         return grown
 
+    def _update_state(
+        self, params: Params, state: dict[str, Any], info: dict[str, Any], packed: bool = False
+    ) -> None:
+        """What gsplat's does, without looking up the visible splats, for which it waits for the device."""
+        means2d, visible = info["means2d"], (info["radii"] > 0).all(-1)  # [C, N]
+        gradients = means2d.grad.clone()
+        gradients[..., 0] *= info["width"] / 2.0 * info["n_cameras"]
+        gradients[..., 1] *= info["height"] / 2.0 * info["n_cameras"]
+        for key in ("grad2d", "count"):
+            if state[key] is None:
+                state[key] = torch.zeros(len(params["means"]), device=means2d.device)
+        for seen, norms in zip(visible, gradients.norm(dim=-1), strict=True):  # the cameras
+            state["grad2d"] += torch.where(seen, norms, 0.0)
+            state["count"] += seen
+
 
 def growth_threshold(gradients: Tensor, *, share: float, room: int) -> float:
     """The value that at most `room` gradients [N], and at most that share of the positive ones, exceed."""
@@ -97,7 +112,9 @@ class Densifier:
         seed = int(torch.randint(2**62, (), generator=rng(self.seed, step, "densify")))
         devices = [params["means"].device] if params["means"].is_cuda else []
         with torch.random.fork_rng(devices=devices):  # gsplat's split draws from the global generator
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
+            if devices:  # torch.manual_seed seeds every GPU of the machine
+                torch.cuda.manual_seed(seed)
             self.strategy._grow_gs(params, optimizers, self.state, step)
             self._prune(params, optimizers)
         self.state["grad2d"].zero_()

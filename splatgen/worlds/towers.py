@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, normalize, pixel_unshuffle
 
+from splatgen.scene.uploads import upload
+
 MAX_TOKENS = 16
 SPECIAL = ("<start>", "<end>")  # <end> also pads: the pooled state is read at the first one
 
@@ -107,9 +109,9 @@ class RewardNet(nn.Module):
         return normalize(_full(self.image_out(features.flatten(1))), dim=-1)
 
     def embed_texts(self, tokens: Tensor) -> Tensor:
-        """Unit vectors [B, E] of tokens [B, L]."""
+        """Unit vectors [B, E] of tokens [B, L]; from the CPU they need not be waited for."""
         length = int((tokens != 1).sum(1).max()) + 1  # what follows the first <end> changes nothing
-        tokens = tokens[:, :length]
+        tokens = upload(tokens[:, :length], self.log_scale.device)
         return normalize(_full(self.text_out(self.text(input_ids=tokens).pooler_output)), dim=-1)
 
 

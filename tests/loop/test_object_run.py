@@ -613,7 +613,7 @@ def test_each_view_gets_the_prompt_of_its_side(told):
     for condition, prompts in (
         (moment.conditions.positive, texts),
         (moment.conditions.negative, [""] * 8),
-        (moment.plain.positive, ["a red cube"] * 8),
+        (moment.plain().positive, ["a red cube"] * 8),
     ):
         expected = models.prior.embed(prompts)
         for name in expected:

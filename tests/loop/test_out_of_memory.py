@@ -1,4 +1,4 @@
-"""When memory runs out: half the batches once, then a checkpoint and the error."""
+"""When memory runs out: half the batches until one image is left, then a checkpoint and the error."""
 
 import dataclasses
 
@@ -94,11 +94,11 @@ def test_a_step_that_was_taken_in_halves_is_the_same_step(tmp_path):
         torch.testing.assert_close(value, b[name], rtol=1e-4, atol=1e-6)
 
 
-def test_a_second_want_of_memory_leaves_a_checkpoint_of_the_last_whole_step(tmp_path):
-    prior = Small(most=3, first=2)
+def test_when_one_image_is_too_much_a_checkpoint_of_the_last_whole_step_is_left(tmp_path):
+    prior = Small(most=0, first=2)
     with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
         generate(tmp_path, prior)
-    assert prior.seen == [16, 16, 16, 8]  # two steps, the third, and its half
+    assert prior.seen == [16, 16, 16, 8, 4, 2, 1]  # two steps, the third, and its parts
     run = run_folder(tmp_path)
     assert runs.read(run)["status"] == "oom"
     assert checkpoint.load_latest(run.checkpoints).step == 2
@@ -110,25 +110,30 @@ def test_a_second_want_of_memory_leaves_a_checkpoint_of_the_last_whole_step(tmp_
     assert all(torch.equal(value, b[name]) for name, value in a.items())
 
 
-def test_it_is_halved_once_and_not_again(tmp_path):
+def test_memory_that_gets_less_in_the_middle_of_a_run_is_met_with_smaller_parts(tmp_path):
     class Shrinking(Small):
         def predict(self, x_t, t, condition, cameras):
             self.most = 8 if len(self.seen) < 4 else 2
             return super().predict(x_t, t, condition, cameras)
 
-    prior = Shrinking(most=8, first=0)
-    with pytest.raises(torch.OutOfMemoryError):
-        generate(tmp_path, prior)
-    assert min(prior.seen) == 8
-    assert checkpoint.load_latest(run_folder(tmp_path).checkpoints).step == 1
+    prior = Shrinking(most=8)
+    result = generate(tmp_path, prior)
+    assert result.status == "done"
+    assert runs.read(result.run)["halved_at_step"] == 0
+    assert prior.seen[:7] == [16, 8, 8, 8, 8, 4, 2]
+    assert prior.seen[-1] == 2
 
 
 def test_one_item_at_a_time_cannot_be_halved():
     prior = Small(most=100)
     given = config(guidance=GuidanceOptions(scale=3.0, batch=1), reward_options=RewardOptions(batch=1))
-    assert lighter(models(prior, given)) is None
+    single = models(prior, given)
+    single = dataclasses.replace(single, encode=1)
+    single.denoiser.learning = 1
+    assert lighter(single) is None
     more = lighter(models(prior, dataclasses.replace(given, guidance=GuidanceOptions(batch=7))))
     assert (more.denoiser.options.batch, more.ensemble.options.batch, more.halved) == (3, 1, True)
+    assert (more.denoiser.learning, more.encode) == (1, 1)  # of two prompts of one view
 
 
 def test_other_errors_pass_through_at_once():
@@ -166,7 +171,7 @@ def test_a_2d_run_is_halved_too_and_leaves_a_checkpoint(tmp_path, monkeypatch):
     result = image_run.generate(given, out=tmp_path, command=["test"])
     assert runs.read(result.run)["halved_at_step"] == 0
     assert prior.seen[:3] == [8, 4, 4]
-    prior.most = 1
+    prior.most = 0
     with pytest.raises(torch.OutOfMemoryError):
         image_run.generate(given, out=tmp_path / "more", command=["test"])
     assert checkpoint.load_latest(run_folder(tmp_path / "more").checkpoints).step == 0
@@ -189,6 +194,7 @@ def test_a_budget_bounds_what_goes_through_at_once_and_frees_the_text_encoders(n
     held = assemble(given, prior, ensemble(Reward()), (Reward(name="watching"),))
     assert held.denoiser.options.batch == budget.denoise
     assert held.ensemble.options.batch == budget.decode
+    assert (held.denoiser.learning, held.encode) == (budget.learning, budget.encode)
     assert freed == (["prior", "reward", "reward"] if budget.free_text else [])
     own = dataclasses.replace(given, guidance=GuidanceOptions(batch=3), reward_options=RewardOptions(batch=5))
     held = assemble(own, prior, ensemble(Linear()), ())

@@ -134,7 +134,7 @@ def test_a_step_gives_coverage_and_takes_the_background_away():
         config = Config(prompt="a taxi", prior="shelf", views=ViewOptions(background=name))
         behind = step.background(config, 5, cameras)
         out = render(splats, cameras, behind)
-        found.append(step.encode(config, p, out, cameras, 5))
+        found.append(p.encode(*step.encoder_inputs(config, out, cameras, 5)))
     black = render(splats, cameras)
     torch.testing.assert_close(found[0], p.encode(black.rgb, black.alpha), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
@@ -149,11 +149,8 @@ def test_other_priors_see_the_render_as_it_is():
     splats = random_ball(rng(0, 0, "init"), count=50, radius=0.6, scale=0.15, opacity=0.6)
     out = render(splats, cameras, step.background(config, 0, cameras))
 
-    class Plain:
-        def encode(self, images):
-            return images
-
-    assert step.encode(config, Plain(), out, cameras, 0) is out.rgb
+    (seen,) = step.encoder_inputs(config, out, cameras, 0)
+    assert seen is out.rgb
 
 
 def test_it_loads_from_a_folder_and_says_what_is_missing(tmp_path):

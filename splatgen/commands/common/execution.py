@@ -15,7 +15,9 @@ from splatgen.commands.common.checks import resolve
 from splatgen.commands.common.progress import Reporter, duration
 from splatgen.commands.common.signals import Stop, on_signals
 from splatgen.config import ImageConfig
+from splatgen.models.budget import not_compiled
 from splatgen.models.memory import keep_freed
+from splatgen.priors import PRIORS
 from splatgen.runs import run_folder
 
 if TYPE_CHECKING:
@@ -68,7 +70,9 @@ def headline(config: Method, choice: Choice) -> str:
         rasterizer = choice.device.upper()
     prior = "embedded toybox" if config.prior == "toybox" else config.prior
     chosen = f"{choice.note}: " if choice.note else ""
-    return f"{chosen}{rasterizer}, {prior} prior, {config.steps} steps, seed {config.seed}"
+    reason = not_compiled(config, large=PRIORS[config.prior].large)
+    plain = f" (not compiled: {reason})" if reason else ""
+    return f"{chosen}{rasterizer}, {prior} prior{plain}, {config.steps} steps, seed {config.seed}"
 
 
 def files(run: Run) -> dict[str, str]:

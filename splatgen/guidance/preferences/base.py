@@ -17,6 +17,7 @@ from torch import Tensor
 
 from splatgen.guidance.denoiser import Guided
 from splatgen.guidance.moment import Moment
+from splatgen.guidance.scores.base import Metrics
 from splatgen.priors import Conditioning
 from splatgen.rewards.ensemble import RewardEnsemble
 
@@ -28,7 +29,8 @@ class Choice:
     kept: Tensor  # [M, B] indices of candidates
     weights: Tensor  # [M, B]
     rewards: Tensor | None = None  # [K, G] of all candidates, as they were ranked
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
+    paired: bool = False  # the two that are kept are a winner and a loser
 
 
 class Preference(Protocol):
@@ -61,7 +63,7 @@ class Preference(Protocol):
         """
         return None
 
-    def learn(self, moment: Moment, x_t: Tensor, tries: Guided, ensemble: RewardEnsemble) -> dict[str, float]:
+    def learn(self, moment: Moment, x_t: Tensor, tries: Guided, ensemble: RewardEnsemble) -> Metrics:
         """Train what the preference trains, if anything, on the first kept candidate [B, C, h, w]."""
         return {}
 
@@ -92,12 +94,13 @@ def judge(moment: Moment, x0: Tensor, ensemble: RewardEnsemble) -> Tensor:
     return ensemble.ranked(moment.items(raw.view(len(raw), len(x0), -1)))
 
 
-def reward_metrics(rewards: Tensor) -> dict[str, float]:
-    """What to log of rewards [K, G]."""
-    finite = rewards[torch.isfinite(rewards)]
-    metrics = {"preference/bad_rewards": float(rewards.numel() - finite.numel())}
-    if finite.numel():
-        metrics["preference/reward_mean"] = float(finite.mean())
-        metrics["preference/reward_best"] = float(finite.max())
-        metrics["preference/reward_worst"] = float(finite.min())
-    return metrics
+def reward_metrics(rewards: Tensor) -> Metrics:
+    """What to log of rewards [K, G]; where none is finite, only that."""
+    finite = torch.isfinite(rewards)
+    count = finite.sum()
+    return {
+        "preference/bad_rewards": rewards.numel() - count,
+        "preference/reward_mean": torch.where(finite, rewards, 0.0).sum() / count,
+        "preference/reward_best": torch.where(finite, rewards, -torch.inf).max(),
+        "preference/reward_worst": torch.where(finite, rewards, torch.inf).min(),
+    }

@@ -36,7 +36,8 @@ class DPO(Preference):
             kept=pair.kept(moment),
             weights=moment.views(torch.stack([torch.ones_like(against), against])),
             rewards=rewards,
-            metrics={**reward_metrics(rewards), "preference/small_gaps": float((against == 0).sum())},
+            paired=True,
+            metrics={**reward_metrics(rewards), "preference/small_gaps": (against == 0).sum()},
         )
 
     def combine(self, moment: Moment, tries: Guided, residuals: Tensor, choice: Choice) -> Tensor:

@@ -5,21 +5,23 @@ Shapes: B views, R of them, G items, K = 2 candidates, C x h x w the prior's spa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from splatgen.config import PSDOptions
-from splatgen.guidance.conditioning import repeat
+from splatgen.guidance.conditioning import repeat, take
 from splatgen.guidance.denoiser import Guided
 from splatgen.guidance.inversion import ddim_step
 from splatgen.guidance.moment import Moment
 from splatgen.guidance.preferences.base import Choice, Preference, judge, reward_metrics
 from splatgen.guidance.preferences.pairs import compare
+from splatgen.guidance.scores.base import Metrics
 from splatgen.priors import Conditioning
 from splatgen.rewards.ensemble import RewardEnsemble
+from splatgen.scene.uploads import upload
 
 
 class PSD(Preference):
@@ -64,10 +66,11 @@ class PSD(Preference):
             kept=pair.kept(moment),
             weights=moment.views(torch.stack([torch.ones_like(strength), strength])),
             rewards=rewards,
+            paired=True,
             metrics={
                 **reward_metrics(rewards),
-                "preference/gap": float(pair.gap.nan_to_num().mean()),
-                "preference/strength": float(strength.mean()),
+                "preference/gap": pair.gap.nan_to_num().mean(),
+                "preference/strength": strength.mean(),
             },
         )
 
@@ -82,13 +85,13 @@ class PSD(Preference):
         merged: Tensor = residuals[0] + added.to(residuals)
         return merged
 
-    def learn(self, moment: Moment, x_t: Tensor, tries: Guided, ensemble: RewardEnsemble) -> dict[str, float]:
+    def learn(self, moment: Moment, x_t: Tensor, tries: Guided, ensemble: RewardEnsemble) -> Metrics:
         o = self.options
-        rows = moment.views((moment.items(moment.t) <= o.t_limit).float()).nonzero().flatten()
+        rows = moment.views((moment.items(moment.times) <= o.t_limit).float()).nonzero().flatten()
         if not o.learn or moment.step % o.interval or not len(rows) or self._optimizer is None:
             return {}
         reward, gradients = self._reward_gradient(moment, rows, x_t, tries, ensemble)
-        if not all(bool(torch.isfinite(z).all()) for z in (reward, *gradients)):
+        if not torch.stack([torch.isfinite(z).all() for z in (reward, *gradients)]).all():
             return {"preference/bad_negative": 1.0}
         for value, gradient in zip(self._learned.values(), gradients, strict=True):
             value.grad = -gradient  # Adam descends
@@ -96,28 +99,66 @@ class PSD(Preference):
         self._optimizer.param_groups[0]["lr"] = o.lr * min(left, 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return {"preference/negative_reward": float(reward)}
+        return {"preference/negative_reward": reward}
 
     def _reward_gradient(
         self, moment: Moment, rows: Tensor, x_t: Tensor, tries: Guided, ensemble: RewardEnsemble
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Mean reward of the estimates of some views, and its gradient with respect to the negative."""
-        prior, t = moment.prior, moment.t[rows]
-        learned = {name: value.detach().requires_grad_() for name, value in self._learned.items()}
-        fixed = {name: value[rows] for name, value in moment.conditions.negative.items()}
+        """Mean reward of the estimates of some views, and its gradient with respect to the negative.
+
+        In parts that fit memory: sums over the views are sums over the parts.
+        """
         if tries.base is None or tries.direction is None:
             raise ValueError("psd learns its negative through guidance: give a guidance scale other than 1")
-        e_y, aside = tries.conditional[rows], (tries.direction - tries.conditional + tries.base)[rows]
-        with torch.enable_grad():
+        found = [
+            self._part_gradient(moment, part, len(rows), x_t, tries, ensemble)
+            for part in moment.denoiser.parts(rows)
+        ]
+        rewards, gradients = zip(*found, strict=True)
+        return sum(rewards[1:], rewards[0]), tuple(sum(z[1:], z[0]) for z in zip(*gradients, strict=True))
+
+    def _part_gradient(
+        self, moment: Moment, rows: Tensor, of: int, x_t: Tensor, tries: Guided, ensemble: RewardEnsemble
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The share of some of `of` views.
+
+        First from the reward to the estimate, then from there to the negative. Where memory is short the
+        estimate is taken from the step, so that reward, decoder and denoiser make their graphs one after the
+        other, and need not be there at once.
+        """
+        prior, on = moment.prior, upload(rows, x_t.device)
+        learned = {name: value.detach().requires_grad_() for name, value in self._learned.items()}
+        fixed = take(moment.conditions.negative, on)
+        guided, t = tries.map(lambda z: z[on]), moment.t[on]
+        assert guided.base is not None
+        assert guided.direction is not None
+        aside = guided.direction - guided.conditional + guided.base  # Perp-Neg's part
+        prompts = [moment.prompts[n] for n in rows.tolist()]
+
+        def estimate() -> Tensor:
             negative = {**fixed, **repeat(learned, len(rows))}
-            e_n = moment.denoiser.raw(x_t[rows], t, negative, moment.cameras[rows])
-            eps = e_n + moment.scale * (e_y - e_n + aside)  # aside: Perp-Neg's part
-            x0 = ddim_step(prior, x_t[rows], eps, t, torch.zeros_like(t))
-            prompts = [moment.prompts[n] for n in rows.tolist()]
-            raw = ensemble.each(prior.decode(x0).clamp(0.0, 1.0), prompts)
-            reward = ensemble.fixed(raw).mean()
-            gradients = torch.autograd.grad(reward, list(learned.values()))
-        return reward.detach(), gradients
+            e_n = moment.denoiser.raw(x_t[on], t, negative, moment.cameras[rows])
+            eps = e_n + moment.scale * (guided.conditional - e_n + aside)
+            return ddim_step(prior, x_t[on], eps, t, torch.zeros_like(t))
+
+        def pictures(x0: Tensor) -> Tensor:
+            return prior.decode(x0).clamp(0.0, 1.0)
+
+        def judged(images: Tensor) -> Tensor:
+            return ensemble.fixed(ensemble.each(images, prompts)).sum() / of
+
+        with torch.enable_grad():
+            if moment.denoiser.learning:
+                eps = guided.base + moment.scale * guided.direction
+                known = ddim_step(prior, x_t[on], eps, t, torch.zeros_like(t))
+                reward, slope = one_by_one(known, pictures, judged)
+                x0 = estimate()
+            else:
+                x0 = estimate()
+                leaf = x0.detach().requires_grad_()
+                reward = judged(pictures(leaf))
+                (slope,) = torch.autograd.grad(reward, [leaf])
+            return reward.detach(), torch.autograd.grad(x0, list(learned.values()), slope)
 
     def state_dict(self) -> dict[str, Any]:
         if self._optimizer is None:  # stopped before the first step
@@ -138,6 +179,18 @@ class PSD(Preference):
         if self._optimizer is not None:
             self._optimizer.load_state_dict(state["optimizer"])
         self._saved = None
+
+
+def one_by_one(
+    x: Tensor, first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """second(first(x)) [] and its gradient with respect to x, with the graph of one of them at a time."""
+    with torch.no_grad():
+        middle = first(x).requires_grad_()
+    value = second(middle)
+    (slope,) = torch.autograd.grad(value, [middle])
+    leaf = x.detach().requires_grad_()
+    return value, torch.autograd.grad(first(leaf), [leaf], slope)[0]
 
 
 def item_norms(z: Tensor, views: int) -> Tensor:

@@ -40,14 +40,13 @@ class Weighted(Preference):
         if len(x_t) == 1:
             return Preference.choose(self, moment, x_t, tries, ensemble)
         rewards = judge(moment, self._look_ahead(moment, x_t, tries), ensemble)
-        columns = [omegas(column, self.options) for column in rewards.T.cpu()]
-        weights = torch.stack(columns, 1)  # [K, G]
-        ranked = torch.where(weights != 0, rewards.cpu().nan_to_num(), -torch.inf)
-        order = ranked.argsort(dim=0, descending=True, stable=True)
-        order = order[: max(int((weights != 0).sum(0).max()), 1)]  # [M, G] the best first
+        weights = omegas(rewards.T.contiguous(), self.options).T  # [K, G]
+        ranked = torch.where(weights != 0, rewards.nan_to_num(), -torch.inf)
+        most = self.options.top if self.options.strategy == "best" else len(ranked)  # equal ones all count
+        order = ranked.argsort(dim=0, descending=True, stable=True)[:most]  # [M, G] the best first
         return Choice(
-            kept=moment.views(order).to(x_t.device),
-            weights=moment.views(weights.gather(0, order)).to(x_t.device),
+            kept=moment.views(order),
+            weights=moment.views(weights.gather(0, order)),
             rewards=rewards,
             metrics=reward_metrics(rewards),
         )
@@ -66,41 +65,56 @@ class Weighted(Preference):
             first = first.map(lambda z: z.view(x_t.shape))
         if self.options.lookahead == 1:
             return first.x0
-        levels = falling(moment.t, self.options.lookahead)
+        levels = falling(moment.times, self.options.lookahead)
         return walk(moment, x_t, levels, scale=scale, plain=False, first=first)
 
 
 def omegas(rewards: Tensor, options: WeightedOptions) -> Tensor:
-    """Weights [K] of one item's rewards [K]; what is not finite gets none.
+    """Weights [..., K] of the rewards [..., K] of an item; what is not finite gets none.
 
     Equal rewards: softmax and min-max weigh all alike, best takes the first. With no finite reward the
-    first candidate stands alone, which is the plain score.
+    first candidate stands alone, which is the plain score. Nothing here waits for the device.
     """
-    good = torch.isfinite(rewards).nonzero().flatten()
-    weights = torch.zeros_like(rewards)
-    if not len(good):
-        weights[0] = 1.0
-        return weights
-    scores = rewards[good]
-    order = good[scores.argsort(descending=True, stable=True)]
-    paper = 1.0 / len(rewards)
+    good = torch.isfinite(rewards)
+    count = good.sum(-1, keepdim=True)
+    safe = torch.where(good, rewards, -torch.inf)
+    rank = safe.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)  # 0 is the best
+    best = safe.amax(-1, keepdim=True)
     if options.strategy == "softmax":
-        weights[good] = ((scores - scores.max()) / options.temperature).exp()
-        weights /= weights.sum()
-        return weights * paper if options.normalise == "paper" else weights
-    if options.strategy == "best":
-        best = order[: options.top]
-        weights[best] = paper if options.normalise == "paper" else 1.0 / len(best)
-        return weights
-    if float(scores.max() - scores.min()) < ALIKE:
-        weights[good] = 1.0 / len(good)
-        return weights
-    top, bottom = options.top, options.bottom
-    if top + bottom > len(order):  # some are not finite: the ends must not meet
-        top = min(top, max(len(order) // 2, 1))
-        bottom = min(bottom, len(order) - top)
-    weights[order[:top]] = options.top_weight * (paper if options.normalise == "paper" else 1.0 / top)
-    if bottom:
-        share = paper if options.normalise == "paper" else 1.0 / bottom
-        weights[order[len(order) - bottom :]] = -options.bottom_weight * share
-    return weights
+        weights = torch.where(good, ((rewards - best) / options.temperature).exp(), 0.0)
+        weights = weights / weights.sum(-1, keepdim=True)
+        weights = weights * (1.0 / rewards.shape[-1]) if options.normalise == "paper" else weights
+    elif options.strategy == "best":
+        weights = ends(rank, count, options, top=count.clamp_max(options.top), bottom=0 * count)
+    else:
+        top, bottom = meeting(count, options)
+        apart = best - torch.where(good, rewards, torch.inf).amin(-1, keepdim=True) >= ALIKE
+        weights = torch.where(apart, ends(rank, count, options, top=top, bottom=bottom), 1.0 / count.double())
+    alone = (torch.arange(rewards.shape[-1], device=rewards.device) == 0).double()
+    return torch.where(count > 0, torch.where(good, weights, 0.0), alone).to(rewards.dtype)
+
+
+def meeting(count: Tensor, options: WeightedOptions) -> tuple[Tensor, Tensor]:
+    """How many of `count` good candidates are at the top and at the bottom: the ends must not meet."""
+    crowded = options.top + options.bottom > count
+    half = (count // 2).clamp_min(1)
+    top = torch.where(crowded, half.clamp_max(options.top), options.top)
+    bottom = torch.where(crowded, (count - top).clamp_max(options.bottom), options.bottom)
+    return top, bottom
+
+
+def ends(rank: Tensor, count: Tensor, options: WeightedOptions, *, top: Tensor, bottom: Tensor) -> Tensor:
+    """Weights of the first `top` and the last `bottom` in rank, in float64: means, or shares of N."""
+    first, last = rank < top, (rank >= count - bottom) & (rank < count)
+    high, low = (1.0, 0.0) if options.strategy == "best" else (options.top_weight, -options.bottom_weight)
+    if options.normalise == "paper":
+        share = 1.0 / rank.shape[-1]
+        return high * share * first.double() + low * share * last.double()
+    shares = (1.0 / z.clamp_min(1).double() for z in (top, bottom))
+    return sum(
+        (
+            torch.where(where, weight * share, 0.0)
+            for where, weight, share in zip((first, last), (high, low), shares, strict=True)
+        ),
+        torch.zeros_like(rank, dtype=torch.float64),
+    )

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from splatgen.guidance.denoiser import Guided, gather
 from splatgen.guidance.moment import Moment
+from splatgen.scene.uploads import upload
+
+Metrics = dict[str, float | Tensor]  # tensors [] are read when somebody logs them
 
 LATEST = 0.999  # time: at 1 nothing of the render is left
 
@@ -33,6 +36,7 @@ class Score(Protocol):
 
     times: str = "random"  # what --guidance.times auto means for it
     weighting: str = "uniform"  # what --guidance.weighting auto means for it
+    asks: bool = False  # whether its baseline asks a network
 
     def noises(self, moment: Moment, count: int) -> Noised:
         """Noises of `count` candidates."""
@@ -40,7 +44,7 @@ class Score(Protocol):
     def baseline(self, moment: Moment, noised: Noised, guided: Guided) -> Tensor:
         """What is subtracted from guided.eps [M, B, C, h, w]."""
 
-    def learn(self, moment: Moment) -> dict[str, float]:
+    def learn(self, moment: Moment) -> Metrics:
         """Train what the score trains, if anything; returns what to log."""
         return {}
 
@@ -57,4 +61,5 @@ class Score(Protocol):
 def gaussian(moment: Moment, count: int, purpose: str = "noise") -> Tensor:
     """Standard normal noise [K, B, C, h, w]; the first candidates are the same whatever the count."""
     generator = moment.rng(purpose)
-    return torch.stack([torch.randn(moment.x.shape, generator=generator) for _ in range(count)]).to(moment.x)
+    noise = torch.stack([torch.randn(moment.x.shape, generator=generator) for _ in range(count)])
+    return upload(noise, moment.x.device).to(moment.x.dtype)

@@ -17,6 +17,8 @@ class Delta(Score):
     here they do).
     """
 
+    asks = True
+
     def __init__(self, base: Score) -> None:
         self.base = base
         self.times, self.weighting = base.times, base.weighting

@@ -11,6 +11,7 @@ from splatgen.guidance.denoiser import Guided
 from splatgen.guidance.inversion import ddim_step, rising, walk
 from splatgen.guidance.moment import Moment
 from splatgen.guidance.scores.base import Noised, Score, gaussian
+from splatgen.scene.uploads import upload
 
 
 class ISM(Score):
@@ -27,13 +28,14 @@ class ISM(Score):
         self.options = options
 
     def noises(self, moment: Moment, count: int) -> Noised:
-        o, t = self.options, moment.t
-        s = (t - o.interval).clamp_min(0.0)
+        o = self.options
+        s = (moment.times - o.interval).clamp_min(0.0)
         x = moment.x + o.noise * gaussian(moment, count)
         counts = (s / o.step - 1e-6).ceil().clamp_min(1.0)
         x_s = walk(moment, x, rising(s, counts), scale=0.0, plain=True)
+        s = upload(s, x.device)
         e_s = moment.guided(x_s, t=s, scale=0.0, plain=True).eps
-        x_t = ddim_step(moment.prior, x_s, e_s, s, t)
+        x_t = ddim_step(moment.prior, x_s, e_s, s, moment.t)
         alpha, sigma = moment.amplitudes()
         return Noised(noise=(x_t - alpha * moment.x) / sigma, baseline=e_s)
 

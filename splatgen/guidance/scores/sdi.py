@@ -13,6 +13,7 @@ from splatgen.guidance.denoiser import Guided, amplitudes
 from splatgen.guidance.inversion import rising, walk
 from splatgen.guidance.moment import Moment
 from splatgen.guidance.scores.base import LATEST, Noised, Score, gaussian
+from splatgen.scene.uploads import upload
 
 
 class SDI(Score):
@@ -36,15 +37,16 @@ class SDI(Score):
 
     def noises(self, moment: Moment, count: int) -> Noised:
         o = self.options
-        share = torch.rand(len(moment.items(moment.t)), generator=moment.rng("tau")).to(moment.t)
-        end = (moment.t + o.tau * moment.views(share)).clamp_max(LATEST)
+        times = moment.times
+        share = torch.rand(len(moment.items(times)), generator=moment.rng("tau")).to(times)
+        end = (times + o.tau * moment.views(share)).clamp_max(LATEST)
         if o.entropy_at == "steps":  # every candidate has noises of its own on the way
             start = moment.x.expand(count, *moment.x.shape)
             top = self._invert(moment, start, end, jitter=moment.rng("noise"))
         else:
             top = self._invert(moment, moment.x[None], end, jitter=None)
         if o.renoise:
-            alpha, sigma = amplitudes(moment.prior, end)
+            alpha, sigma = amplitudes(moment.prior, upload(end, moment.t.device))
         else:
             alpha, sigma = moment.amplitudes()
         inverted = (top - alpha * moment.x) / sigma
@@ -56,7 +58,9 @@ class SDI(Score):
         self, moment: Moment, start: Tensor, end: Tensor, *, jitter: torch.Generator | None
     ) -> Tensor:
         o = self.options
-        counts = (o.steps * moment.t + 1e-6).floor().clamp_min(1.0)  # the paper's int(10 t); 1e-6 for float32
+        counts = (
+            (o.steps * moment.times + 1e-6).floor().clamp_min(1.0)
+        )  # the paper's int(10 t); 1e-6 for float32
         scale = -moment.scale if o.scale is None else o.scale
         levels = rising(end, counts)
         return walk(moment, start, levels, scale=scale, plain=True, jitter=jitter, eta=o.entropy)

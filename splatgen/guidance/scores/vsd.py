@@ -13,12 +13,14 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from splatgen.config import VSDOptions
+from splatgen.guidance.conditioning import take
 from splatgen.guidance.denoiser import Guided, amplitudes
 from splatgen.guidance.moment import Moment
-from splatgen.guidance.scores.base import LATEST, Noised, Score, gaussian
+from splatgen.guidance.scores.base import LATEST, Metrics, Noised, Score, gaussian
 from splatgen.priors import AdaptablePrior, Conditioning, Prior
 from splatgen.runs.rng import rng
 from splatgen.scene.cameras import Cameras
+from splatgen.scene.uploads import upload, upload_together
 
 TOLD = "told"  # rides along with the conditioning, so that it is batched with it
 
@@ -34,6 +36,8 @@ class VSD(Score):
     prior at the start; it also evaluates the copy with and without the camera, at a guidance scale of 1,
     where the second does nothing. Here an untrained copy is the prior, and G is CSD's.
     """
+
+    asks = True
 
     def __init__(self, options: VSDOptions, prior: Prior, seed: int) -> None:
         self.options = options
@@ -56,32 +60,39 @@ class VSD(Score):
             e.view(x_t.shape) + guided.adjustment
         )  # the copy is not clamped: neither is what it is taken from
 
-    def learn(self, moment: Moment) -> dict[str, float]:
+    def learn(self, moment: Moment) -> Metrics:
         generator = moment.rng("lora")
-        x = moment.x
-        items = len(moment.items(moment.t))
-        t = moment.views(torch.rand(items, generator=generator).clamp(0.001, LATEST)).to(moment.t)
-        told = moment.views((torch.rand(items, generator=generator) >= self.options.camera_dropout).float())
-        noise = torch.randn(x.shape, generator=generator).to(x)
+        x, items = moment.x, len(moment.items(moment.times))
+        t = moment.views(torch.rand(items, generator=generator).clamp(0.001, LATEST)).to(moment.times)
+        told = moment.views((torch.rand(items, generator=generator) >= self.options.camera_dropout).to(t))
+        noise = torch.randn(x.shape, generator=generator).to(x.dtype)
+        t, told, noise = upload_together((t, told, noise), x.device)
         alpha, sigma = amplitudes(moment.prior, t)
         condition, cameras, _ = moment.repeated(self._prompt(moment), 1)
-        condition = {**condition, TOLD: told.to(t) * float(self.options.camera)}
+        condition = {**condition, TOLD: told * float(self.options.camera)}
+        x_t = alpha * x + sigma * noise
+        shrink = alpha if moment.prior.prediction == "velocity" else torch.ones_like(alpha)
+
+        def part(rows: Tensor) -> tuple[Tensor, ...]:
+            """The share of some views in the loss, and in its gradient."""
+            on = upload(rows, x.device)
+            e = moment.denoiser.raw(x_t[on], t[on], take(condition, on), cameras[rows], self._predict)
+            loss = mse_loss(e / shrink[on], noise[on] / shrink[on]) * (len(rows) / len(x))
+            return loss.detach(), *torch.autograd.grad(loss, list(self.parameters.values()))
+
         with torch.enable_grad(), self.adapter.enabled():
-            x_t = alpha * x + sigma * noise
-            e = moment.denoiser.raw(x_t, t, condition, cameras, self._predict)
-            shrink = alpha if moment.prior.prediction == "velocity" else torch.ones_like(alpha)
-            loss = mse_loss(e / shrink, noise / shrink)
-            gradients = torch.autograd.grad(loss, list(self.parameters.values()))
+            parts = [part(rows) for rows in moment.denoiser.parts(torch.arange(len(x)))]
+            loss, *gradients = (sum(z[1:], z[0]) for z in zip(*parts, strict=True))
         if not torch.isfinite(loss):  # a render that is not finite must not spoil the copy
             return {"score/lora_loss": float("nan")}
         for p, gradient in zip(self.parameters.values(), gradients, strict=True):
             p.grad = gradient
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return {"score/lora_loss": float(loss.detach())}
+        return {"score/lora_loss": loss}
 
     def _prompt(self, moment: Moment) -> Conditioning:
-        return (moment.conditions if self.options.prompt == "view" else moment.plain).positive
+        return (moment.conditions if self.options.prompt == "view" else moment.plain()).positive
 
     def _predict(self, x_t: Tensor, t: Tensor, condition: Conditioning, cameras: Cameras) -> Tensor:
         rest = {name: value for name, value in condition.items() if name != TOLD}

@@ -156,7 +156,7 @@ def test_the_loss_is_the_error_of_the_noise_or_of_the_velocity(step):
         prior = WitnessPrior(pattern, spread=0.3, prediction=prediction)
         _, score = make(prior, lr=0.0)
         x = normal("x")
-        losses[prediction] = score.learn(moment(prior, x, 0.5, step=step))["score/lora_loss"]
+        losses[prediction] = float(score.learn(moment(prior, x, 0.5, step=step))["score/lora_loss"])
         x_t, t, _, _, e = score.adapter.last
         alpha, sigma = amplitudes(prior, t)
         n = (x_t - alpha * x) / sigma
