@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,10 @@ SIDES = ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1))
 
 def box(size: tuple[float, float, float], color: tuple[float, float, float], front: float = 0.9) -> Mesh:
     """A box around the origin, its edges `size`; the side at +Z is grey of brightness `front`."""
-    positions, normals, colors, faces = [], [], [], []
+    positions: list[Any] = []
+    normals: list[Any] = []
+    colors: list[Any] = []
+    faces: list[tuple[int, int, int]] = []
     for side in SIDES:
         n = np.array(side, float)
         u = np.roll(n, 1)
@@ -46,7 +50,7 @@ def meshes() -> dict[str, Mesh]:
 
 def write(folder: Path) -> Path:
     """The shelf of boxes, as the build would pack it."""
-    packed = {}
+    packed: dict[str, Any] = {}
     for noun, mesh in meshes().items():
         model = catalogue().nouns[noun].model
         packed |= {f"{model.id}/{part}": values for part, values in pack(mesh).items()}
