@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, Suppress, arg
 
@@ -20,6 +21,9 @@ from splatgen.commands.common.inputs import splat_file
 from splatgen.commands.common.viewer import ViewerOptions, watched
 from splatgen.config import Config, DensifyOptions, EditOptions, RegulariseOptions, SplatOptions, presets
 from splatgen.config.validation import validate
+
+if TYPE_CHECKING:
+    from splatgen.formats.splat_file import SplatFile
 
 ARROW = re.compile(r"->|→")
 USAGE_HINT = 'as in splatgen edit object.ply "a red cube -> a blue cube"'
@@ -124,6 +128,19 @@ def check_prompts(config: Config, *, force: bool) -> Config:
     return config
 
 
+def nearby(file: SplatFile, path: Path) -> SplatFile:
+    """Splats where float32 holds them well; one line says from where they were moved to the origin."""
+    from splatgen.formats.splat_file import coarse, middle, recentred
+
+    if file.antialiased:
+        print(f"splatgen: {path} was made for an antialiased renderer, an edit is not", file=sys.stderr)
+    if not coarse(file):
+        return file
+    place = ", ".join(f"{value:.10g}" for value in middle(file))
+    print(f"splatgen: {path} is far away: the edit has its middle ({place}) at the origin", file=sys.stderr)
+    return recentred(file)
+
+
 def main(argv: Sequence[str]) -> int:
     options = arguments.read(Edit, "edit", argv, note=NOTE.format(presets=", ".join(presets())))
     path = find(options)
@@ -132,7 +149,7 @@ def main(argv: Sequence[str]) -> int:
     from splatgen.loop import object_edit, object_run
 
     object_edit.check_settings(config)
-    splats = formats.load(path)
+    splats = nearby(formats.read(path), path).splats()
     object_edit.check_source(splats, str(path), config.edit.fit)
     with watched(options.viewing, config) as channel:
         return execute(

@@ -40,10 +40,10 @@ def generate(
     """Make a 3D object out of a prompt, in a run folder in `out`.
 
     preset names settings to start from; without it and without a prior the program chooses as on the command
-    line: Stable Diffusion where CUDA and its weights are there, else the embedded prior that knows the prompt.
-    force takes the nearest prompt that the prior can read. Ctrl-C stops after the step, with a checkpoint.
-    Raises ConfigError (a ValueError) for settings that can't be, Failure for what this machine lacks, Diverged
-    for a run that is lost.
+    line: Stable Diffusion where CUDA and its weights are there, else the embedded prior that knows the
+    prompt. force takes the nearest prompt that the prior can read. Ctrl-C stops after the step, with a
+    checkpoint. Raises ConfigError (a ValueError) for settings that can't be, Failure for what this machine
+    lacks, Diverged for a run that is lost.
     """
     given = {**settings, "prompt": prompt}
     config = laid_over(Config(), preset, given)
@@ -86,7 +86,7 @@ def edit(
     from splatgen import formats
     from splatgen.loop import object_edit, object_run
 
-    splats: Any = source if _is_splats(source) else formats.load(path)
+    splats: Any = source if _is_splats(source) else edit_verb.nearby(formats.read(path), path).splats()
     object_edit.check_source(splats, str(path), checked.edit.fit)
     result, _ = execution.carry_out(
         lambda report, should_stop: object_run.edit(

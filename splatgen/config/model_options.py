@@ -24,6 +24,8 @@ class PriorOptions:
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Of the networks; auto is half precision on CUDA and float32 on the CPU (the shelf's
     denoiser: bfloat16 there, too, where the CPU has instructions for it)."""
+    prediction: Literal["auto", "epsilon", "v"] = "auto"
+    """What the network predicts, the noise or v; auto is what its files say, else what the usual ones do."""
     preview: Literal["full", "tiny"] = "full"
     """What decodes candidates for ranking: the model's own autoencoder, or the tiny one made for it."""
     compile: bool = False

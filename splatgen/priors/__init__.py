@@ -105,6 +105,7 @@ class PriorEntry:
 
 _NETWORK = ("model", "revision", "dtype", "compile")
 _LATENT = (*_NETWORK, "lora", "lora_scale", "preview")
+_STABLE = (*_LATENT, "prediction")
 _TOYBOX = ("model", "camera")
 _SHELF = (*_TOYBOX, "dtype")
 
@@ -114,9 +115,9 @@ PRIORS = {
     "shelf": PriorEntry(
         loader="splatgen.priors.shelf:load", options=_SHELF, coverage=True, half="bfloat16", embedded=True
     ),
-    "sd15": PriorEntry(loader="splatgen.priors.stable_diffusion:load_sd15", options=_LATENT),
-    "sd21": PriorEntry(loader="splatgen.priors.stable_diffusion:load_sd21", options=_LATENT),
-    "sdxl": PriorEntry(loader="splatgen.priors.sdxl:load", options=_LATENT),
+    "sd15": PriorEntry(loader="splatgen.priors.stable_diffusion:load_sd15", options=_STABLE),
+    "sd21": PriorEntry(loader="splatgen.priors.stable_diffusion:load_sd21", options=_STABLE),
+    "sdxl": PriorEntry(loader="splatgen.priors.sdxl:load", options=_STABLE),
     "deepfloyd": PriorEntry(loader="splatgen.priors.deepfloyd:load", options=_NETWORK),
     "sd3": PriorEntry(loader="splatgen.priors.flow:load_sd3", options=(*_LATENT, "t5"), half="bfloat16"),
     "sd35": PriorEntry(loader="splatgen.priors.flow:load_sd35", options=(*_LATENT, "t5"), half="bfloat16"),

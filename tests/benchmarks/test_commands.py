@@ -38,6 +38,7 @@ TINY = {
     ],
     "gallery": ["OUT/gallery.png", "--prompts", "2", "--steps", "2", "--size", "24"],
     "live_viewer": ["--tiny", "--out", "OUT/result.json"],
+    "mesh": ["--tiny", "--out", "OUT/result.json"],
     "overhead": ["--steps", "7", "--out", "OUT/result.json"],
     "rasterizer": ["--tiny", "--out", "OUT"],
     "reward_step": ["--rounds", "1", "--views", "1", "--times", "0.5", "--threads", "1", "--latents", "8"],

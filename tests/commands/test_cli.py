@@ -55,9 +55,9 @@ FLAGS = """
 --lr.final --lr.means --lr.opacities --lr.quats --lr.scales --lr.sh --negative --out
 --output.checkpoint-seconds --output.frames --output.log-every --output.reward-every --output.size
 --patience --port --preference --preset --prior --prior.camera --prior.compile --prior.dtype --prior.lora
---prior.lora-scale --prior.model --prior.no-camera --prior.no-compile --prior.no-t5 --prior.preview
---prior.revision --prior.t5 --psd.anneal --psd.gap --psd.interval --psd.learn --psd.lr --psd.no-learn
---psd.rho --psd.t-limit --psd.temperature --quiet --regularise.aspect --regularise.max-aspect
+--prior.lora-scale --prior.model --prior.no-camera --prior.no-compile --prior.no-t5 --prior.prediction
+--prior.preview --prior.revision --prior.t5 --psd.anneal --psd.gap --psd.interval --psd.learn --psd.lr
+--psd.no-learn --psd.rho --psd.t-limit --psd.temperature --quiet --regularise.aspect --regularise.max-aspect
 --regularise.max-radius --regularise.opacity --regularise.radius --regularise.scale --render.backend --reward
 --reward.batch --reward.no-view-prompts --reward.units --reward.view-prompts --score --sdi.entropy
 --sdi.entropy-at --sdi.no-renoise --sdi.renoise --sdi.scale --sdi.steps --sdi.tau --seed --splats.count

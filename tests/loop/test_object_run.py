@@ -486,6 +486,41 @@ def test_what_is_not_finite_anywhere_skips_its_step_and_says_where(monkeypatch, 
     assert all(v.isfinite().all() for v in tensors(result.run).values())
 
 
+def test_skipped_steps_are_named_in_the_record(monkeypatch, tmp_path):
+    broken_at(monkeypatch, {2, 3})
+    result = start(tmp_path, config(guidance=UNCLAMPED))
+    assert result.status == "done"
+    assert run_folder.read(result.run)["skipped"] == 2
+    monkeypatch.undo()
+    assert "skipped" not in run_folder.read(start(tmp_path / "whole", config()).run)
+
+
+def test_a_run_without_a_step_that_counted_is_not_done(monkeypatch, tmp_path):
+    """However short it is: patience would not have run out. It says what was not finite, and what to do."""
+    broken_at(monkeypatch, range(100))
+    with pytest.raises(
+        loop.Diverged, match=f"none of {STEPS} steps counted: the prior's predictions are not"
+    ):
+        start(tmp_path, config(guidance=UNCLAMPED, patience=1000))
+    run = only_run(tmp_path)
+    assert run_folder.read(run)["status"] == "diverged"
+    assert not run.splats_ply.exists()
+    assert all(v.isfinite().all() for v in tensors(run).values())
+
+
+def test_the_advice_is_about_what_was_not_finite(monkeypatch, tmp_path):
+    broken_at(monkeypatch, range(100))
+    words = "no finite gradient in 3 steps.*predictions are not finite: try --prior.dtype float32"
+    with pytest.raises(loop.Diverged, match=words):
+        start(tmp_path / "prediction", config(guidance=UNCLAMPED, patience=3))
+    monkeypatch.undo()
+
+    inject = one_step.inject
+    monkeypatch.setattr(one_step, "inject", lambda x, value, *rest: inject(x, value * math.nan, *rest))
+    with pytest.raises(loop.Diverged, match=r"no finite gradient.*lower --lr\.means or --guidance\.scale"):
+        start(tmp_path / "gradient", config(patience=3))
+
+
 def test_what_learns_beside_the_splats_stays_finite_too(monkeypatch, tmp_path):
     for change in ({"score": "vsd"}, {"preference": "psd", "psd": PSDOptions(interval=1, t_limit=1.0)}):
         name = next(iter(change.values()))

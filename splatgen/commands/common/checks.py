@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import re
 import sys
 import unicodedata
 from collections.abc import Mapping
@@ -109,6 +110,7 @@ def check_prompts(config: M, *, force: bool) -> M:
     check_text(config.negative, "negative prompt")
     if not config.prompt.strip():
         raise Failure(USAGE, 'the prompt is empty: give one, as in splatgen generate "a red cube"')
+    check_plain(config, force=force)
     for world in concerned(config):
         if config.negative.strip():
             _in_vocabulary(world, config.negative, "negative prompt: ")
@@ -127,6 +129,25 @@ def _possible(world: World, config: M, *, force: bool) -> M:
         print(f"splatgen: making {error.nearest!r} instead: {error}", file=sys.stderr)
         return dataclasses.replace(config, prompt=error.nearest)
     return config
+
+
+def check_plain(config: Method, *, force: bool) -> None:
+    """Raise Failure, unless forced, for the marks of other programs, which would be read as words."""
+    for text in (config.prompt, config.negative):
+        weight, file = _WEIGHT.search(text), _LORA.search(text)
+        if weight and not force:
+            plain = _WEIGHT.sub(r"\1", text)
+            raise Failure(
+                USAGE,
+                f"{weight[0][:40]!r} gives words a weight, which is not read here: write {plain[:80]!r} "
+                "(--force takes it as words)",
+            )
+        if file and not force:
+            raise Failure(USAGE, f"{file[0][:40]!r} names LoRA weights: give their file as --prior.lora FILE")
+
+
+_WEIGHT = re.compile(r"[(\[]\s*([^()\[\]:]+?)\s*:\s*[-+]?\d*\.?\d+\s*[)\]]")
+_LORA = re.compile(r"<\s*(?:lora|lyco|hypernet)\s*:[^<>]*>", re.IGNORECASE)
 
 
 def check_models(config: Method) -> None:

@@ -38,7 +38,9 @@ def execute(job: Job, config: Method, *, as_json: bool, quiet: bool) -> int:
     elif not quiet:
         made = [Path(path).name for kind, path in files(result.run).items() if kind in RESULTS]
         seconds = time.monotonic() - result.run.clock
-        print(f"splatgen: done in {duration(seconds)}: {', '.join(made)}", file=sys.stderr)
+        lost = run_folder.read(result.run).get("skipped")
+        note = f" ({lost} steps were skipped: their numbers were not finite)" if lost else ""
+        print(f"splatgen: done in {duration(seconds)}{note}: {', '.join(made)}", file=sys.stderr)
     text = json.dumps(summary(result)) if as_json else str(result.run.folder)
     print(text, flush=True)
     return stop.exit_code if stopped else 0
