@@ -137,7 +137,7 @@ def row(caption: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -166,8 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "rows": rows,
         }
         args.out.write_text(json.dumps(report, indent=1) + "\n")
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

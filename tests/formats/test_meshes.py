@@ -183,3 +183,6 @@ def test_damaged_files_are_read_or_refused(
 def test_light_and_display_values_are_inverses() -> None:
     values = torch.linspace(0.0, 1.0, 101, dtype=torch.float64)
     torch.testing.assert_close(linear_to_srgb(srgb_to_linear(values)), values, atol=1e-6, rtol=0.0)
+    light = srgb_to_linear(values.numpy())  # arrays of NumPy are taken too, by the same formula
+    assert isinstance(light, np.ndarray)
+    torch.testing.assert_close(torch.from_numpy(light), srgb_to_linear(values))
