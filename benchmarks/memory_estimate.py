@@ -33,7 +33,8 @@ import torch  # noqa: E402
 
 from splatgen.config import Config, RewardOptions, from_dict  # noqa: E402
 from splatgen.guidance.distillation import gradient  # noqa: E402
-from splatgen.loop.step import assemble, encode, make_moment, pull_back  # noqa: E402
+from splatgen.loop.encoding import encode, pull_back  # noqa: E402
+from splatgen.loop.step import assemble, make_moment  # noqa: E402
 from splatgen.models.budget import BUDGETS  # noqa: E402
 from splatgen.priors import PRIORS, Prior, load_options_for  # noqa: E402
 from splatgen.rewards import Reward  # noqa: E402
@@ -119,12 +120,12 @@ def estimate(prior: str, score: str, preference: str, budget: str, views: int) -
     side, group = given.views.size[0], PRIORS[prior].views
     cameras = sample_orbit(rng(0, 0, "cameras"), views=views, size=side, elevation=(0.0, 30.0), group=group)
     images = torch.empty(views, 3, side, side, device="cuda", requires_grad=True)
-    x = encode(models, (images,))
+    x = encode(models.prior, (images,), models.encode)
     mark()
     moment = make_moment(given, models, step=0, x=x, images=images, cameras=cameras, before=None)
     found = gradient(moment, models.score, models.preference, models.ensemble)
     mark()
-    pull_back(models, x, found.value, (images,), images, found.on_render)
+    pull_back(models.prior, models.encode, x, found.value, (images,), images, found.on_render)
     mark()
     return Estimate(
         prior=prior,

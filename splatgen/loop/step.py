@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,16 +19,17 @@ from torch import Tensor
 from splatgen.config import Config, ImageConfig, Method, PriorOptions
 from splatgen.guidance.conditioning import PromptEmbedding, conditions, embed_prompt
 from splatgen.guidance.denoiser import Denoiser
-from splatgen.guidance.distillation import Gradient, chosen_weighting, draw_times, gradient, inject
+from splatgen.guidance.distillation import Gradient, chosen_weighting, draw_times, gradient
 from splatgen.guidance.moment import Moment, Source
 from splatgen.guidance.preferences import Preference, make_preference
 from splatgen.guidance.scores import Delta, Score, make_score
 from splatgen.guidance.scores.base import Metrics
 from splatgen.loop import object_edit
 from splatgen.loop.clock import StageClock
+from splatgen.loop.encoding import encode, encoder_inputs, pull_back
 from splatgen.models.budget import BUDGETS, LoadOptions
 from splatgen.models.paging import take_turns
-from splatgen.priors import PRIORS, Conditioning, CoveragePrior, Prior, load_options_for, load_prior
+from splatgen.priors import PRIORS, Conditioning, Prior, load_options_for, load_prior
 from splatgen.rasterizer import Render, render
 from splatgen.rewards import Reward, load_reward
 from splatgen.rewards.ensemble import RewardEnsemble
@@ -213,31 +214,6 @@ def descend(config: Config, scene: Scene, out: Render, whole: Tensor) -> Tensor:
     return failed
 
 
-Inputs = tuple[Tensor, ...]  # of a prior's encoder: pictures [B, 3, H, W], and coverage [B, 1, H, W] for some
-
-
-def encoder_inputs(config: Config, out: Render, cameras: Cameras, step: int) -> Inputs:
-    """What the prior's encoder is given of a step's render.
-
-    A prior of cut-out things gets the coverage, and the colours without what the step put behind them.
-    """
-    if not PRIORS[config.prior].coverage:
-        return (out.rgb,)
-    behind = upload(background(config, step, cameras), out.rgb.device)[:, :, None, None]
-    return out.rgb - (1.0 - out.alpha) * behind, out.alpha
-
-
-def encode(models: Models, inputs: Inputs) -> Tensor:
-    """Inputs of the encoder to x [B, C, h, w]; under a budget without a graph, which would be held through
-    the guidance."""
-    encoder = cast("CoveragePrior", models.prior).encode
-    if not models.encode:
-        return encoder(*inputs)
-    with torch.no_grad():
-        parts = zip(*(torch.split(z, models.encode) for z in inputs), strict=True)
-        return torch.cat([encoder(*part) for part in parts])
-
-
 def render_source(config: Config, models: Models, scene: Scene, cameras: Cameras) -> Tensor | None:
     """What an edit started from, seen by this step's cameras, in the prior's space, [B, C, h, w]."""
     if scene.source is None:
@@ -245,34 +221,7 @@ def render_source(config: Config, models: Models, scene: Scene, cameras: Cameras
     with torch.no_grad():
         back = background(config, scene.step, cameras)
         out = render(scene.source, cameras, back, backend=config.render.backend)
-        return encode(models, encoder_inputs(config, out, cameras, scene.step))
-
-
-def pull_back(
-    models: Models,
-    x: Tensor,
-    value: Tensor,
-    inputs: Inputs,
-    images: Tensor,
-    on_render: Tensor | None = None,
-) -> None:
-    """Back-propagate G / B [B, C, h, w] from x, and a gradient with respect to the images, to the splats.
-
-    Where x has no graph, the encoder's inputs are encoded once more, a part at a time.
-    """
-    if x.requires_grad:
-        inject(x, value, images, on_render)
-        return
-    encoder, at_once = cast("CoveragePrior", models.prior).encode, models.encode
-    found = []
-    parts = zip(*(torch.split(z.detach(), at_once) for z in inputs), strict=True)
-    for part, pull in zip(parts, torch.split(value, at_once), strict=True):
-        leaves = [z.clone().requires_grad_() for z in part]
-        found.append(torch.autograd.grad(encoder(*leaves), leaves, pull / len(value)))
-    tensors, gradients = list(inputs), [torch.cat(gradient) for gradient in zip(*found, strict=True)]
-    if on_render is not None:
-        tensors, gradients = [*tensors, images], [*gradients, on_render]
-    torch.autograd.backward(tensors, gradients)
+        return encode(models.prior, encoder_inputs(config.prior, out, back), models.encode)
 
 
 def make_moment(
@@ -326,8 +275,8 @@ def advance(config: Config, models: Models, scene: Scene) -> StepResult:
     out, cameras = render_views(config, scene, scene.step / config.steps)
     clock.mark()
 
-    inputs = encoder_inputs(config, out, cameras, scene.step)
-    x = encode(models, inputs)
+    inputs = encoder_inputs(config.prior, out, background(config, scene.step, cameras))
+    x = encode(models.prior, inputs, models.encode)
     before = render_source(config, models, scene, cameras)
     moment = make_moment(config, models, step=scene.step, x=x, images=out.rgb, cameras=cameras, before=before)
     found = gradient(moment, models.score, models.preference, models.ensemble)
@@ -337,7 +286,7 @@ def advance(config: Config, models: Models, scene: Scene) -> StepResult:
     if moment.source is not None:
         weighting = chosen_weighting(config.guidance, models.score)
         value = value + object_edit.pull(moment, config.edit.keep, weighting)
-    pull_back(models, x, value, inputs, out.rgb, found.on_render)
+    pull_back(models.prior, models.encode, x, value, inputs, out.rgb, found.on_render)
     clock.mark()
 
     whole = {"render": out.rgb, "prediction": value, "reward": found.rewards}

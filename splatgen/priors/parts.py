@@ -61,7 +61,8 @@ class Checkpoint:
         with explained(DDPMScheduler, self.base / "scheduler"), quiet():
             changed = {"rescale_betas_zero_snr": True} if self.zero_snr else {}
             schedule = DDPMScheduler.from_config({**settings, **changed})
-            alphas_cumprod = schedule.alphas_cumprod.clamp(min=LEAST_SNR)
+            table = schedule.alphas_cumprod
+            alphas_cumprod = table.clamp(min=LEAST_SNR) if self.zero_snr else table
             return alphas_cumprod, self.prediction or schedule.config.prediction_type
 
     def settings(self, part: str) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def config(**changes: Any) -> ImageConfig:
 
 def exact(prompt: str) -> Tensor:
     """The exact picture of a prompt as the 2D loop sees it, on grey, [1, 3, S, S]."""
-    cameras = image_run.front(1, SIDE, "cpu")
+    cameras = image_run.front(1, SIDE)
     return ground_truth(parse(prompt), cameras, torch.full((3,), 0.5)).rgb
 
 

@@ -242,7 +242,7 @@ def test_a_guided_step_is_diffusers_pipelines(pipeline, prior):
     x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(3))
     at = moment(prior, x, row / 1000, prompt=PROMPTS[0], negative="blue", cameras=CAMERAS[:1])
     denoiser = Denoiser(prior, GuidanceOptions(clamp=False))
-    guided = denoiser.guided(x, at.t, at.plain, CAMERAS[:1], scale=7.0)
+    guided = denoiser.guided(x, at.t, at.plain(), CAMERAS[:1], scale=7.0)
     to = torch.full_like(at.t, later / 1000)
     torch.testing.assert_close(ddim_step(prior, x, guided.eps, at.t, to), theirs, rtol=1e-4, atol=1e-4)
 

@@ -174,7 +174,7 @@ def test_guided_steps_are_diffusers_pipelines(weights, name):
     at = moment(prior, x, 0.5, prompt=PROMPTS[0], negative="blue", cameras=CAMERAS[:1])
     denoiser = Denoiser(prior, GuidanceOptions())
     for here, there in itertools.pairwise(sigmas):
-        eps = denoiser.guided(x, here[None], at.plain, CAMERAS[:1], scale=5.0).eps
+        eps = denoiser.guided(x, here[None], at.plain(), CAMERAS[:1], scale=5.0).eps
         x = ddim_step(prior, x, eps, here[None], there[None])
     assert (theirs - start).abs().mean() > 0.1
     torch.testing.assert_close(x, theirs, rtol=1e-4, atol=1e-4)

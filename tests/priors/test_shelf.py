@@ -10,6 +10,7 @@ from torch.nn.functional import avg_pool2d
 from splatgen.config import Config, PriorOptions, ViewOptions
 from splatgen.guidance.conditioning import embed_prompt
 from splatgen.loop import step
+from splatgen.loop.encoding import encoder_inputs
 from splatgen.models.budget import LoadOptions
 from splatgen.models.weights import WeightsError
 from splatgen.priors import PRIORS, load_prior
@@ -134,7 +135,7 @@ def test_a_step_gives_coverage_and_takes_the_background_away():
         config = Config(prompt="a taxi", prior="shelf", views=ViewOptions(background=name))
         behind = step.background(config, 5, cameras)
         out = render(splats, cameras, behind)
-        found.append(p.encode(*step.encoder_inputs(config, out, cameras, 5)))
+        found.append(p.encode(*encoder_inputs(config.prior, out, behind)))
     black = render(splats, cameras)
     torch.testing.assert_close(found[0], p.encode(black.rgb, black.alpha), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
@@ -149,7 +150,7 @@ def test_other_priors_see_the_render_as_it_is():
     splats = random_ball(rng(0, 0, "init"), count=50, radius=0.6, scale=0.15, opacity=0.6)
     out = render(splats, cameras, step.background(config, 0, cameras))
 
-    (seen,) = step.encoder_inputs(config, out, cameras, 0)
+    (seen,) = encoder_inputs(config.prior, out, step.background(config, 0, cameras))
     assert seen is out.rgb
 
 
