@@ -15,8 +15,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import hypothesis
 import pytest
+import torch
 
 from splatgen.cli import main
+
+# The GPU path: on a real device, or on the pretended one (tests/test_gpu_path.py)
+collect_ignore_glob = [] if torch.cuda.is_available() else ["gpu/test_*.py"]
 
 if TYPE_CHECKING:
     from splatgen.worlds.shelf.scenes import Shelf
