@@ -28,6 +28,7 @@ from splatgen.loop.loop import Progress
 from splatgen.loop.results import pictures
 from splatgen.loop.step import Models, assemble, load_models
 from splatgen.models.budget import LoadOptions
+from splatgen.models.memory import is_lost_device
 from splatgen.rewards import load_reward
 from splatgen.runs import atomic, run_folder
 from splatgen.runs.machine import machine_name
@@ -165,6 +166,8 @@ def attempt(
                 should_stop=should_stop,
             )
     except (RuntimeError, MemoryError) as error:  # Diverged and torch's out of memory are RuntimeErrors
+        if is_lost_device(error):
+            raise  # no other run would find it
         text = f"{type(error).__name__}: {error}"
     else:
         return None

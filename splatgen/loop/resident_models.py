@@ -5,6 +5,7 @@ request -> checks -> models (kept or loaded) -> run
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import threading
@@ -197,7 +198,8 @@ class Session:
         while (job := self._take()) is not None:
             self._make(job)
             if self._status.state == "failed":
-                collect()  # its tensors went with the error
+                with contextlib.suppress(RuntimeError):  # a GPU that is gone gives nothing back
+                    collect()  # its tensors went with the error
 
     def _take(self) -> Job | None:
         with self._changed:

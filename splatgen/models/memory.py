@@ -1,4 +1,4 @@
-"""Memory: keeping what is freed, and telling "out of memory" from other errors. Imports nothing heavy."""
+"""Memory: keeping what is freed; "out of memory", "the GPU is gone" among errors. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -23,6 +23,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or (isinstance(cuda, type) and isinstance(error, cuda)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+
+
+_LOST = ("CUDA error", "CUDA driver error", "cuDNN error")
+
+
+def is_lost_device(error: BaseException) -> bool:
+    """Whether the GPU failed, or was taken away, otherwise than by want of memory: nothing on it can be read.
+
+    (torch's AcceleratorError is a RuntimeError with these words.)
+    """
+    told = isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST)
+    return told and not is_out_of_memory(error)
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MOST = -1, -3, 2**31 - 1  # mallopt(3)

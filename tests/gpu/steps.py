@@ -10,6 +10,7 @@ from typing import Any
 import tiny_clip
 import tiny_diffusion
 import tiny_mvdream
+import tiny_t5
 
 from splatgen.config import Config, PriorOptions, from_dict
 from splatgen.loop.initial_splats import starting_splats
@@ -37,6 +38,9 @@ def weights() -> Path:
     for name in ("sd15", "sd21", "sdxl"):
         tiny_diffusion.write_folder(folder / name, name)
     tiny_mvdream.save(tiny_mvdream.published(), folder / "mvdream")
+    tiny_t5.sd3(folder / "sd3")
+    tiny_t5.sd3(folder / "sd35", version="3.5", t5=False)
+    tiny_t5.deepfloyd(folder / "deepfloyd")
     tiny_clip.write_hpsv2(folder)
     return folder
 
@@ -49,11 +53,12 @@ def config(prior: str = "toybox-mini", score: str = "sds", preference: str = "no
             "prior": prior,
             "reward": ["hpsv2" if published else "toybox-mini"],
             "weights": str(weights()) if published else None,
+            "prior_options": {"t5": False} if prior == "sd35" else {},
             "device": "cuda",
             "steps": 100,
             "score": score,
             "preference": preference,
-            "guidance": {"scale": 7.5, "t_min": 0.3, "t_max": [0.3, 0.3]},
+            "guidance": {"scale": 7.5, "t_min": 0.3, "t_max": [0.35, 0.35]},
             "views": {"count": VIEWS.get(prior, 2), "size": [16]},
             "splats": {"count": 30},
             "densify": {"rounds": 1, "start": 0.0, "stop": 0.5},

@@ -9,12 +9,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from splatgen.models.memory import is_out_of_memory
+from splatgen.models.memory import is_lost_device, is_out_of_memory
 
 USAGE, MISSING, DIVERGED, MEMORY, DISK, INTERRUPTED = 2, 3, 4, 5, 6, 130
 _MEMORY_ADVICE = (
     "take --budget 8gb (the smallest), or lower --guidance.batch, --views.size, --views.count or "
     "--densify.max-splats (for pictures: --size)"
+)
+_LOST_ADVICE = (
+    "`splatgen resume RUN` goes on from the last checkpoint; `splatgen doctor` says what is there now"
 )
 
 
@@ -85,6 +88,7 @@ _TABLE: tuple[tuple[Callable[[BaseException], bool], int, Callable[[BaseExceptio
     (_is_diverged, DIVERGED, str),
     (_is_backend, MISSING, str),
     (is_out_of_memory, MEMORY, lambda _: f"out of memory: {_MEMORY_ADVICE}"),
+    (is_lost_device, MISSING, lambda error: f"the GPU failed ({str(error).splitlines()[0]}): {_LOST_ADVICE}"),
     (_is_any(ImportError), MISSING, lambda error: f"{error}: `splatgen doctor` says what this machine lacks"),
     (_is_safetensors, MISSING, lambda error: f"the weights are damaged ({error}): install them again"),
     (_says("NUMBA_CACHE_DIR"), MISSING, str),
