@@ -146,7 +146,10 @@ def render(
     background: str = "white",
     device: str = "auto",
 ) -> Pictures:
-    """Pictures of splats, a file or a run from cameras around it, size x size; angles in degrees."""
+    """Pictures of splats, a file or a run from cameras around it, size x size; angles in degrees.
+
+    A file that is out of view or tiny is moved before the cameras, as the command line does.
+    """
     import numpy as np
     import torch
 
@@ -156,11 +159,18 @@ def render(
 
     if background not in PLAIN:
         raise ValueError(f"background is {background!r}: choose one of {', '.join(PLAIN)}")
-    splats: Any = source if _is_splats(source) else load(source)
+    splats: Any = source if _is_splats(source) else _framed(_path(source))
     angles = torch.tensor([azimuth] if isinstance(azimuth, int | float) else list(azimuth)).float()
     cameras = orbit(angles, torch.full_like(angles, elevation), size=size)
     seen = pictures(splats.to(checks.resolve_device(device).device), cameras, background)
     return Pictures(rgb=np.stack(list(seen)))
+
+
+def _framed(path: Path) -> Splats:
+    """A file's or a run's splats before the cameras."""
+    from splatgen import formats
+
+    return inputs.framed(formats.read(inputs.splat_file(path)), path, "auto")
 
 
 def laid_over(usual: C, preset: str | None, settings: Mapping[str, Any]) -> C:
