@@ -10,7 +10,7 @@ import json
 import logging
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -125,6 +125,13 @@ class Trainer:
         meta = {"step": str(self.step), "seconds": str(self.seconds), "stages": stages}
         save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "next.safetensors", metadata=meta)
         (folder / "next.safetensors").replace(folder / STATE)
+
+    def start_from(self, state: Mapping[str, Tensor]) -> None:
+        """Take weights that were trained before; Adam and the schedule begin anew."""
+        with torch.no_grad():
+            for name, p in self.names.items():
+                p.copy_(state[name])
+                self.average[name].copy_(state[name])
 
     def resume(self, folder: Path) -> None:
         """Go on where a state in the folder stopped; without one nothing changes."""

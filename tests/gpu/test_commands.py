@@ -7,13 +7,13 @@ import steps
 import torch
 
 from splatgen.commands import compare
-from splatgen.commands.common import checks
+from splatgen.commands.common import embedded
 from splatgen.loop.object_snapshots import THUMB, shown, thumbnails
 from splatgen.runs.metrics import read_metrics
 from splatgen.runs.run_folder import open_run
 
 pytestmark = pytest.mark.skipif(
-    any(checks.missing_weights(f"mini-{name}", checks.weights_folder()) for name in ("prior", "reward")),
+    embedded.lacks("toybox-mini"),
     reason="the toybox weights are not there",
 )
 MINI = ["--prior", "toybox-mini", "--reward", "toybox-mini", "--device", "cuda", "--steps", "1"]

@@ -25,6 +25,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from splatgen.models.weights import WeightsError
 from splatgen.worlds import towers
+from splatgen.worlds.quantised import restored
 from splatgen.worlds.shelf.catalogue import catalogue
 from splatgen.worlds.shelf.grammar import AnyCaption, tokens
 from splatgen.worlds.towers import RewardConfig, RewardNet
@@ -193,7 +194,7 @@ def load_net(folder: Path, name: str, kind: str) -> Any:
         card = json.loads(card_path.read_text(encoding="utf-8"))
         found, sizes = card["kind"], _sizes(card["config"])
         net = NETS[kind][1](NETS[kind][0](**sizes)) if found == kind else None
-        state = {key: value.float() for key, value in load_file(weights).items()}
+        state = restored(load_file(weights))
         if net is not None:
             net.load_state_dict(state)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:

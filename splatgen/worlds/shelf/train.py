@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from splatgen.runs.machine import machine_name
+from splatgen.worlds.quantised import quantised
 from splatgen.worlds.shelf import weights_folder
 from splatgen.worlds.shelf.catalogue import catalogue
 from splatgen.worlds.shelf.figures import autoencoder_figures, prior_figures, reward_figures
@@ -90,8 +91,7 @@ def export(trained: Trainer, folder: Path, name: str) -> None:
         figures = prior_figures(vae, net, recipe, device)
     else:
         figures = reward_figures(net, recipe, device)
-    state = {n: v.detach().half().contiguous() for n, v in net.state_dict().items()}
-    write_weights(folder, name, state, card(trained, name, figures))
+    write_weights(folder, name, quantised(net.state_dict()), card(trained, name, figures))
 
 
 def card(trained: Trainer, name: str, figures: dict[str, float]) -> dict[str, Any]:
@@ -126,11 +126,23 @@ def licences() -> dict[str, dict[str, Any]]:
 
 
 def train(
-    name: str, recipe: Recipe, *, work: Path, out: Path, device: torch.device, every: float = 60.0
+    name: str,
+    recipe: Recipe,
+    *,
+    work: Path,
+    out: Path,
+    device: torch.device,
+    every: float = 60.0,
+    warm: bool = False,
 ) -> None:
-    """Train to the recipe's last step, or until interrupted; resume what lies in work/name."""
+    """Train to the recipe's last step, or until interrupted; resume what lies in work/name.
+
+    warm starts from the weights in `out`, where nothing lies there yet.
+    """
     shelf()  # without models there is nothing to train on
     trained = trainer(recipe, device, out)
+    if warm:
+        trained.start_from(load_net(out, name, kind(recipe)).state_dict())
     run(trained, name, work / name, every)
     export(trained, out, name)
     log.info("%s: %d steps, weights in %s", name, trained.step, out)
@@ -149,6 +161,7 @@ def main() -> None:
         "--out", type=Path, default=weights_folder(), help="finished weights (default: the package)"
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--warm", action="store_true", help="start from the finished weights, not from none")
     parser.add_argument("--threads", type=int, help="CPU threads")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -157,7 +170,7 @@ def main() -> None:
     recipe = RECIPES[args.name]
     if args.steps:
         recipe = replace(recipe, steps=args.steps)
-    train(args.name, recipe, work=args.work, out=args.out, device=torch.device(args.device))
+    train(args.name, recipe, work=args.work, out=args.out, device=torch.device(args.device), warm=args.warm)
 
 
 if __name__ == "__main__":
