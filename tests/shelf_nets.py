@@ -39,5 +39,7 @@ def write(folder: Path, *names: str) -> Path:
         state = {key: value.half().contiguous() for key, value in net(name).state_dict().items()}
         save_file(state, folder / f"{name}.safetensors")
         card = {"kind": SIZES[name][0], "config": asdict(SIZES[name][1])}
+        if SIZES[name][0] == "reward":
+            card["held_out"] = {"score_mean": 0.5, "score_spread": 0.25}
         (folder / f"{name}.json").write_text(json.dumps(card))
     return folder

@@ -12,13 +12,8 @@ from splatgen.runs.version import __version__
 from splatgen.scene.view_prompts import split_view
 from splatgen.worlds.shelf import weights_folder
 from splatgen.worlds.shelf.grammar import parse
-from splatgen.worlds.shelf.model import load_net, reward_tokens
+from splatgen.worlds.shelf.model import load_net, reward_tokens, usual_scores
 from splatgen.worlds.towers import RewardNet
-
-USUAL = {  # mean and standard deviation over exact pictures of captions that it never saw
-    "shelf": (0.75, 0.08),
-    "shelf-judge": (0.75, 0.08),
-}
 
 
 class ShelfReward:
@@ -60,7 +55,7 @@ class ShelfReward:
 def load(load_options: LoadOptions, weights: str = "reward", name: str = "shelf") -> ShelfReward:
     """The packaged reward; WeightsError where it is missing or damaged."""
     net: RewardNet = load_net(weights_folder(), weights, "reward")
-    return ShelfReward(net.to(load_options.device), name, USUAL[name])
+    return ShelfReward(net.to(load_options.device), name, usual_scores(weights_folder(), weights))
 
 
 def load_judge(load_options: LoadOptions) -> ShelfReward:

@@ -59,7 +59,10 @@ def test_packaged_weights_or_a_line_that_says_what_is_missing(tmp_path, monkeypa
     assert load_reward("shelf", LoadOptions()).name == "shelf"
     judge = load_reward("shelf-judge", LoadOptions())
     assert judge.name == "shelf-judge"
-    assert judge.spread > 0
+    assert (judge.mean, judge.spread) == (0.5, 0.25)
+    (tmp_path / "judge.json").write_text((tmp_path / "judge.json").read_text().replace("score_mean", "mean"))
+    with pytest.raises(WeightsError, match="does not say what scores are usual"):
+        load_reward("shelf-judge", LoadOptions())
 
 
 def test_the_judge_never_guides():

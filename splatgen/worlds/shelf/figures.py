@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FIRST_STEP = 10**9  # batches that no training reaches
 BATCHES = 8
 RELATIONS = 200  # pairs never trained that are asked about
+USUAL = 64  # captions never trained whose scores are measured
 GREY = 0.5
 
 
@@ -64,6 +65,7 @@ def reward_figures(net: RewardNet, recipe: Recipe, device: torch.device) -> dict
     found = {
         "nouns_top1": round(nouns_right(net, device), 4),
         "relations": round(relations_right(net, device), 4),
+        **usual_scores(net, device),
     }
     for name, unseen in (("unseen", True), ("seen", False)):
         total = 0.0
@@ -72,6 +74,20 @@ def reward_figures(net: RewardNet, recipe: Recipe, device: torch.device) -> dict
             total += float((batch.diagonal() > hard.amax(1)).float().mean())
         found[f"ranked_first_{name}"] = round(total / BATCHES, 4)
     return found
+
+
+def usual_scores(net: RewardNet, device: torch.device) -> dict[str, float]:
+    """Mean and deviation of its scores of exact pictures of unseen captions, told and not told the view."""
+    source, cameras = random.Random("usual"), watching(net.config.size)
+    angles = zip(cameras.azimuth.tolist(), cameras.elevation.tolist(), strict=True)
+    words = [view_word(a, e) if n % 2 else None for n, (a, e) in enumerate(angles)]
+    scores = []
+    for _ in range(USUAL):
+        caption = draw_unseen(source)
+        text = net.embed_texts(reward_tokens([caption] * len(words), words).to(device))
+        scores.append((net.embed_images(_on_grey(caption, cameras).to(device)) * text).sum(-1))
+    found = torch.cat(scores)
+    return {"score_mean": round(float(found.mean()), 4), "score_spread": round(float(found.std()), 4)}
 
 
 def watching(size: int) -> Cameras:

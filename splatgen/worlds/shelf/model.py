@@ -162,10 +162,22 @@ def reward_words() -> tuple[str, ...]:
 def reward_tokens(captions: Sequence[AnyCaption], views: Sequence[str | None]) -> Tensor:
     """Captions [B, L] as rewards read them: with the word of the view, where it is told."""
     texts = [
-        [*tokens(caption), *(() if view is None else (view, "view"))]
+        [*tokens(as_seen(caption, view)), *(() if view is None else (view, "view"))]
         for caption, view in zip(captions, views, strict=True)
     ]
     return towers.tokenize(texts, reward_words(), "shelf")
+
+
+def as_seen(caption: AnyCaption, view: str | None) -> AnyCaption:
+    """The caption with the left one of two things side by side first, as the picture has them.
+
+    From behind that is the second. A network that had to find this out would have to learn the exclusive or
+    of two words, at which it stays at chance for long.
+    """
+    if view != "back" or caption.relation != "next to" or caption.second is None:
+        return caption
+    swapped: AnyCaption = type(caption)(caption.second, caption.relation, caption.first)  # type: ignore[arg-type]
+    return swapped
 
 
 def reward_net(config: RewardConfig) -> RewardNet:
@@ -203,6 +215,16 @@ def load_net(folder: Path, name: str, kind: str) -> Any:
     if net is None:
         raise WeightsError(f"{card_path} describes a {found!s:.40}, not a {kind}: give the shelf's weights")
     return net.eval().requires_grad_(False)
+
+
+def usual_scores(folder: Path, name: str) -> tuple[float, float]:
+    """Mean and deviation of a reward's scores of exact pictures, by its card; WeightsError without them."""
+    path = folder / f"{name}.json"
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))["held_out"]
+        return float(held["score_mean"]), float(held["score_spread"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise WeightsError(f"{path} does not say what scores are usual: install splatgen again") from error
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:

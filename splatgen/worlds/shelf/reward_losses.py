@@ -24,9 +24,10 @@ from splatgen.worlds.shelf.scenes import premultiplied
 from splatgen.worlds.towers import RewardNet
 from splatgen.worlds.toybox.losses import degrade
 
-REWARD_PAIRS = 0.4  # rewards see more pairs than the prior: relations are what they are for
+REWARD_PAIRS = 0.5  # rewards see more pairs than the prior: relations are what they are for
 REWARD_DISTANCE = (2.3, 2.8)
-TOLD_VIEW = 0.5  # share of the texts that name the view
+TOLD_VIEW = 0.4  # share of the texts that name the view
+TOLD_BESIDE = 0.85  # the same of things side by side: without the view nobody can tell which is the left one
 IMPOSSIBLE = -1e4  # a logit for captions that are no negatives
 
 
@@ -57,7 +58,11 @@ def reward_logits(
     with torch.autocast(device.type, enabled=False):
         images = scenes(recipe, step, cameras, list(captions), source)
     angles = zip(cameras.azimuth.tolist(), cameras.elevation.tolist(), strict=True)
-    told = [view_word(a, e) if source.random() < TOLD_VIEW else None for a, e in angles]
+    shares = [TOLD_BESIDE if caption.relation == "next to" else TOLD_VIEW for caption in captions]
+    told = [
+        view_word(a, e) if source.random() < share else None
+        for (a, e), share in zip(angles, shares, strict=True)
+    ]
     ordered = [word in ("front", "back") for word in told]
     negative = [
         other

@@ -131,6 +131,9 @@ def hard_negatives(
             )
         ]
     found: dict[AnyCaption, None] = {}
+    if order_visible and caption.relation == "next to" and caption.second is not None:
+        mirrored = replace(caption, first=caption.second, second=caption.first)
+        found |= {mirrored: None} if unseen or not held_out(mirrored) else {}  # the hardest to learn
     for _ in range(100 * count):
         if len(found) == count:
             return list(found)

@@ -40,6 +40,15 @@ def test_texts_are_tokens_in_the_catalogues_order():
     assert model.reward_words()[: len(words)] == words
 
 
+def test_rewards_read_two_things_side_by_side_in_the_order_of_the_picture():
+    left, right = parse("a cow next to a taxi"), parse("a taxi next to a cow")
+    assert model.as_seen(left, "back") == right
+    assert all(model.as_seen(left, view) == left for view in ("front", "side", "overhead", None))
+    stacked, toys = parse("a cow on top of a taxi"), parse("a red cube next to a blue cone")
+    assert model.as_seen(stacked, "back") == stacked
+    assert str(model.as_seen(toys, "back")) == "a blue cone next to a red cube"
+
+
 def test_the_prior_reads_text_camera_and_time():
     net = shelf_nets.net("prior")
     x, t = torch.randn(2, 8, 4, 4), torch.tensor([0.4, 0.4])

@@ -63,6 +63,14 @@ def test_hard_negatives_are_wrong_different_and_as_many_as_asked(seed, ordered):
     assert not any(right(other, caption, order_visible=ordered) for other in found)
 
 
+def test_places_exchanged_are_among_them_where_they_can_be_told():
+    caption, mirrored = parse("a castle next to a cactus"), parse("a cactus next to a castle")
+    assert not held_out(mirrored)
+    for seed in range(5):
+        assert mirrored in hard_negatives(caption, random.Random(seed), 3, order_visible=True)
+        assert mirrored not in hard_negatives(caption, random.Random(seed), 3, order_visible=False)
+
+
 @pytest.mark.parametrize(
     ("text", "shown", "ordered", "expected"),
     [

@@ -56,6 +56,7 @@ def test_the_loss_falls_on_a_batch_that_repeats(tmp_path, name, shelf_of_boxes):
 def test_training_leaves_weights_and_a_card(tmp_path, name, shelf_of_boxes, monkeypatch):
     monkeypatch.setattr("splatgen.worlds.shelf.figures.RELATIONS", 4)
     monkeypatch.setattr("splatgen.worlds.shelf.figures.BATCHES", 1)
+    monkeypatch.setattr("splatgen.worlds.shelf.figures.USUAL", 2)
     given = recipe(name, steps=1)
     train.train(name, given, work=tmp_path / "work", out=tmp_path / "out", device=CPU)
     card = json.loads((tmp_path / "out" / f"{name}.json").read_text())
