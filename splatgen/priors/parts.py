@@ -62,7 +62,7 @@ class Checkpoint:
             changed = {"rescale_betas_zero_snr": True} if self.zero_snr else {}
             schedule = DDPMScheduler.from_config({**settings, **changed})
             table = schedule.alphas_cumprod
-            alphas_cumprod = table.clamp(min=LEAST_SNR) if self.zero_snr else table
+            alphas_cumprod = table.clamp(min=LEAST_SNR) if schedule.config.rescale_betas_zero_snr else table
             return alphas_cumprod, self.prediction or schedule.config.prediction_type
 
     def settings(self, part: str) -> dict[str, Any]:

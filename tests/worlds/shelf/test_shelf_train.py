@@ -88,3 +88,13 @@ def test_only_matrices_of_the_prior_decay():
     decaying = [name for name, p in net.named_parameters() if train.is_matrix(name, p)]
     assert any("to_q.weight" in name for name in decaying)
     assert not any("bias" in name or "norm" in name or "token_embedding" in name for name in decaying)
+
+
+def test_a_training_starts_from_finished_weights(tmp_path, shelf_of_boxes):
+    shelf_nets.write(tmp_path, "autoencoder", "prior")
+    wanted = model.load_net(tmp_path, "prior", "prior").state_dict()
+    warm = trainer("prior", tmp_path)
+    warm.start_from(wanted)
+    for name, value in warm.average.items():
+        assert torch.equal(value, wanted[name])
+        assert torch.equal(warm.names[name], wanted[name])
