@@ -27,7 +27,7 @@ from splatgen.config import (
     ViewOptions,
     VSDOptions,
 )
-from splatgen.loop import loop, object_run
+from splatgen.loop import encoding, loop, object_run
 from splatgen.loop import step as one_step
 from splatgen.loop.initial_splats import starting_splats
 from splatgen.loop.step import advance, assemble, load_models, make_moment, render_views
@@ -455,7 +455,7 @@ def spoil(monkeypatch, place):
 
         monkeypatch.setattr(ToyboxReward, "__call__", judged)
     else:
-        inside = one_step.inject
+        inside = encoding.inject
 
         def inject(x, value, *rest):
             inside(x, value * math.inf if x.step == 2 else value, *rest)
@@ -466,7 +466,7 @@ def spoil(monkeypatch, place):
             x.step = next(count)
             inject(x, value, *rest)
 
-        monkeypatch.setattr(one_step, "inject", numbered)
+        monkeypatch.setattr(encoding, "inject", numbered)
 
 
 @pytest.mark.parametrize("place", ["render", "prediction", "reward", "gradient"])
@@ -515,8 +515,8 @@ def test_the_advice_is_about_what_was_not_finite(monkeypatch, tmp_path):
         start(tmp_path / "prediction", config(guidance=UNCLAMPED, patience=3))
     monkeypatch.undo()
 
-    inject = one_step.inject
-    monkeypatch.setattr(one_step, "inject", lambda x, value, *rest: inject(x, value * math.nan, *rest))
+    inject = encoding.inject
+    monkeypatch.setattr(encoding, "inject", lambda x, value, *rest: inject(x, value * math.nan, *rest))
     with pytest.raises(loop.Diverged, match=r"no finite gradient.*lower --lr\.means or --guidance\.scale"):
         start(tmp_path / "gradient", config(patience=3))
 
