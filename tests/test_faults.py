@@ -510,6 +510,7 @@ def test_splats_never_pass_the_cap_also_after_a_resume(
 # Every other call that writes goes through atomic, formats.save or checkpoint.save.
 WRITERS = {
     "worlds/shelf/build.py": {"temporary.open": "within atomic.replacing"},
+    "commands/words.py": {"sheet.save": "within atomic.replacing"},
     "runs/atomic.py": {
         "open": "a temporary file, which is synced and renamed",
         "file.write": "the same",
