@@ -108,6 +108,7 @@ def write_mesh(file: SplatFile, options: Export, comments: list[str], note: str)
     """Write the surface of splats."""
     from splatgen.commands.common.checks import resolve_device
     from splatgen.formats import mesh_files
+    from splatgen.formats.splat_file import coarse
     from splatgen.rasterizer.fusion import surface_of
 
     splats = file.splats(exact=True).to(resolve_device("auto").device)
@@ -115,6 +116,8 @@ def write_mesh(file: SplatFile, options: Export, comments: list[str], note: str)
     frame = _frame(options.frame) or "rub"
     mesh_files.write_surface(surface, options.output, comments=comments, frame=frame)
     print(f"splatgen: {len(surface.faces):,} triangles of {len(file):,} splats{note}", file=sys.stderr)
+    if lost := coarse(file):
+        print(f"splatgen: lost: positions, in steps of {lost}: --recentre keeps them", file=sys.stderr)
 
 
 def _frame(chosen: str) -> str | None:

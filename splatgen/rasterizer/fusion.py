@@ -41,7 +41,7 @@ class View:
     """What one camera sees of the object."""
 
     camera: Cameras  # of one
-    rgb: Tensor  # [1, 3, H, W] of the object alone
+    rgb: Tensor  # [1, 3, H, W] before black, so times alpha
     alpha: Tensor  # [1, 1, H, W]
     depth: Tensor  # [1, 1, H, W] of its front, along the axis
 
@@ -92,7 +92,7 @@ def _view(splats: Splats, camera: Cameras) -> View:
     moments = rgb_to_sh(torch.stack([z, z * z, torch.zeros_like(z)], -1))[:, None]  # as colours
     first, second = (render(replace(splats, sh=moments), camera).rgb[:, :2] / alpha).chunk(2, 1)
     spread = (second - first * first).clamp(min=0.0).sqrt()
-    return View(camera=camera, rgb=(seen.rgb / alpha).clamp(0, 1), alpha=seen.alpha, depth=first - spread)
+    return View(camera=camera, rgb=seen.rgb, alpha=seen.alpha, depth=first - spread)
 
 
 def _extracted(views: list[View], grid: int) -> tuple[Array, Array]:
@@ -148,7 +148,6 @@ def vertex_colors(views: list[View], vertices: Tensor, outward: Tensor) -> Tenso
         alpha, depth = (grid_sample(x, uv, align_corners=False)[0, 0, 0] for x in (view.alpha, view.depth))
         facing = (normalize(positions(view.camera) - points, dim=-1) * outward).sum(-1).clamp(min=0.0)
         shown = (z < depth + near) & (alpha > SOLID)
-        # a little for every view, so that what none sees straight has a colour, too
-        w = ((shown * facing**2 + 1e-6) * alpha.clamp(min=1e-3))[:, None]
-        total, weight = total + w * rgb, weight + w
-    return total / weight
+        w = (shown * facing**2 + 1e-6)[:, None]  # a little for all: what none sees straight has a colour, too
+        total, weight = total + w * rgb, weight + w * alpha[:, None]
+    return (total / weight.clamp(min=1e-12)).clamp(0, 1)

@@ -186,3 +186,18 @@ def test_light_and_display_values_are_inverses() -> None:
     light = srgb_to_linear(values.numpy())  # arrays of NumPy are taken too, by the same formula
     assert isinstance(light, np.ndarray)
     torch.testing.assert_close(torch.from_numpy(light), srgb_to_linear(values))
+
+
+@pytest.mark.parametrize("faces", [0, 2])
+def test_splats_with_faces_beside_them_are_splats(tmp_path, faces):
+    """Some programs write an element of faces into every .ply, with none in it or some."""
+    import plyfile
+
+    path = tmp_path / "a.ply"
+    formats.save(random_ball(rng(0, 0, "x"), count=20, radius=0.5, scale=0.1, opacity=0.5), path)
+    vertex = plyfile.PlyData.read(str(path), mmap=False)["vertex"].data
+    face = np.zeros(faces, [("vertex_indices", "<i4", (3,))])
+    elements = [plyfile.PlyElement.describe(a, n) for a, n in ((vertex, "vertex"), (face, "face"))]
+    plyfile.PlyData(elements).write(str(path))
+    assert not meshes.is_mesh(path)
+    assert len(formats.load(path)) == 20
