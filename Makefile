@@ -2,7 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup demo test lint bench browser reward-parity interop fuzz clean
+# what the CUDA build of torch 2.13 wants
+TRITON ?= 3.7.1
+
+.PHONY: setup demo test lint bench triton browser reward-parity interop fuzz clean
 
 setup: .venv/.done
 
@@ -28,6 +31,14 @@ bench: setup
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/reward_step.py
 	$(BIN)/python benchmarks/toybox_quality.py --ceiling
+
+# the GPU rasterizer's kernels without a GPU: interpreted, against the brute force; and compiled, for each
+# architecture (Triton is 200 to 300 MB to download; torch's CUDA builds bring it)
+triton: setup
+	$(BIN)/pip install --disable-pip-version-check -q --no-deps triton==$(TRITON)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n auto tests/rasterizer/test_triton.py
+	$(BIN)/python -m pytest -q tests/rasterizer/test_triton_launch.py
+	$(BIN)/python benchmarks/triton_kernels.py --check
 
 # what the browser tests need (Debian, as root); without it they are skipped
 browser: setup

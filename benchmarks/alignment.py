@@ -1,7 +1,7 @@
 """Every method on the toybox, paired, on held-out captions where plain SDS does poorly.
 
     python benchmarks/alignment.py --out benchmarks/results/alignment-DATE-cpu.json
-    python benchmarks/alignment.py --captions 2 --seeds 1 --arms sds psd     a quick look
+    python benchmarks/alignment.py --captions 2 --seeds 1 --arms sds dpo     a quick look
 
 All arms see the same cameras, times and noises. Rows go to a .jsonl as they finish; run the command again to
 continue. Captions: relations, patterns and fronts that training never saw, others than toybox_quality's.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import random
 import statistics
 import tempfile
@@ -20,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from pooled import results
 
 from splatgen.config import from_dict
 from splatgen.runs.machine import machine_name
@@ -146,7 +147,8 @@ def tasks(args: argparse.Namespace) -> Iterator[Task]:
     for n in range(args.captions * args.seeds):
         caption = captions(args.captions, args.salt)[n % args.captions]
         for arm in args.arms or known:
-            yield arm, {"prior": args.prior, **known[arm]}, str(caption), n // args.captions, args.keep
+            settings = {"prior": args.prior, "steps": args.steps, **known[arm]}
+            yield arm, settings, str(caption), n // args.captions, args.keep
 
 
 MEASURES = {  # column: (key, digits)
@@ -211,7 +213,8 @@ def main() -> None:
     parser.add_argument(
         "--arms", nargs="*", choices=list(arms()), metavar="NAME", help="some of the arms only"
     )
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="processes; 0 works in this one")
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--salt", default="alignment", help="another word chooses other captions")
     parser.add_argument("--keep", type=Path, help="keep splats here")
     parser.add_argument("--rows", type=Path, default=Path("alignment.jsonl"), help="finished rows")
@@ -222,15 +225,12 @@ def main() -> None:
     todo = [t for t in tasks(args) if (t[0], t[2], t[3]) not in done]
     if args.keep:
         args.keep.mkdir(parents=True, exist_ok=True)
-    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
-        for row in pool.imap_unordered(measure, todo):
-            rows.append(row)
-            with args.rows.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            figures = f"reward {row['reward']:.3f}, held out {row['holdout']:.3f}, {row['psnr']:.1f} dB"
-            print(
-                f"{len(rows)}/{len(done) + len(todo)} {row['arm']} | {row['caption']}: {figures}", flush=True
-            )
+    for row in results(measure, todo, args.workers):
+        rows.append(row)
+        with args.rows.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        figures = f"reward {row['reward']:.3f}, held out {row['holdout']:.3f}, {row['psnr']:.1f} dB"
+        print(f"{len(rows)}/{len(done) + len(todo)} {row['arm']} | {row['caption']}: {figures}", flush=True)
     print(table(rows))
     if args.out:
         report = {

@@ -130,7 +130,8 @@ class Bench:
         self.device.reset()
         reward = random_models.reward(self._tower, sizes, how)
         ensemble = RewardEnsemble(rewards=(reward,), weights=(1.0,), options=RewardOptions())
-        models = assemble(config, random_models.prior(parts, how), ensemble, ())
+        prior: Any = random_models.prior(parts, how)
+        models = assemble(config, prior, ensemble, ())
         scene = new_scene(config, starting_splats(config), self.device.name)
         return Run(config=config, models=models, scene=scene, device=self.device)
 
@@ -157,7 +158,8 @@ class Run:
         return advance(self.config, self.models, self.scene)
 
     def networks(self) -> dict[str, torch.nn.Module]:
-        prior, (reward,) = self.models.prior, self.models.ensemble.rewards
+        prior: Any = self.models.prior  # the protocols say nothing of what is inside
+        reward: Any = self.models.ensemble.rewards[0]
         vae = prior.vae
         return {
             "unet": prior.unet,
@@ -294,7 +296,8 @@ def measure_naive(bench: Bench, job: Job) -> Row:
     """
     config = bench.config(job)
     ours, theirs = bench.start(config), bench.start(config)
-    for part in (ours.models.prior, *ours.models.rewards, theirs.models.prior):
+    spent: tuple[Any, ...] = (ours.models.prior, *ours.models.rewards, theirs.models.prior)
+    for part in spent:
         part.release()  # text encoders once are enough, and the naive prior's is below
     naive, prior = NaiveStep(config, theirs.models), theirs.models.prior
     how = dataclasses.replace(bench.load_options(config), precision="float32")

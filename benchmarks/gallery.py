@@ -36,12 +36,14 @@ def main() -> None:
     )
     parser.add_argument("path", type=Path)
     parser.add_argument("--size", type=int, default=160)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="how many of them")
     args = parser.parse_args()
     cameras = orbit(torch.tensor([25.0, 205.0]), torch.tensor([20.0, 20.0]), size=args.size)
     images = []
-    for prompt in PROMPTS:
+    for prompt in PROMPTS[: args.prompts]:
         with tempfile.TemporaryDirectory() as folder:
-            config = from_dict({"prompt": prompt, "output": {"frames": 0}})
+            config = from_dict({"prompt": prompt, "steps": args.steps, "output": {"frames": 0}})
             made = object_run.generate(config, out=Path(folder), command=["benchmarks/gallery.py"])
             images += list(pictures(formats.load(made.run.splats_ply), cameras))
         print(prompt, flush=True)

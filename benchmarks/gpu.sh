@@ -2,7 +2,8 @@
 # A quarter of an hour on a GPU, in parts that each end within their time and write JSON as they go:
 #     benchmarks/gpu.sh truth|cost|train [FOLDER [ARGUMENTS OF THE TRAINER]]
 # truth   does the GPU compute what the CPU does: rasterizers, steps, densification, resume      150 s
-# cost    steps by stage, the networks' calls by themselves, waits, memory under the budgets     150 s
+# cost    the rasterizers' time; steps by stage, the networks' calls by themselves, waits,
+#         memory under the budgets                                                               150 s
 # train   the embedded prior from the checkpoint in FOLDER/training, saved every 60 s            480 s
 # LIMIT=N gives a part other seconds, TINY=1 small models (truth and cost on the CPU, too, train with
 # DEVICE=cpu), TRAINER and MODEL another model to train.
@@ -25,8 +26,11 @@ case $part in
         if [ -n "${TINY:-}" ]; then
             what=(--tiny --settings sd15x1 --methods sds psd-every --budgets none 8gb --rounds 1)
         fi
-        within "$limit" "${python[@]}" benchmarks/models.py "${what[@]}" \
-            --minutes "$(awk "BEGIN {print $limit * 0.8 / 60}")" --out "$out/gpu-cost.json"
+        first=$((limit / 5))
+        within "$first" "${python[@]}" benchmarks/gpu_rasterizers.py ${TINY:+--tiny} \
+            --seconds $((first * 2 / 3)) --out "$out/gpu-rasterizers.json" || echo "rasterizers: exit $?" >&2
+        within $((limit - first)) "${python[@]}" benchmarks/models.py "${what[@]}" \
+            --minutes "$(awk "BEGIN {print ($limit - $first) * 0.8 / 60}")" --out "$out/gpu-cost.json"
         ;;
     train)  # an interrupt saves a checkpoint and writes the weights
         within --signal=INT --preserve-status "${LIMIT:-480}" \
@@ -34,7 +38,7 @@ case $part in
             --device "${DEVICE:-cuda}" --work "$out/training" --out "$out/trained" "${@:3}"
         ;;
     *)
-        sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+        sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
         exit 2
         ;;
 esac

@@ -31,7 +31,8 @@ import torch  # noqa: E402
 
 from splatgen.config import Config, RewardOptions, from_dict  # noqa: E402
 from splatgen.guidance.distillation import gradient  # noqa: E402
-from splatgen.loop.step import Models, assemble, encode, make_moment, pull_back  # noqa: E402
+from splatgen.loop.encoding import encode, pull_back  # noqa: E402
+from splatgen.loop.step import Models, assemble, make_moment  # noqa: E402
 from splatgen.models.budget import BUDGETS  # noqa: E402
 from splatgen.priors import PRIORS, load_options_for  # noqa: E402
 from splatgen.rewards.ensemble import RewardEnsemble  # noqa: E402
@@ -136,12 +137,12 @@ class Bench:
             rng(0, 0, "cameras"), views=views, size=side, elevation=(0.0, 30.0), group=group
         )
         images = torch.empty(views, 3, side, side, device="cuda", requires_grad=True)
-        x = encode(models, images)
+        x = encode(models.prior, (images,), models.encode)
         mark()
         moment = make_moment(given, models, step=0, x=x, images=images, cameras=cameras, before=None)
         found = gradient(moment, models.score, models.preference, models.ensemble)
         mark()
-        pull_back(models, x, found.value, images, found.on_render)
+        pull_back(models.prior, models.encode, x, found.value, (images,), images, found.on_render)
         mark()
         return Estimate(
             prior=self.prior,

@@ -107,7 +107,8 @@ def measure(bench: Bench, job: Job) -> Row:
         else:
             found = {"failed": f"{type(error).__name__}: {error}"[:1000]}
     bench.device.reset()  # not above: until here, the error holds the tensors of the step
-    return job.named() | rounded(found)
+    row: Row = job.named() | rounded(found)
+    return row
 
 
 def rounded(value: Any) -> Any:

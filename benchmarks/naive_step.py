@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor
@@ -111,7 +112,8 @@ class NaiveStep:
         told = {name: torch.cat([positive[name], negative[name]]) for name in positive}
         cameras = moment.cameras[torch.arange(len(x_t)).repeat(2)]
         self.images += 2 * len(x_t)
-        return moment.prior.predict(torch.cat([x_t, x_t]), t.repeat(2), told, cameras).chunk(2)
+        found = moment.prior.predict(torch.cat([x_t, x_t]), t.repeat(2), told, cameras)
+        return found.chunk(2)
 
     def guided(self, moment: Moment, x_t: Tensor, t: Tensor) -> Tensor:
         e_y, e_n = self.both(moment, x_t, t)
@@ -156,7 +158,8 @@ def picked(candidates: Sequence[Tensor], chosen: Tensor) -> Tensor:
 
 def norms(z: Tensor, views: int) -> Tensor:
     """Of each item, for all its views, [B, 1, 1, 1]."""
-    return z.reshape(len(z) // views, -1).norm(dim=1).repeat_interleave(views).view(-1, 1, 1, 1)
+    lengths: Tensor = torch.linalg.vector_norm(z.reshape(len(z) // views, -1), dim=1)
+    return lengths.repeat_interleave(views).view(-1, 1, 1, 1)
 
 
 class MatricesAcrossViews:
@@ -173,13 +176,15 @@ class MatricesAcrossViews:
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         together = hidden_states.reshape(-1, self._views * hidden_states.shape[1], hidden_states.shape[2])
-        return self._attend(attn, together).reshape(hidden_states.shape)
+        found: Tensor = self._attend(attn, together).reshape(hidden_states.shape)
+        return found
 
 
 @contextlib.contextmanager
 def written_naively(prior: Prior) -> Iterator[None]:
     """A prior's networks with attention as matrices and weights in torch's usual layout, until it ends."""
-    parts = (prior.unet, prior.vae)
+    networks: Any = prior  # the protocol says nothing of what is inside
+    parts = (networks.unet, networks.vae)
     before = [(network.attn_processors, layout(network)) for network in parts]
     for network in parts:
         network.set_attn_processor(

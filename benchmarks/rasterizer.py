@@ -37,12 +37,14 @@ from torch import Tensor
 
 import splatgen
 from splatgen.rasterizer import _composite, _functions, _torch, cpu
+from splatgen.rasterizer._jit import TILE
 from splatgen.runs.machine import machine_name
 from splatgen.scene import cameras as cams
 
 FLOP_PER_PAIR = 128
 SCENES = ((10_000, 128, 1), (10_000, 128, 4), (10_000, 256, 1), (50_000, 256, 1), (50_000, 256, 4))
 QUICK = ((10_000, 128, 1),)
+TINY = ((200, 32, 1),)
 
 
 @dataclass
@@ -78,8 +80,9 @@ def make_scene(count: int, size: int, views: int) -> Scene:
 
 
 def rasterize(scene: Scene, backend: cpu.Backend) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    means, quats, scales, opacities, colors = scene.leaves
     return cpu.rasterization(
-        *scene.leaves,
+        *(means, quats, scales, opacities, colors),
         scene.viewmats,
         scene.Ks,
         scene.size,
@@ -110,12 +113,12 @@ def measure(scene: Scene, backend: cpu.Backend) -> Times:
     return Times(1e3 * (middle - start), 1e3 * (end - middle), 1e3 * (time.perf_counter() - wall))
 
 
-@numba.njit
+@numba.njit  # type: ignore[untyped-decorator]
 def count_pairs(rec: Any, ext: Any, toff: Any, entries: Any, tiles: Any) -> Any:
     """Blended (pixel, splat) pairs: lanes whose `last` became this splat's index; and lanes visited."""
     tiles_x, size = tiles
     S, col = np.empty(_composite.S_SIZE, np.float32), np.zeros((len(rec), 4), np.float32)
-    lanes, side = _composite.LANES, _composite.TILE
+    lanes, side = _composite.LANES, TILE
     blended, visited = 0, 0
     for c in range(toff.shape[0]):
         for t in range(toff.shape[1] - 1):
@@ -242,6 +245,7 @@ def show(row: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="one scene, three repeats, no torch.compile")
+    parser.add_argument("--tiny", action="store_true", help="a scene of nothing, once: only to see it run")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
@@ -249,10 +253,12 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rate = matmul_rate()
-    methods = candidates(compile_too=not (args.quick or args.no_compile))
+    methods = candidates(compile_too=not (args.quick or args.tiny or args.no_compile))
+    scenes = TINY if args.tiny else QUICK if args.quick else SCENES
+    repeats = 1 if args.tiny else 3 if args.quick else args.repeats
     rows = []
-    for shape in QUICK if args.quick else SCENES:
-        rows.append(run_scene(shape, methods, 3 if args.quick else args.repeats, rate))
+    for shape in scenes:
+        rows.append(run_scene(shape, methods, repeats, rate))
         show(rows[-1])
     now = datetime.datetime.now(datetime.UTC)
     versions = {"splatgen": splatgen.__version__, "torch": torch.__version__, "numba": numba.__version__}

@@ -186,7 +186,7 @@ def differences(
 def inside(work: Path) -> None:
     """Score with a package, and save what it found."""
     if torch.version.cuda is None:  # torchvision's own operators are not there beside torch for the CPU
-        library = torch.library.Library("torchvision", "DEF")
+        library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     job = json.loads((work / "job.json").read_text())
@@ -205,9 +205,9 @@ def as_pil(picture: Tensor) -> Any:
 def found_by(score: Any, differentiable: Any, seen: dict[str, Tensor]) -> dict[str, Tensor]:
     """Scores [3] of each size, and the gradient [3, 3, H, W] of those of the first."""
     images = (seen["exact"].float() / 255.0).requires_grad_()
-    torch.stack(
-        [differentiable(x, prompt) for x, prompt in zip(images, PROMPTS, strict=True)]
-    ).sum().backward()
+    scored = [differentiable(x, prompt) for x, prompt in zip(images, PROMPTS, strict=True)]
+    torch.autograd.backward(torch.stack(scored).sum())
+    assert images.grad is not None
     scores = {
         size: torch.tensor([score(as_pil(x), p) for x, p in zip(seen[size], PROMPTS, strict=True)])
         for size in ("exact", "resized")

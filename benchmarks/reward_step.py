@@ -15,6 +15,7 @@ Shapes: B views, K candidates, C x h x w latents.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -124,7 +125,8 @@ def stable_diffusion(
 class ClipReward:
     """Cosine of picture and prompt under a small CLIP with random weights."""
 
-    name, views, mean, spread = "tiny-clip", 1, 0.0, 1.0
+    name, source = "tiny-clip", "random weights"
+    views, mean, spread = 1, 0.0, 1.0
 
     def __init__(self, device: str = "cpu") -> None:
         vision = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
@@ -135,6 +137,12 @@ class ClipReward:
             self.net = CLIPModel(config).eval().requires_grad_(False).to(device)
         self.tokenizer = tokenizer()
 
+    def prepare(self, prompts: Sequence[str]) -> None:
+        """Every prompt will do."""
+
+    def release(self) -> None:
+        """Nothing to free."""
+
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         unique = list(dict.fromkeys(prompts))
         side = (self.net.config.vision_config.image_size,) * 2
@@ -143,7 +151,8 @@ class ClipReward:
         tokens = self.tokenizer(unique, padding="max_length", max_length=77, return_tensors="pt")
         read = self.net.get_text_features(input_ids=tokens.input_ids.to(images.device)).pooler_output
         rows = [unique.index(prompt) for prompt in prompts]
-        return (normalize(seen, dim=-1) * normalize(read, dim=-1)[rows]).sum(-1)
+        scores: Tensor = (normalize(seen, dim=-1) * normalize(read, dim=-1)[rows]).sum(-1)
+        return scores
 
 
 def moment_at(prior: StableDiffusionPrior, x: Tensor, t: float, options: GuidanceOptions) -> Moment:
@@ -191,12 +200,12 @@ def guided_alone(moment: Moment, view: Tensor) -> Guided:
 
 def denoised(prior: Prior, guided: Guided, x: Tensor, times: list[Tensor]) -> Tensor:
     """Deterministic DDIM through times (each [1]) and on to 0."""
-    for here, there in itertools.pairwise([*times, None]):
+    for n, here in enumerate(times):
         eps = guided(x, here)
         alpha, sigma = prior.alpha_sigma(here)
         x = (x - sigma * eps) / alpha
-        if there is not None:
-            alpha, sigma = prior.alpha_sigma(there)
+        if n + 1 < len(times):
+            alpha, sigma = prior.alpha_sigma(times[n + 1])
             x = alpha * x + sigma * eps
     return x
 
@@ -221,7 +230,8 @@ def literal(moment: Moment, ensemble: RewardEnsemble, o: WeightedOptions = OPTIO
         order = sorted(range(o.candidates), key=lambda k: -scores[k])
         kept = [(k, o.top_weight / o.top) for k in order[: o.top]]
         kept += [(k, -o.bottom_weight / o.bottom) for k in order[-o.bottom :]]
-        found.append(sum(w * (guided(x_t[k], start) - noises[k][view]) for k, w in kept))
+        residuals = [w * (guided(x_t[k], start) - noises[k][view]) for k, w in kept]
+        found.append(torch.stack(residuals).sum(0))
         calls += 2 * (o.candidates * len(times) + len(kept))
     return torch.cat(found), calls
 
@@ -250,7 +260,7 @@ def measure(moment: Moment, ensemble: RewardEnsemble, rounds: int) -> dict[str, 
     turns = [("batched", batched), ("loop", literal)]
     for n in range(rounds):
         for name, work in turns[:: 1 if n % 2 else -1]:
-            times[name].append(timed(lambda work=work: work(moment, ensemble)))
+            times[name].append(timed(functools.partial(work, moment, ensemble)))
     wall, cpu = ({k: statistics.median(t[n] for t in v) for k, v in times.items()} for n in range(2))
     return {
         "batched_s": round(wall["batched"], 3),

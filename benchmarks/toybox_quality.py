@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import random
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from pooled import results
 
 from splatgen.config import Config, from_dict, to_dict
 from splatgen.runs.machine import machine_name
@@ -45,23 +46,26 @@ def held_out_captions(count: int) -> list[Caption]:
     return found
 
 
-def fit_truth(config: Config, caption: Caption) -> Any:
+Pictures = Callable[[Any, Any], Any]  # (cameras, backgrounds [B, 3]) to exact pictures [B, 3, H, W]
+
+
+def fit_truth(config: Config, exact: Pictures) -> Any:
     """Splats optimised on exact pictures with the run's own cameras, rates and densification: the ceiling."""
+    import torch
+
     from splatgen.guidance.distillation import inject
     from splatgen.loop.initial_splats import starting_splats
     from splatgen.loop.step import descend, render_views
     from splatgen.runs.rng import rng
     from splatgen.scene.backgrounds import backgrounds
     from splatgen.scene.parameters import new_scene
-    from splatgen.worlds.toybox.world import ground_truth
 
     scene = new_scene(config, starting_splats(config), "cpu")
     while scene.step < config.steps:
         out, cameras = render_views(config, scene, scene.step / config.steps)
         back = backgrounds(config.views.background, rng(config.seed, scene.step, "background"), len(cameras))
-        truth = ground_truth(caption, cameras, back, supersample=2).rgb
-        inject(out.rgb, out.rgb.detach() - truth)
-        descend(config, scene, out)
+        inject(out.rgb, out.rgb.detach() - exact(cameras, back))
+        descend(config, scene, out, torch.tensor(True))
         scene.step += 1
     return scene.splats.detach()
 
@@ -75,8 +79,10 @@ def measure(task: Task) -> dict[str, Any]:
 
     from splatgen import formats
     from splatgen.loop import object_run
-    from splatgen.rewards.toybox import load_judge
+    from splatgen.models.budget import LoadOptions
+    from splatgen.rewards import load_reward
     from splatgen.worlds.toybox.evaluation import evaluate
+    from splatgen.worlds.toybox.world import ground_truth
 
     torch.set_num_threads(1)
     text, settings, ceiling, folder = task
@@ -89,7 +95,9 @@ def measure(task: Task) -> dict[str, Any]:
     if kept and kept.is_file():
         splats = formats.load(kept)
     elif ceiling:
-        splats = fit_truth(config, caption)
+        splats = fit_truth(
+            config, lambda cameras, back: ground_truth(caption, cameras, back, supersample=2).rgb
+        )
     else:
         with tempfile.TemporaryDirectory() as out:
             made = object_run.generate(config, out=Path(out), command=["benchmarks/toybox_quality.py"])
@@ -97,7 +105,7 @@ def measure(task: Task) -> dict[str, Any]:
     if kept and not kept.is_file():
         formats.save(splats, kept)
     seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
-    quality = evaluate(splats, caption, load_judge("cpu"))
+    quality = evaluate(splats, caption, load_reward("toybox-judge", LoadOptions()))
     return {
         "caption": text,
         "kind": kind(caption),
@@ -110,20 +118,26 @@ def measure(task: Task) -> dict[str, Any]:
     }
 
 
-def tasks(args: argparse.Namespace) -> Iterator[Task]:
-    settings: dict[str, Any] = {"output": {"frames": 0, "size": 16, "checkpoint_seconds": 0.0}}
-    for item in args.set:
+def settings(changes: Sequence[str]) -> dict[str, Any]:
+    """Settings of a run that leaves little behind, with changes NAME=JSON."""
+    found: dict[str, Any] = {"output": {"frames": 0, "size": 16, "checkpoint_seconds": 0.0}}
+    for item in changes:
         name, value = item.split("=", 1)
-        table = settings
+        table = found
         *groups, leaf = name.split(".")
         for group in groups:
             table = table.setdefault(group, {})
         table[leaf] = json.loads(value)
+    return found
+
+
+def tasks(args: argparse.Namespace) -> Iterator[Task]:
+    chosen = settings(args.set)
     for caption in held_out_captions(args.captions):
         for seed in range(args.seeds):
-            yield str(caption), {**settings, "seed": seed}, False, args.keep
+            yield str(caption), {**chosen, "seed": seed}, False, args.keep
         if args.ceiling:
-            yield str(caption), settings, True, args.keep
+            yield str(caption), chosen, True, args.keep
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -151,7 +165,7 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=24)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--ceiling", action="store_true", help="also fit splats to the exact pictures")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2, help="processes; 0 works in this one")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=JSON", help="a setting, e.g. guidance.scale=1.5"
     )
@@ -174,17 +188,16 @@ def main() -> None:
     if args.keep:
         args.keep.mkdir(parents=True, exist_ok=True)
     todo = [t for t in tasks(args) if (t[0], t[1].get("seed", 0), t[2]) not in done]
-    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
-        for row in pool.imap_unordered(measure, todo):
-            rows.append(row)
-            if args.rows:
-                with rows_path.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
-            print(
-                f"{len(rows)}/{len(done) + len(todo)} {row['caption']}: IoU {row['iou']:.3f}, "
-                f"{row['psnr']:.1f} dB, right {row['judged_right']:.2f}, {row['seconds']:.0f} s",
-                flush=True,
-            )
+    for row in results(measure, todo, args.workers):
+        rows.append(row)
+        if args.rows:
+            with rows_path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        print(
+            f"{len(rows)}/{len(done) + len(todo)} {row['caption']}: IoU {row['iou']:.3f}, "
+            f"{row['psnr']:.1f} dB, right {row['judged_right']:.2f}, {row['seconds']:.0f} s",
+            flush=True,
+        )
     print(table(rows))
     if args.out:
         report = {

@@ -8,8 +8,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from splatgen import __version__
 from splatgen.commands.common.errors import USAGE, describe, one_line
+from splatgen.runs.version import __version__
 
 VERBS = {  # name: (module, summary)
     "generate": ("splatgen.commands.generate", "make a 3D object out of a prompt"),
@@ -22,6 +22,7 @@ VERBS = {  # name: (module, summary)
     "render": ("splatgen.commands.render", "a turntable and a preview of a run or a .ply"),
     "export": ("splatgen.commands.export", "write splats for other programs"),
     "fetch": ("splatgen.commands.fetch", "get the weights of a prior or reward, or list them"),
+    "words": ("splatgen.commands.words", "what the embedded prior knows, with pictures"),
     "doctor": ("splatgen.commands.doctor", "what this machine can run, and the next command"),
 }
 
@@ -45,8 +46,6 @@ tracebacks.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code."""
-    # Read when torch loads OpenMP: spinning barriers turn a 6 ms step into 40 ms on a shared core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return dispatch(words)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -184,7 +185,7 @@ class GroupPrior(Analytic):
         if len(x_t) % self.views:
             raise ValueError(f"{len(x_t)} images are no whole number of groups of {self.views} views")
         self.calls += len(x_t)
-        group = x_t.unflatten(0, (-1, self.views)).mean(1).repeat_interleave(self.views, 0)
+        group = x_t.reshape(-1, self.views, *x_t.shape[1:]).mean(1).repeat_interleave(self.views, 0)
         turn = torch.deg2rad(cameras.azimuth + 0.5 * cameras.elevation).to(x_t)[:, None, None, None]
         told = condition["colour"].to(x_t)[:, :, None, None] * (1.0 + 0.5 * turn.sin())
         return torch.tanh(0.7 * x_t - 0.4 * group + 0.3 * told + t.view(-1, 1, 1, 1)) + 0.2 * told
@@ -258,6 +259,8 @@ def distil(
     negative: str = "",
 ) -> float:
     """Optimise x itself, in float64, for two views; the root mean square distance to the prior's mean."""
+    whole: Any = prior  # it has no adapter, and nothing here asks for one
+    nothing: Any = None  # in place of rewards
     cameras = turntable(2, size=6)
     x = torch.zeros(2, 3, 6, 6, dtype=torch.float64, requires_grad=True)
     adam = torch.optim.Adam([x], lr=lr)
@@ -265,9 +268,9 @@ def distil(
         adam.param_groups[0]["lr"] = lr * (1.0 - step / steps)
         t = draw_times(options, score, step / steps, 2, rng(0, step, "time"))
         seen_now = moment(
-            prior, x, t, cameras=cameras, options=options, step=step, steps=steps, negative=negative
+            whole, x, t, cameras=cameras, options=options, step=step, steps=steps, negative=negative
         )
-        found = gradient(seen_now, score, NoPreference(), None)
+        found = gradient(seen_now, score, NoPreference(), nothing)
         adam.zero_grad()
         inject(x, found.value)
         adam.step()

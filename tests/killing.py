@@ -251,7 +251,8 @@ class Fuse:
     def arm(self) -> None:
         os_open = os.open
         if self.at == LOADING:
-            object_run.load_models = self.while_loading(object_run.load_models)
+            module: Any = object_run
+            module.load_models = self.while_loading(module.load_models)
         for name in CALLS:
             setattr(os, name, self.counted(getattr(os, name)))
         os.open = lambda *a, **k: (self.counted(os_open) if changes_files(a, k) else os_open)(*a, **k)
@@ -269,7 +270,7 @@ class Halves:
         self.file.write(data[:half])
         self.file.flush()
         self.tick()
-        return half + self.file.write(data[half:])
+        return half + int(self.file.write(data[half:]))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.file, name)
@@ -378,14 +379,15 @@ def share_networks() -> None:
     def load(given: Config, _device: str) -> Models:
         return comparing.fresh(given, networks)
 
-    for module in (object_run, image_run, comparing):
+    modules: tuple[Any, ...] = (object_run, image_run, comparing)
+    for module in modules:
         module.load_models = load
 
 
 def main() -> None:
     sys.stdout = sys.stderr  # of command lines
     torch.set_num_threads(1)
-    os.fsync = lambda _: None  # the kernel outlives a kill; test_atomic.py sees that it is called
+    setattr(os, "fsync", lambda _: None)  # noqa: B010 - the kernel outlives a kill; test_atomic.py sees that it is called
     run_folder._git_hash = lambda: None  # a process of its own
     share_networks()
     for name, _, most in (word.partition(":") for word in sys.argv[2:]):

@@ -36,7 +36,7 @@ from splatgen.scene.cameras import turntable
 from splatgen.scene.parameters import Scene, load_scene, new_scene, save_scene, update
 from splatgen.worlds.toybox import weights_folder
 
-SOURCE = Path(run_folder.__file__).parent
+SOURCE = Path(run_folder.__file__).parents[1]
 TESTS = Path(__file__).parent
 needs_weights = pytest.mark.skipif(
     any(checks.missing_weights(name, weights_folder()) for name in ("mini-prior", "mini-reward")),
@@ -509,27 +509,31 @@ def test_splats_never_pass_the_cap_also_after_a_resume(
 
 # Every other call that writes goes through atomic, formats.save or checkpoint.save.
 WRITERS = {
-    "atomic.py": {
+    "worlds/shelf/build.py": {"temporary.open": "within atomic.replacing"},
+    "commands/words.py": {"sheet.save": "within atomic.replacing"},
+    "runs/atomic.py": {
         "open": "a temporary file, which is synced and renamed",
         "file.write": "the same",
     },
-    "metrics.py": {
+    "runs/metrics.py": {
         "open": "appends; a torn last line is cut off",
         "self._file.write": "the same",
     },
-    "checkpoint.py": {"safetensors.torch.save": "into memory"},
+    "runs/checkpoint.py": {"safetensors.torch.save": "into memory"},
     "formats/__init__.py": {"_module(path).save": "of the modules beside it"},
     "formats/ply.py": {"data.write": "within atomic.replacing"},
-    "comparing.py": {"sheet.save": "within atomic.replacing"},
-    "video.py": {
+    "loop/comparison.py": {"sheet.save": "within atomic.replacing"},
+    "runs/video.py": {
         "path.touch": "the temporary file of atomic.replacing",
         "pipe.write": "to ffmpeg, which writes within atomic.replacing",
         "pillow.fromarray(sheet).save": "within atomic.replacing",
         "pages[0].save": "into memory",
     },
-    "commands/past.py": {"small.save": "into memory"},
-    "commands/stopping.py": {"os.write": "to stderr"},
-    "toybox/train.py": {
+    "commands/common/past_runs.py": {"small.save": "into memory"},
+    "commands/common/notebook.py": {"Image.fromarray(np.concatenate(list(self.rgb), 1)).save": "into memory"},
+    "commands/common/signals.py": {"os.write": "to stderr"},
+    "worlds/shelf/gallery.py": {"render().save": "a picture of the repository, made again by its command"},
+    "worlds/training.py": {
         "save_file": "a training's state is renamed; its weights are exported again at its end",
         "(folder / f'{name}.json').write_text": "exported again at its end",
     },
@@ -577,5 +581,6 @@ def test_every_file_is_written_atomically_or_is_known_to_survive() -> None:
 def test_the_page_about_faults_names_tests_that_exist() -> None:
     named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (TESTS.parent / "docs/reliability.md").read_text())
     assert len(named) > 30
+    files = {path.name: path for path in TESTS.rglob("test_*.py")}
     for file, test in named:
-        assert f"def {test}(" in (TESTS / file).read_text(encoding="utf-8"), f"{file}::{test}"
+        assert f"def {test}(" in files[file].read_text(encoding="utf-8"), f"{file}::{test}"

@@ -15,15 +15,16 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import arg
 
 from splatgen import config as settings
-from splatgen.commands.common import arguments, checks
+from splatgen.commands.common import arguments, checks, embedded
 from splatgen.commands.common.arguments import RunFlags
 from splatgen.commands.common.errors import DIVERGED, MEMORY, USAGE, Failure
 from splatgen.commands.common.execution import headline
 from splatgen.commands.common.progress import Reporter
-from splatgen.commands.common.signals import on_signals
+from splatgen.commands.common.signals import Stop, on_signals
 from splatgen.config import Config, ConfigError, OutputOptions
 from splatgen.config.methods import METHODS, ComparisonPlan, line_up, slots
 from splatgen.runs.statistics import Measure, summarise
+from splatgen.worlds.shelf import shelf_folder
 
 if TYPE_CHECKING:
     from splatgen.loop.comparison import Comparison, Outcome
@@ -64,21 +65,33 @@ def read(argv: Sequence[str]) -> tuple[Compare, ComparisonPlan]:
     options = arguments.read(Compare, "compare", argv, note=note)
     if options.resume is not None:
         return options, reopen(options, options.resume)
-    check_words(options, argv)
+    for word in argv:
+        if word.partition("=")[0] in ("--score", "--preference"):
+            raise Failure(USAGE, f"{word}: a comparison takes scores and preferences from --methods")
+
+    def with_preset(name: str) -> Config:
+        return arguments.read(Compare, "compare", [*argv, "--preset", name], note=note).settings
+
+    return options, plan_of(options, with_preset)
+
+
+def plan_of(options: Compare, with_preset: Callable[[str], Config]) -> ComparisonPlan:
+    """Each method's settings; with_preset gives those of the options over another preset."""
+    check_words(options)
     bases = {}
     for name in options.methods:
         if name.startswith(PRESET):
             preset = name.removeprefix(PRESET)
             table = {"score": START.score, "preference": START.preference, **settings.read_preset(preset)}
-            base = arguments.read(Compare, "compare", [*argv, "--preset", preset], note=note).settings
-            bases[name] = settings.merge(base, {key: table[key] for key in ("score", "preference")})
+            chosen = {key: table[key] for key in ("score", "preference")}
+            bases[name] = settings.merge(with_preset(preset), chosen)
         else:
             bases[name] = settings.merge(options.settings, slots(name))
     first = options.settings.seed
-    return options, line_up(bases, range(first, first + options.seeds))
+    return line_up(bases, range(first, first + options.seeds))
 
 
-def check_words(options: Compare, argv: Sequence[str]) -> None:
+def check_words(options: Compare) -> None:
     """Raise Failure for methods and seeds that can't be, before anything is read."""
     if not options.methods:
         raise Failure(USAGE, "no methods: give --methods one or more names")
@@ -89,9 +102,6 @@ def check_words(options: Compare, argv: Sequence[str]) -> None:
             raise Failure(USAGE, f"no method {name[:60]!r}; if that is the prompt, put it before --methods")
     if not 1 <= options.seeds <= MAX_SEEDS:
         raise Failure(USAGE, f"--seeds {options.seeds}: give 1 to {MAX_SEEDS}")
-    for word in argv:
-        if word.partition("=")[0] in ("--score", "--preference"):
-            raise Failure(USAGE, f"{word}: a comparison takes scores and preferences from --methods")
 
 
 def reopen(options: Compare, folder: Path) -> ComparisonPlan:
@@ -124,7 +134,8 @@ def check(options: Compare, plan: ComparisonPlan) -> ComparisonPlan:
         checks.check_init(config)
     checks.check_models(plan.first)
     if has_truth(plan):
-        checks.check_models(dataclasses.replace(plan.first, holdout_reward=("toybox-judge",)))
+        judge = "shelf-judge" if plan.first.prior == "shelf" else "toybox-judge"
+        checks.check_models(dataclasses.replace(plan.first, holdout_reward=(judge,)))
     checks.check_device(plan.first)
     checks.check_out(options.out if options.resume is None else options.resume)
     return plan
@@ -132,7 +143,8 @@ def check(options: Compare, plan: ComparisonPlan) -> ComparisonPlan:
 
 def has_truth(plan: ComparisonPlan) -> bool:
     """Whether results can be compared with exact pictures of the prompt."""
-    return plan.first.prior in checks.TOYBOX_PRIORS
+    world = embedded.of_prior(plan.first.prior)
+    return world is not None and (world.name != "shelf" or shelf_folder() is not None)
 
 
 class Announcer:
@@ -160,28 +172,7 @@ class Announcer:
 
 def main(argv: Sequence[str]) -> int:
     options, plan = read(argv)
-    plan = check(options, plan)
-    device = checks.resolve_device(plan.first.device)
-    from splatgen.loop import comparison as comparing
-
-    if not options.quiet:
-        size = f"{len(plan.methods)} methods, {len(plan.seeds)} seeds"
-        print(f"splatgen: {size}; {headline(plan.first, device)}", file=sys.stderr, flush=True)
-    announcer = Announcer(plan, quiet=options.quiet)
-    with on_signals() as stop:
-        try:
-            comparison = comparing.compare(
-                plan,
-                out=options.out,
-                folder=options.resume,
-                truth=has_truth(plan),
-                command=["splatgen", "compare", *argv],
-                watch=comparing.Callbacks(
-                    begin=announcer.begin, end=announcer.end, should_stop=stop.requested
-                ),
-            )
-        finally:
-            announcer.reporter.close()
+    comparison, stop = carry_out(options, check(options, plan), ["splatgen", "compare", *argv])
     show(comparison, as_json=options.json)
     if not comparison.complete and stop.requested():
         command = shlex.join(["splatgen", "compare", "--resume", str(comparison.folder)])
@@ -189,6 +180,31 @@ def main(argv: Sequence[str]) -> int:
         return stop.exit_code
     statuses = [o.status for o in comparison.outcomes]
     return 0 if "done" in statuses else CODES.get(statuses[0], 1)
+
+
+def carry_out(options: Compare, plan: ComparisonPlan, command: Sequence[str]) -> tuple[Comparison, Stop]:
+    """Every run of the plan, with progress on stderr and signals that stop it."""
+    choice = checks.resolve(plan.first)
+    from splatgen.loop.comparison import Callbacks, compare
+
+    if not options.quiet:
+        size = f"{len(plan.methods)} methods, {len(plan.seeds)} seeds"
+        print(f"splatgen: {size}; {headline(plan.first, choice)}", file=sys.stderr, flush=True)
+    announcer = Announcer(plan, quiet=options.quiet)
+    with on_signals() as stop:
+        watch = Callbacks(begin=announcer.begin, end=announcer.end, should_stop=stop.requested)
+        try:
+            comparison = compare(
+                plan,
+                out=options.out,
+                folder=options.resume,
+                truth=has_truth(plan),
+                command=command,
+                watch=watch,
+            )
+        finally:
+            announcer.reporter.close()
+    return comparison, stop
 
 
 def show(comparison: Comparison, *, as_json: bool) -> None:
@@ -209,6 +225,7 @@ COLUMNS = {  # measure: (title, decimals); rewards come before these
     "truth/psnr": ("PSNR dB", 2),
     "truth/color_error": ("colour error", 3),
     "truth/judged_right": ("judged right", 2),
+    "truth/all_right": ("all right", 2),
     "cost/model_calls": ("calls/step", 1),
     "cost/seconds": ("seconds", 1),
 }

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, Suppress, arg
 
@@ -20,6 +21,9 @@ from splatgen.commands.common.inputs import splat_file
 from splatgen.commands.common.viewer import ViewerOptions, watched
 from splatgen.config import Config, DensifyOptions, EditOptions, RegulariseOptions, SplatOptions, presets
 from splatgen.config.validation import validate
+
+if TYPE_CHECKING:
+    from splatgen.formats.splat_file import SplatFile
 
 ARROW = re.compile(r"->|→")
 USAGE_HINT = 'as in splatgen edit object.ply "a red cube -> a blue cube"'
@@ -91,11 +95,15 @@ def own_prompt(given: Path) -> str:
     return str(configs.read_file(path).get("prompt", "")) if path.is_file() else ""
 
 
-def check(options: Edit) -> tuple[Path, Config]:
-    """The file to read and the run's settings, after everything that can fail without torch."""
+def find(options: Edit) -> Path:
+    """The file to read; raises Failure for an input that holds none."""
     if options.input == Path():
         raise Failure(USAGE, f"INPUT is missing: give a run folder or a .ply file, {USAGE_HINT}")
-    path = splat_file(options.input)
+    return splat_file(options.input)
+
+
+def check(options: Edit) -> Config:
+    """The run's settings, after everything that can fail without torch."""
     source, target = words(options.settings.prompt, options.settings.source, options.input)
     table = {**configs.to_dict(options.settings), "source": source, "prompt": target}
     config = validate(configs.from_dict(table))
@@ -104,7 +112,7 @@ def check(options: Edit) -> tuple[Path, Config]:
     checks.check_models(config)
     checks.check_device(config)
     checks.check_out(options.out)
-    return path, config
+    return config
 
 
 def check_prompts(config: Config, *, force: bool) -> Config:
@@ -120,14 +128,28 @@ def check_prompts(config: Config, *, force: bool) -> Config:
     return config
 
 
+def nearby(file: SplatFile, path: Path) -> SplatFile:
+    """Splats where float32 holds them well; one line says from where they were moved to the origin."""
+    from splatgen.formats.splat_file import coarse, middle, recentred
+
+    if file.antialiased:
+        print(f"splatgen: {path} was made for an antialiased renderer, an edit is not", file=sys.stderr)
+    if not coarse(file):
+        return file
+    place = ", ".join(f"{value:.10g}" for value in middle(file))
+    print(f"splatgen: {path} is far away: the edit has its middle ({place}) at the origin", file=sys.stderr)
+    return recentred(file)
+
+
 def main(argv: Sequence[str]) -> int:
     options = arguments.read(Edit, "edit", argv, note=NOTE.format(presets=", ".join(presets())))
-    path, config = check(options)
+    path = find(options)
+    config = check(options)
     from splatgen import formats
     from splatgen.loop import object_edit, object_run
 
     object_edit.check_settings(config)
-    splats = formats.load(path)
+    splats = nearby(formats.read(path), path).splats()
     object_edit.check_source(splats, str(path), config.edit.fit)
     with watched(options.viewing, config) as channel:
         return execute(

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from splatgen.commands.common import arguments, checks
+from splatgen.commands.common import arguments, checks, embedded
 from splatgen.commands.common.arguments import RunFlags
 from splatgen.commands.common.errors import USAGE, Failure
 from splatgen.commands.common.execution import execute
@@ -39,14 +39,17 @@ NOTE = (
 
 
 USUAL = "sd15-fast"  # where nothing is chosen, and CUDA and its weights are there
+THINGS = "shelf"  # where nothing is chosen, for everything that is no solid of the toybox
 
 
 def read(argv: Sequence[str]) -> tuple[Generate, Config]:
     """The options and the settings with their precedence; SystemExit or ConfigError when they are wrong."""
     note = NOTE.format(presets=", ".join(presets()))
     options = arguments.read(Generate, "generate", argv, note=note)
-    if is_open(options, argv) and can_run(USUAL, options.settings):
-        options = arguments.read(Generate, "generate", ["--preset", USUAL, *argv], note=note)
+    usual = usual_preset(options.settings) if is_open(options, argv) else None
+    if usual is not None:
+        options = arguments.read(Generate, "generate", ["--preset", usual, *argv], note=note)
+    if usual == USUAL:
         print(f"splatgen: CUDA and its weights are here: --preset {USUAL} (or toybox)", file=sys.stderr)
     return options, validate(options.settings)
 
@@ -54,19 +57,36 @@ def read(argv: Sequence[str]) -> tuple[Generate, Config]:
 def is_open(options: Generate, argv: Sequence[str]) -> bool:
     """Whether the words leave the prior to the program."""
     names = {word.partition("=")[0] for word in argv}
-    chosen = options.preset is not None or options.config is not None or "--prior" in names
-    return not chosen and options.settings.device != "cpu"
+    return options.preset is None and options.config is None and "--prior" not in names
+
+
+def usual_preset(settings: Config) -> str | None:
+    """The preset of a run whose prior nobody chose; None is the defaults.
+
+    Stable Diffusion where CUDA and its weights are there; else the shelf, but for the toybox's own captions,
+    which its own prior draws better.
+    """
+    if settings.device != "cpu" and can_run(USUAL, settings):
+        return USUAL
+    return None if is_caption("toybox", settings.prompt) or embedded.lacks("shelf") else THINGS
+
+
+def is_caption(prior: str, prompt: str) -> bool:
+    """Whether an embedded prior can read a prompt as it stands."""
+    world = embedded.of_prior(prior)
+    try:
+        return world is not None and world.parse(prompt) is not None
+    except embedded.VocabularyError:
+        return False
 
 
 def can_run(preset: str, settings: Config) -> bool:
-    """Whether a preset's prior is on this machine, and CUDA; torch is asked only when the weights are."""
+    """Whether a preset's prior is on this machine, and a GPU; torch is asked only when the weights are."""
     try:
         weights.find(str(read_preset(preset)["prior"]), settings.weights)
     except weights.WeightsError:
         return False
-    import torch
-
-    return torch.cuda.is_available()
+    return checks.resolve_device("auto").device == "cuda"
 
 
 def check(options: Generate, config: Config) -> Config:

@@ -89,6 +89,9 @@ def check(options: Image) -> ImageConfig:
     if views > 1:
         advice = "an image is one: use a single-view prior"
         raise Failure(USAGE, f"the prior {config.prior!r} denoises {views} views together, and {advice}")
+    if PRIORS[config.prior].coverage and config.image.space == "pixels":
+        advice = "pixels have none: use --image.space latents"
+        raise Failure(USAGE, f"the prior {config.prior!r} reads coverage, and {advice}")
     config = checks.check_prompts(config, force=options.force)
     if options.edit is None and config.source:
         raise Failure(

@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 from splatgen.commands.common import checks
 from splatgen.commands.common.arguments import parse
 from splatgen.commands.common.errors import USAGE, Failure
-from splatgen.commands.common.inputs import splat_file
+from splatgen.commands.common.inputs import framed, splat_file
 
 FILMS = (".mp4", ".gif")
 
@@ -31,6 +31,9 @@ class Render:
     """Side of the pictures in pixels."""
     elevation: Annotated[float, arg(metavar="D")] = 15.0
     """Of the turntable's camera, degrees."""
+    fit: Literal["auto", "always", "never"] = "auto"
+    """Move and scale splats before the camera: if they are out of view or tiny (those of a run folder stay),
+    always, or never."""
     background: Literal["white", "black", "grey"] = "white"
     """What is behind the splats."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -79,7 +82,9 @@ def main(argv: Sequence[str]) -> int:
     from splatgen import formats
     from splatgen.loop import results
 
-    splats = formats.load(source).to(checks.resolve_device(options.device))
+    file = formats.read(source)
+    device = checks.resolve_device(options.device).device
+    splats = framed(file, options.input, options.fit).to(device)
     for path in (wanted.turntable, wanted.preview):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,9 +96,16 @@ def main(argv: Sequence[str]) -> int:
             frames=options.frames,
             elevation=options.elevation,
             background=options.background,
+            antialiased=file.antialiased,
         )
         print(film, flush=True)
     if wanted.preview is not None:
-        results.write_preview(splats, wanted.preview, size=options.size, background=options.background)
+        results.write_preview(
+            splats,
+            wanted.preview,
+            size=options.size,
+            background=options.background,
+            antialiased=file.antialiased,
+        )
         print(wanted.preview, flush=True)
     return 0

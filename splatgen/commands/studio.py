@@ -18,7 +18,7 @@ from splatgen.commands import generate
 from splatgen.commands.common import arguments, checks
 from splatgen.commands.common.arguments import SettingsFlags
 from splatgen.commands.common.signals import on_signals
-from splatgen.commands.common.studio_backend import EXAMPLES, StudioBackend, in_words
+from splatgen.commands.common.studio_backend import StudioBackend, in_words
 from splatgen.commands.common.viewer import ViewerAddress, served
 from splatgen.config import Config
 from splatgen.config.validation import validate
@@ -45,7 +45,7 @@ NOTE = (
 def main(argv: Sequence[str]) -> int:
     options = read(argv)
     check(options)
-    if checks.resolve_device(options.settings.device) == "cpu":  # imports torch
+    if checks.resolve(options.settings).device == "cpu":  # imports torch
         keep_freed()
     from splatgen.loop.resident_models import ResidentModels, Session
 
@@ -96,9 +96,12 @@ def workshop(session: Session, options: Studio, argv: Sequence[str]) -> StudioBa
     return StudioBackend(session, options.out, ["splatgen", "studio", *argv], with_preset)
 
 
+FIRST = "a red cube"
+
+
 def first(config: Config) -> Config:
     """What is loaded before anything is asked for; every prior can read this prompt."""
-    return replace(config, prompt=EXAMPLES[0])
+    return replace(config, prompt=FIRST)
 
 
 def checked(out: Path, config: Config) -> Config:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import queue
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +15,13 @@ from tyro.conf import Positional, arg
 
 from splatgen.commands.common.arguments import parse
 from splatgen.commands.common.checks import resolve_device
-from splatgen.commands.common.inputs import splat_file
+from splatgen.commands.common.inputs import framed, splat_file
 from splatgen.commands.common.viewer import ViewerAddress, opened
 from splatgen.runs import run_folder
 from splatgen.runs.metrics import read_metrics
 
 if TYPE_CHECKING:
+    from splatgen.formats.splat_file import SplatFile
     from splatgen.loop.snapshot import Channel, Command, Snapshot
     from splatgen.scene.splats import Splats
 
@@ -67,7 +69,14 @@ def main(argv: Sequence[str]) -> int:
     from splatgen.loop.object_snapshots import cloud
     from splatgen.loop.snapshot import Channel, Snapshot
 
-    splats = formats.load(source).to(resolve_device("auto"))
+    file = formats.read(source)
+    splats = framed(file, options.input, "auto").to(resolve_device("auto").device)
+    if file.antialiased:
+        print(
+            f"splatgen: {source} is antialiased (mip): the page draws its small splats thicker than "
+            "`splatgen render`",
+            file=sys.stderr,
+        )
     snapshot = Snapshot(
         step=known.step,
         steps=known.step,
@@ -78,12 +87,14 @@ def main(argv: Sequence[str]) -> int:
     )
     channel = Channel()
     channel.put(snapshot)
-    show(channel, splats, snapshot, known.title, options.place)
+    show(channel, splats, snapshot, known.title, options.place, file)
     return 0
 
 
-def show(channel: Channel, splats: Splats, snapshot: Snapshot, title: str, place: ViewerAddress) -> None:
-    """A viewer of splats that stay as they are, until Ctrl-C."""
+def show(
+    channel: Channel, splats: Splats, snapshot: Snapshot, title: str, place: ViewerAddress, file: SplatFile
+) -> None:
+    """A viewer of splats that stay as they are, until Ctrl-C; file is what is saved, where it came from."""
     from splatgen_viewer.page import Subject
     from splatgen_viewer.poses import reach_of
 
@@ -92,15 +103,16 @@ def show(channel: Channel, splats: Splats, snapshot: Snapshot, title: str, place
     with opened(channel, subject, place), contextlib.suppress(KeyboardInterrupt):
         while True:
             with contextlib.suppress(queue.Empty):
-                answer(channel.commands.get(timeout=NAP), channel, splats, bare)
+                answer(channel.commands.get(timeout=NAP), channel, splats, bare, file)
 
 
-def answer(command: Command, channel: Channel, splats: Splats, snapshot: Snapshot) -> None:
+def answer(command: Command, channel: Channel, splats: Splats, snapshot: Snapshot, file: SplatFile) -> None:
     """Do what a page asks for."""
     from splatgen.loop.object_snapshots import picture, ply
     from splatgen.loop.snapshot import SavedFile
 
     if command.kind == "look" and command.look is not None:
-        channel.put(dataclasses.replace(snapshot, view=picture(splats, command.look)))
+        seen = picture(splats, command.look, antialiased=file.antialiased)
+        channel.put(dataclasses.replace(snapshot, view=seen))
     elif command.kind == "save":
-        channel.files.put(SavedFile(name="splats.ply", content=ply(splats)))
+        channel.files.put(SavedFile(name="splats.ply", content=ply(file)))

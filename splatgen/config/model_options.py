@@ -14,7 +14,7 @@ class PriorOptions:
 
     model: Annotated[str | None, arg(metavar="MODEL", help_behavior_hint="")] = None
     """Weights to use instead of the usual ones: a folder, a single file, or an id in the Hugging Face cache.
-    For the toybox, a folder that holds NAME.safetensors and NAME.json."""
+    For an embedded prior, a folder that holds NAME.safetensors and NAME.json."""
     revision: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
     """Branch, tag or commit of an id given as prior.model."""
     lora: Annotated[str | None, arg(metavar="FILE", help_behavior_hint="")] = None
@@ -22,7 +22,10 @@ class PriorOptions:
     lora_scale: float = 1.0
     """How much of the LoRA weights."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """Of the networks; auto is half precision on CUDA and float32 on the CPU."""
+    """Of the networks; auto is half precision on CUDA and float32 on the CPU (the shelf's
+    denoiser: bfloat16 there, too, where the CPU has instructions for it)."""
+    prediction: Literal["auto", "epsilon", "v"] = "auto"
+    """What the network predicts, the noise or v; auto is what its files say, else what the usual ones do."""
     preview: Literal["full", "tiny"] = "full"
     """What decodes candidates for ranking: the model's own autoencoder, or the tiny one made for it."""
     compile: bool = False

@@ -83,6 +83,15 @@ class DensifyOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RenderOptions:
+    """What renders the steps of a run."""
+
+    backend: Literal["auto", "gsplat", "triton"] = "auto"
+    """On CUDA: gsplat, or our own kernels in Triton, which need no nvcc; auto takes gsplat where its kernels
+    are built, else Triton."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RegulariseOptions:
     """Penalties on the splats, added to the guidance gradient."""
 

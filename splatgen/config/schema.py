@@ -23,6 +23,7 @@ from splatgen.config.scene_options import (
     DensifyOptions,
     LearningOptions,
     RegulariseOptions,
+    RenderOptions,
     SplatOptions,
     ViewOptions,
 )
@@ -30,6 +31,9 @@ from splatgen.config.scene_options import (
 
 class ConfigError(ValueError):
     """A setting that cannot be used; the message names it, its value and what would do."""
+
+
+EMBEDDED = {"shelf": "shelf", "toybox": "toybox", "toybox-mini": "toybox"}  # priors: the reward of each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,18 +54,18 @@ class Method:
     """Steps in a row without a finite gradient before the run goes back to its last checkpoint, once; the
     second time it ends."""
     prior: Annotated[str, arg(metavar="NAME")] = "toybox"
-    """The diffusion model that guides: toybox or toybox-mini, the embedded ones; sd15, sd21, sdxl, sd3, sd35,
-    deepfloyd or mvdream, whose weights `splatgen fetch` gets."""
+    """The diffusion model that guides: shelf, toybox or toybox-mini, the embedded ones; sd15, sd21, sdxl,
+    sd3, sd35, deepfloyd or mvdream, whose weights `splatgen fetch` gets."""
     score: Literal["sds", "sdi", "vsd", "csd", "ism"] = "sds"
     """Where the noise of a step comes from, and what is subtracted from the prediction."""
     preference: Literal["none", "weighted", "dpo", "psd", "ascent"] = "none"
     """How the candidate noises of a step are merged by their rewards."""
     reward: Annotated[tuple[str, ...], arg(metavar="NAME[=WEIGHT] ...")] = ("auto",)
-    """Rewards that score the renders, after the prompt, and guide a preference: toybox for the toybox priors
-    (auto), hpsv2, hpsv2.0, image-reward, pickscore, clip, aesthetic, aesthetic-v2; no name turns scoring
-    off."""
+    """Rewards that score the renders, after the prompt, and guide a preference: shelf or toybox for the
+    embedded priors (auto), hpsv2, hpsv2.0, image-reward, pickscore, clip, aesthetic, aesthetic-v2; no name
+    turns scoring off."""
     holdout_reward: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ()
-    """Rewards that are logged and never guide; also toybox-judge."""
+    """Rewards that are logged and never guide; also toybox-judge and shelf-judge."""
     weights: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Where models are, one folder each by name; those not in it are looked for in the Hugging Face cache."""
     budget: Literal["none", "8gb", "12gb", "16gb", "24gb"] = "none"
@@ -80,10 +84,10 @@ class Method:
     def rewards(self) -> dict[str, float]:
         """Weight of each guiding reward by name; ConfigError for a weight that is no number.
 
-        auto is the toybox's reward for the toybox's priors, and none for others: those take gigabytes.
+        auto is the embedded reward for the embedded priors, and none for others: those take gigabytes.
         """
         if self.reward == ("auto",):
-            return {"toybox": 1.0} if self.prior.startswith("toybox") else {}
+            return {EMBEDDED[self.prior]: 1.0} if self.prior in EMBEDDED else {}
         found: dict[str, float] = {}
         for entry in self.reward:
             name, equals, weight = entry.partition("=")
@@ -106,6 +110,7 @@ class Config(Method):
     """Where the cloud comes from: a ball of splats, a splat file, a mesh, or Shap-E for the prompt."""
     edit: Annotated[EditOptions, Suppress] = field(default_factory=EditOptions)
     views: ViewOptions = field(default_factory=ViewOptions)
+    render: RenderOptions = field(default_factory=RenderOptions)
     splats: SplatOptions = field(default_factory=SplatOptions)
     lr: LearningOptions = field(default_factory=LearningOptions)
     densify: DensifyOptions = field(default_factory=DensifyOptions)

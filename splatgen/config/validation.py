@@ -247,6 +247,8 @@ def validate(config: Config) -> Config:
     validate_method(config)
     _check_views(config.views)
     _check_splats(config.splats, config.densify)
+    on_gpu = config.device != "cpu" or config.render.backend == "auto"
+    _check(on_gpu, "render.backend", config.render.backend, "it is for CUDA: leave it out with --device cpu")
     for name, rate in asdict(config.lr).items():
         limit = 1 if name in ("decay_from", "final") else 1000
         _check(0 <= rate <= limit, f"lr.{name}", rate, f"give 0 to {limit}")

@@ -17,25 +17,25 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from splatgen import __version__
 from splatgen.formats import glb_document, glb_primitives, reading, writing
 from splatgen.formats.glb_primitives import KNOWN, NAME
+from splatgen.formats.splat_file import Array, SplatFile, sigmoid
 from splatgen.runs import atomic
+from splatgen.runs.version import __version__
 from splatgen.scene.colors import srgb_to_linear
-from splatgen.scene.splats import Splats, concatenate, sh_to_rgb
+from splatgen.scene.harmonics import SH_C0
 
 MOST_DEGREE = 3
+KEEPS = frozenset({"comments"})
 SORTING = {"sortingMethod": "cameraDistance"}
 COMMENTS_MOST, COMMENT_LIMIT = 100, 500
 LENGTH_MOST = 2**32 - 1  # bytes, of the whole file
 
 
 def save(
-    splats: Splats,
+    file: SplatFile,
     path: str | os.PathLike[str],
     *,
     comments: Sequence[str] = (),
@@ -48,39 +48,39 @@ def save(
     comments become extras of the asset. clean is as in ply.save; frame can only be "rub", which is glTF's.
     """
     _check_frame(frame)
-    written, dropped = writing.prepared(splats, path, frame=frame, sh_degree=sh_degree, clean=clean)
+    written, dropped = writing.prepared(file, path, frame=frame, sh_degree=sh_degree, clean=clean)
     attributes = _attributes(written) if len(written) else {}
     document = {
         "asset": {
             "version": "2.0",
             "generator": f"splatgen {__version__}",
-            "extras": {"comments": _safe(comments)},
+            "extras": {"comments": safe([*comments, *file.comments])},
         },
         "extensionsUsed": [NAME],
         "scene": 0,
         **_scene(attributes),
     }
-    atomic.write_bytes(path, _container(document, b"".join(a.tobytes() for a in attributes.values())))
+    atomic.write_bytes(path, container(document, b"".join(a.tobytes() for a in attributes.values())))
     return dropped
 
 
-def losses(splats: Splats) -> list[str]:
+def losses(file: SplatFile) -> list[str]:
     """What a .glb does not keep of splats: nothing."""
     return []
 
 
-def load(path: str | os.PathLike[str], *, frame: str = "rub", broken: bool = False) -> Splats:
-    """Read the splats of the scene, all in one cloud, float32 on the CPU; nothing else of it is read.
+def read(path: str | os.PathLike[str], *, frame: str | None = None, broken: bool = False) -> SplatFile:
+    """Read the splats of the scene, all in one cloud, and its comments; nothing else of it is read.
 
     Raises ValueError in one line for files without splats, for variants of the extension that mean other
     splats, and for everything that is damaged; OSError passes through. Takes some thirty times the file's
     size of memory at most: a file may use the same numbers for many properties.
     """
-    _check_frame(frame)
+    _check_frame(frame or "rub")
     with reading.opened(path, ".glb") as (file, size):
         document = glb_document.read(file, size)
         clouds = glb_primitives.clouds(document, size, path, broken=broken)
-        return reading.checked(_joined(clouds), path, broken=broken)
+        return reading.checked(_joined(clouds, _comments(document.json)), path, broken=broken)
 
 
 def _check_frame(frame: str) -> None:
@@ -90,39 +90,50 @@ def _check_frame(frame: str) -> None:
         )
 
 
-def _joined(clouds: list[Splats]) -> Splats:
+def _joined(clouds: list[SplatFile], comments: tuple[str, ...]) -> SplatFile:
     """One cloud of the highest degree among them."""
     degree = max([0, *(cloud.sh_degree for cloud in clouds)])
-    empty = Splats(
-        means=torch.zeros(0, 3),
-        quats=torch.zeros(0, 4),
-        scales=torch.zeros(0, 3),
-        opacities=torch.zeros(0),
-        sh=torch.zeros(0, (degree + 1) ** 2, 3),
+    empty = SplatFile(
+        means=np.zeros((0, 3)),
+        quats=np.zeros((0, 4), np.float32),
+        scales=np.zeros((0, 3), np.float32),
+        opacities=np.zeros(0, np.float32),
+        sh=np.zeros((0, (degree + 1) ** 2, 3), np.float32),
     )
-    return concatenate([empty, *(writing.with_degree(cloud, degree) for cloud in clouds)])
+    parts = [empty, *(writing.with_degree(cloud, degree) for cloud in clouds)]
+    names = empty.arrays()
+    arrays: dict[str, Any] = {n: np.concatenate([part.arrays()[n] for part in parts]) for n in names}
+    return SplatFile(**arrays, comments=comments)
 
 
-def _attributes(splats: Splats) -> dict[str, NDArray[Any]]:
+def _comments(document: dict[str, Any]) -> tuple[str, ...]:
+    """What save() left in the extras of the asset; nothing else there is read."""
+    asset = document.get("asset")
+    extras = asset.get("extras") if isinstance(asset, dict) else None
+    found = extras.get("comments") if isinstance(extras, dict) else None
+    return tuple(safe([c for c in found if isinstance(c, str)])) if isinstance(found, list) else ()
+
+
+def _attributes(file: SplatFile) -> dict[str, NDArray[Any]]:
     """Names to numbers [N, W] in the file's order; rows are multiples of 4 bytes, as glTF wants."""
-    opacities = splats.opacities.double().sigmoid()[:, None]
-    degrees = [(degree, n) for degree in range(splats.sh_degree + 1) for n in range(2 * degree + 1)]
-    color = torch.cat([srgb_to_linear(sh_to_rgb(splats.sh[:, 0].double())), opacities], -1)
+    opacities = sigmoid(file.opacities)[:, None]
+    degrees = [(degree, n) for degree in range(file.sh_degree + 1) for n in range(2 * degree + 1)]
+    color = np.concatenate([srgb_to_linear(0.5 + SH_C0 * file.sh[:, 0].astype(np.float64)), opacities], -1)
     parts = {
-        "ROTATION": writing.unit(splats.quats)[:, [1, 2, 3, 0]],
-        "SCALE": splats.scales.double().exp(),
+        "ROTATION": writing.unit(file.quats)[:, [1, 2, 3, 0]],
+        "SCALE": np.exp(file.scales.astype(np.float64)),
         "OPACITY": opacities,
-        **{f"SH_DEGREE_{d}_COEF_{n}": splats.sh[:, d * d + n] for d, n in degrees},
+        **{f"SH_DEGREE_{d}_COEF_{n}": file.sh[:, d * d + n] for d, n in degrees},
     }
     return {
-        "POSITION": _floats(splats.means),
+        "POSITION": _floats(file.means),
         **{f"{NAME}:{name}": _floats(value) for name, value in parts.items()},
-        "COLOR_0": (color * 65535).round().numpy().astype("<u2"),
+        "COLOR_0": np.rint(color * 65535).astype("<u2"),
     }
 
 
-def _floats(values: Tensor) -> NDArray[Any]:
-    return np.ascontiguousarray(values.numpy().astype("<f4"))
+def _floats(values: Array) -> NDArray[Any]:
+    return np.ascontiguousarray(values.astype("<f4"))
 
 
 def _scene(attributes: dict[str, NDArray[Any]]) -> dict[str, Any]:
@@ -160,7 +171,8 @@ def _scene(attributes: dict[str, NDArray[Any]]) -> dict[str, Any]:
 _TYPES = {1: "SCALAR", 3: "VEC3", 4: "VEC4"}
 
 
-def _container(document: dict[str, Any], binary: bytes) -> bytes:
+def container(document: dict[str, Any], binary: bytes) -> bytes:
+    """The file of a document and its numbers. Raises ValueError for one too large."""
     text = json.dumps(document, separators=(",", ":"), allow_nan=False).encode("ascii")
     text += b" " * (-len(text) % 4)
     chunks = struct.pack("<II", len(text), glb_document.JSON_CHUNK) + text
@@ -171,6 +183,6 @@ def _container(document: dict[str, Any], binary: bytes) -> bytes:
     return glb_document.MAGIC + struct.pack("<II", glb_document.VERSION, 12 + len(chunks)) + chunks
 
 
-def _safe(comments: Sequence[str]) -> list[str]:
+def safe(comments: Sequence[str]) -> list[str]:
     """Few and short ones, without the lone surrogates that a prompt may hold and Unicode does not."""
     return [c[:COMMENT_LIMIT].encode("utf-8", "replace").decode() for c in comments[:COMMENTS_MOST]]

@@ -32,6 +32,12 @@ _COMPONENTS = {
 }
 _WIDTHS = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}
 
+# What a file may require of a reader, but what does not change splats, whoever has it
+HARMLESS = frozenset({
+    "KHR_gaussian_splatting", "KHR_mesh_quantization", "KHR_node_visibility", "KHR_node_hoverability",
+    "KHR_node_selectability", "KHR_lights_punctual", "KHR_materials_variants", "KHR_physics_rigid_bodies",
+})  # fmt: skip
+
 Kinds = frozenset[tuple[int, bool]]  # of componentType, and whether it is normalised
 FLOATS: Kinds = frozenset({(5126, False)})
 SIGNED: Kinds = frozenset({(5120, True), (5122, True)})
@@ -109,6 +115,21 @@ def _refuse(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number")
 
 
+def required(document: Document) -> frozenset[str]:
+    """The names of extensions that a reader must know. Raises ValueError for what is no list of names."""
+    names = document.json.get("extensionsRequired", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"its JSON has {short(names)} as extensionsRequired, expected a list: it is damaged")
+    return frozenset(names)
+
+
+def check_extensions(entry: dict[str, Any], needed: frozenset[str]) -> None:
+    """Refuse an object on the way to the splats whose extension the file requires and nobody here knows."""
+    unknown = sorted((objects(entry, "extensions").keys() & needed) - HARMLESS)
+    if unknown:
+        raise ValueError(f"its splats need the extensions {short(unknown)}: save it again without them")
+
+
 def values(document: Document, index: Any, width: str, kinds: Kinds, name: str) -> NDArray[np.float32]:
     """The numbers of an accessor, [N, W], normalised ones as what they stand for.
 
@@ -122,6 +143,7 @@ def values(document: Document, index: Any, width: str, kinds: Kinds, name: str) 
     if not plain or (component, normalized) not in kinds or accessor.get("type") != width:
         given = (accessor.get("type"), component, normalized)
         raise ValueError(f"its {name} has numbers of the kind {short(given)}: save it again as floats")
+    check_extensions(accessor, required(document))
     if "sparse" in accessor or "bufferView" not in accessor:
         raise ValueError(f"its {name} is sparse: save it again with all numbers in a row")
     code, one = _COMPONENTS[component]
@@ -136,6 +158,7 @@ def values(document: Document, index: Any, width: str, kinds: Kinds, name: str) 
 def _place(document: Document, accessor: dict[str, Any], count: int, size: int, name: str) -> tuple[int, int]:
     """Where an accessor of `count` elements of `size` bytes begins, and the bytes from one to the next."""
     view = document.entry("bufferViews", accessor["bufferView"])
+    check_extensions(view, required(document))
     buffer = document.entry("buffers", view.get("buffer"))
     if view["buffer"] != 0 or "uri" in buffer:
         raise ValueError(f"its {name} is not inside of the file: save it again as one .glb")
@@ -175,6 +198,11 @@ def objects(entry: dict[str, Any], key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"its JSON has {short(value)} as {key}, expected an object: it is damaged")
     return value
+
+
+def dicts(value: Any) -> list[dict[str, Any]]:
+    """The objects in a list of the JSON; none for what is no list."""
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
 def short(value: Any) -> str:

@@ -1,7 +1,8 @@
 """The splats of a .glb that nobody vouches for: which primitives are some, and what their numbers mean.
 
 Drafts of 2025 stored the log of a scale. A scale can't be negative, and the log of nearly every real one is:
-that tells them apart.
+that tells them apart, for all splats of a file at once. An extension that a file requires counts where an
+object on the way to the splats has it: lights and materials of other meshes are no reason to refuse it.
 
 Source: Khronos, KHR_gaussian_splatting, release candidate of April 2026.
 """
@@ -11,14 +12,14 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from splatgen.formats import glb_document, glb_scene, placing, reading
 from splatgen.formats.glb_document import FLOATS, SIGNED, UNSIGNED, WHOLE, Document, objects, short
-from splatgen.scene.splats import Splats
+from splatgen.formats.splat_file import Array, SplatFile
 
 NAME = "KHR_gaussian_splatting"
 KNOWN = {"kernel": "ellipse", "colorSpace": "srgb_rec709_display", "projection": "perspective"}
@@ -28,24 +29,61 @@ PRIMITIVES_MOST = 256
 _log = logging.getLogger(__name__)
 
 
-def clouds(document: Document, size: int, path: str | os.PathLike[str], *, broken: bool) -> list[Splats]:
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """A primitive that is splats, and the matrix of its node."""
+
+    primitive: dict[str, Any]
+    matrix: glb_scene.Matrix
+
+
+def clouds(document: Document, size: int, path: str | os.PathLike[str], *, broken: bool) -> list[SplatFile]:
     """The splats of each primitive that is some, where the scene has them, out of a file of `size` bytes.
 
     Raises ValueError when there are none, for variants of the extension that mean other splats, and for
     everything that is damaged.
     """
-    _check_extensions(document)
-    primitives = list(_primitives(document))
-    if not primitives and not _is_empty(document):
+    groups = _groups(document, path)
+    if not groups and not _is_empty(document):
         raise ValueError("its scene holds no Gaussian splats: it looks like a mesh or a plain point cloud")
-    _check_sizes(document, [primitive for primitive, _ in primitives], size)
-    return [placing.placed(_splats(document, p, path, broken), matrix) for p, matrix in primitives]
+    _check_sizes(document, [group.primitive for group in groups], size)
+    found = [_splats(document, group.primitive, broken) for group in groups]
+    logs = _are_logs([cloud.scales for cloud in found])
+    if logs:
+        _log.warning("%s: its scales are negative, so they are read as logs, which drafts of 2025 had", path)
+    else:
+        found = [replace(cloud, scales=reading.log_scales(cloud.scales, broken=broken)) for cloud in found]
+    return [placing.placed(cloud, group.matrix) for cloud, group in zip(found, groups, strict=True)]
 
 
-def _check_extensions(document: Document) -> None:
-    required = document.json.get("extensionsRequired", [])
-    if not isinstance(required, list) or any(name != NAME for name in required):
-        raise ValueError(f"it needs the extensions {short(required)}: save it again without compression")
+def _groups(document: Document, path: str | os.PathLike[str]) -> list[Group]:
+    """Of the scene that is shown first, or else of the first that has splats."""
+    first, *others = glb_scene.scenes(document)
+    groups = list(_primitives(document, first))
+    for scene in others if not groups else ():
+        groups = list(_primitives(document, scene))
+        if groups:
+            _log.warning("%s: scene %s, shown first, holds no splats: read from scene %s", path, first, scene)
+            break
+    left = _count(document) - len({id(group.primitive) for group in groups})
+    if left and groups:
+        _log.warning("%s: %d groups of splats are hidden or in other scenes, and not read", path, left)
+    if left and not groups:
+        raise ValueError("its splats are hidden or in no scene: show them in a scene, and save it again")
+    return groups
+
+
+def _count(document: Document) -> int:
+    """Groups of splats in all meshes of the file, whether a scene shows them or not."""
+    meshes = glb_document.dicts(document.json.get("meshes"))
+    primitives = [p for mesh in meshes for p in glb_document.dicts(mesh.get("primitives"))]
+    return sum(NAME in p["extensions"] for p in primitives if isinstance(p.get("extensions"), dict))
+
+
+def _are_logs(scales: list[Array]) -> bool:
+    """Whether numbers [N, 3] of all groups of a file, which one program wrote, are logs of scales."""
+    count = sum(array.size for array in scales)
+    return count > 0 and sum(int((array < 0).sum()) for array in scales) >= LOGS * count
 
 
 def _is_empty(document: Document) -> bool:
@@ -53,10 +91,11 @@ def _is_empty(document: Document) -> bool:
     return document.json.get("extensionsUsed") == [NAME] and "meshes" not in document.json
 
 
-def _primitives(document: Document) -> Iterator[tuple[dict[str, Any], glb_scene.Matrix]]:
-    """Every primitive of the scene that is splats, with the matrix of its node."""
+def _primitives(document: Document, scene: int | None) -> Iterator[Group]:
+    """Every primitive of a scene that is splats, with the matrix of its node."""
+    required = glb_document.required(document)
     found = 0
-    for mesh, matrix in glb_scene.placed_meshes(document):
+    for mesh, matrix, way in glb_scene.placed_meshes(document, scene):
         primitives = mesh.get("primitives")
         if not isinstance(primitives, list) or not all(isinstance(p, dict) for p in primitives):
             raise ValueError("its meshes have no list of primitives: it is damaged, so save it again")
@@ -65,7 +104,9 @@ def _primitives(document: Document) -> Iterator[tuple[dict[str, Any], glb_scene.
                 found += 1
                 if found > PRIMITIVES_MOST:
                     raise ValueError(f"it has more than {PRIMITIVES_MOST} groups of splats: merge them first")
-                yield primitive, matrix
+                for entry in (*way, mesh, primitive):
+                    glb_document.check_extensions(entry, required)
+                yield Group(primitive=primitive, matrix=matrix)
 
 
 def _check_sizes(document: Document, primitives: list[dict[str, Any]], size: int) -> None:
@@ -83,10 +124,8 @@ def _accessor(document: Document, primitive: dict[str, Any], name: str) -> dict[
     return accessor
 
 
-def _splats(
-    document: Document, primitive: dict[str, Any], path: str | os.PathLike[str], broken: bool
-) -> Splats:
-    """The splats of a primitive, where its mesh has them."""
+def _splats(document: Document, primitive: dict[str, Any], broken: bool) -> SplatFile:
+    """The splats of a primitive, where its mesh has them, with scales as they are in the file."""
     extension = objects(objects(primitive, "extensions"), NAME)
     _check_variant(primitive, extension)
     attributes = objects(primitive, "attributes")
@@ -98,20 +137,21 @@ def _splats(
 
     count = _accessor(document, primitive, "POSITION")["count"]
 
-    def tensor(name: str, width: str, kinds: glb_document.Kinds) -> Tensor:
+    def numbers(name: str, width: str, kinds: glb_document.Kinds) -> Array:
         values = glb_document.values(document, attributes.get(name), width, kinds, name)
         if len(values) != count:
             raise ValueError(
                 f"it has {count} splats and {len(values)} of {name}: it is damaged, so save it again"
             )
-        return torch.from_numpy(values)
+        return values
 
-    return Splats(
-        means=tensor("POSITION", "VEC3", FLOATS),
-        quats=tensor(f"{NAME}:ROTATION", "VEC4", FLOATS | SIGNED)[:, [3, 0, 1, 2]],
-        scales=_log_scales(tensor(f"{NAME}:SCALE", "VEC3", FLOATS | SIGNED | UNSIGNED | WHOLE), path, broken),
-        opacities=_logits(tensor(f"{NAME}:OPACITY", "SCALAR", FLOATS | UNSIGNED)[:, 0], broken),
-        sh=torch.stack([tensor(f"{NAME}:{name}", "VEC3", FLOATS) for name in names], 1),
+    return SplatFile(
+        # in bytes by KHR_mesh_quantization: the node's matrix makes them large
+        means=numbers("POSITION", "VEC3", FLOATS | SIGNED | UNSIGNED | WHOLE).astype(np.float64),
+        quats=numbers(f"{NAME}:ROTATION", "VEC4", FLOATS | SIGNED)[:, [3, 0, 1, 2]],
+        scales=numbers(f"{NAME}:SCALE", "VEC3", FLOATS | SIGNED | UNSIGNED | WHOLE),
+        opacities=_logits(numbers(f"{NAME}:OPACITY", "SCALAR", FLOATS | UNSIGNED)[:, 0], broken),
+        sh=np.stack([numbers(f"{NAME}:{name}", "VEC3", FLOATS) for name in names], 1),
     )
 
 
@@ -127,14 +167,7 @@ def _check_variant(primitive: dict[str, Any], extension: dict[str, Any]) -> None
         raise ValueError(f"its splats are compressed or extended by {names}: save it again without")
 
 
-def _log_scales(scales: Tensor, path: str | os.PathLike[str], broken: bool) -> Tensor:
-    if float((scales < 0).float().mean()) >= LOGS:
-        _log.warning("%s: its scales are negative, so they are read as logs, which drafts of 2025 had", path)
-        return scales
-    return reading.log_scales(scales, broken=broken)
-
-
-def _logits(opacities: Tensor, broken: bool) -> Tensor:
+def _logits(opacities: Array, broken: bool) -> Array:
     outside = (opacities < 0) | (opacities > 1)
     if outside.any() and not broken:
         raise ValueError(

@@ -10,38 +10,54 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from splatgen.formats.glb_document import Document, numbers, short, whole
+from splatgen.formats.glb_document import Document, numbers, objects, short, whole
 
-NODES_MOST = 10_000
+NODES_MOST, SCENES_MOST = 10_000, 16
+Entry = dict[str, Any]
 Matrix = NDArray[np.float64]
 
 
-def placed_meshes(document: Document) -> list[tuple[dict[str, Any], Matrix]]:
-    """Every mesh of the scene that is shown first, once for each node that has it, with its matrix.
+def shown(document: Document) -> int | None:
+    """The scene that is shown first; None for a file without scenes, which is a library."""
+    return whole(document.json, "scene") if "scenes" in document.json else None
 
-    A file without scenes is a library: each of its meshes stands where it is. Raises ValueError for nodes
-    that are no tree and for transforms that are no numbers.
+
+def scenes(document: Document) -> list[int | None]:
+    """All of them, the one that is shown first to begin with."""
+    first, given = shown(document), document.json.get("scenes")
+    count = min(len(given), SCENES_MOST) if isinstance(given, list) else 0
+    return [first, *(n for n in range(count) if n != first)]
+
+
+def placed_meshes(document: Document, scene: int | None) -> list[tuple[Entry, Matrix, tuple[Entry, ...]]]:
+    """Every mesh of a scene, once for each node that shows it, with its matrix and the nodes down to it.
+
+    Without a scene, each mesh of the file stands where it is. Raises ValueError for nodes that are no tree
+    and for transforms that are no numbers. What KHR_node_visibility hides is left out, with all below.
     """
-    if "scenes" not in document.json:
+    if scene is None:
         meshes = document.json.get("meshes", [])
         if not isinstance(meshes, list):
             raise ValueError(f"its JSON has {short(meshes)} as meshes, expected a list: it is damaged")
-        return [(document.entry("meshes", i), np.eye(4)) for i in range(len(meshes[:NODES_MOST]))]
-    scene = document.entry("scenes", whole(document.json, "scene"))
+        return [(document.entry("meshes", i), np.eye(4), ()) for i in range(len(meshes[:NODES_MOST]))]
     placed, seen = [], set()
-    waiting = [(index, np.eye(4)) for index in _children(scene, "nodes")]
+    root: tuple[Entry, ...] = ()
+    waiting = [(index, np.eye(4), root) for index in _children(document.entry("scenes", scene), "nodes")]
     while waiting:
-        index, outer = waiting.pop()
+        index, outer, above = waiting.pop()
         node = document.entry("nodes", index)
         if index in seen:
             raise ValueError(f"its node {index} hangs in two places: it is damaged, so save it again")
         seen.add(index)
         if len(seen) > NODES_MOST:
             raise ValueError(f"it has more than {NODES_MOST} nodes: save the splats alone")
+        if objects(objects(node, "extensions"), "KHR_node_visibility").get("visible", True) is False:
+            continue
         matrix = _times(outer, _matrix(node))
+        way = (*above, node) if "extensions" in node else above  # whoever extends nothing needs no look
         if "mesh" in node:
-            placed.append((document.entry("meshes", node["mesh"]), matrix))
-        waiting += [(child, matrix) for child in _children(node, "children")]
+            placed.append((document.entry("meshes", node["mesh"]), matrix, way))
+        waiting += [(child, matrix, way) for child in _children(node, "children")]
     return placed
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def is_mesh(path: Path) -> bool:
     with path.open("rb") as file:
         start = file.read(START if suffix == ".ply" else 20)
         if suffix == ".ply":
-            return b"\nelement face " in start.partition(b"end_header")[0]
+            header = start.partition(b"end_header")[0]  # splats may come with no faces, or with some
+            return re.search(rb"\nelement face 0*[1-9]", header) is not None and b" scale_0" not in header
         if start[:4] != b"glTF" or start[16:20] != b"JSON":
             return False
         document = file.read(min(int.from_bytes(start[12:16], "little"), obj.MESH_BYTES))

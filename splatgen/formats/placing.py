@@ -7,35 +7,41 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from splatgen.scene.splats import Splats
+from splatgen.formats.splat_file import SplatFile
 
 CLOSE = 1e-3  # relative: rotations come as float32, and out of products of many
 Array = NDArray[np.float64]
 
 
-def placed(splats: Splats, matrix: Array) -> Splats:
+def placed(file: SplatFile, matrix: Array) -> SplatFile:
     """Splats under a matrix [4, 4] = (s R, t; 0 1) that takes columns.
 
     Raises ValueError for one that mirrors, shears, or stretches one axis more than another: then an ellipsoid
     remains one, but spherical harmonics do not.
     """
     if (matrix == np.eye(4)).all():
-        return splats
+        return file
     scale, rotation = _parts(matrix)
-    linear, shift = torch.from_numpy(matrix[:3, :3].copy()), torch.from_numpy(matrix[:3, 3].copy())
-    turn = torch.from_numpy(harmonics_matrix(rotation)[: splats.sh.shape[1], : splats.sh.shape[1]].copy())
     return replace(
-        splats,
-        means=(splats.means.double() @ linear.T + shift).float(),
-        quats=_product(torch.from_numpy(quaternion(rotation)), splats.quats.double()).float(),
-        scales=(splats.scales.double() + math.log(scale)).float(),
-        sh=torch.einsum("jk,nkc->njc", turn, splats.sh.double()).float(),
+        file,
+        means=file.means @ matrix[:3, :3].T + matrix[:3, 3],
+        quats=product(quaternion(rotation), file.quats.astype(np.float64)).astype(np.float32),
+        scales=(file.scales.astype(np.float64) + math.log(scale)).astype(np.float32),
+        sh=turned_harmonics(file.sh, rotation),
     )
+
+
+def turned_harmonics(sh: NDArray[Any], rotation: Array) -> NDArray[Any]:
+    """Coefficients [N, K, 3] of splats that an orthogonal matrix [3, 3] turns."""
+    k = sh.shape[1]
+    turn = harmonics_matrix(rotation)[:k, :k]
+    found: NDArray[Any] = np.einsum("jk,nkc->njc", turn, sh.astype(np.float64)).astype(np.float32)
+    return found
 
 
 def _parts(matrix: Array) -> tuple[float, Array]:
@@ -65,18 +71,12 @@ def quaternion(rotation: Array) -> Array:
     return found
 
 
-def _product(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+def product(p: Array, q: Array) -> Array:
     """The rotation q, then p, wxyz: [4] and [N, 4] to [N, 4]."""
     a, b, c, d = p
-    left = torch.stack(
-        [
-            torch.stack([a, -b, -c, -d]),
-            torch.stack([b, a, -d, c]),
-            torch.stack([c, d, a, -b]),
-            torch.stack([d, -c, b, a]),
-        ]
-    )
-    return q @ left.T
+    left = np.array([[a, -b, -c, -d], [b, a, -d, c], [c, d, a, -b], [d, -c, b, a]])
+    found: Array = q @ left.T
+    return found
 
 
 def harmonics_matrix(rotation: Array) -> Array:

@@ -50,11 +50,19 @@ class Element:
 class Header:
     order: str  # "" for ascii, else "<" or ">"
     elements: tuple[Element, ...]
+    comments: tuple[str, ...]
     size: int  # bytes up to the data
 
 
-def read_vertices(file: BinaryIO, size: int) -> dict[str, Column]:
-    """The columns of the element `vertex` in the file's own types (ascii: float64), [N] each.
+@dataclass(frozen=True, kw_only=True)
+class Vertices:
+    columns: dict[str, Column]  # [N] each, as read: those of ascii are float64
+    types: dict[str, str]  # numpy's type of each, as the header says
+    comments: tuple[str, ...]
+
+
+def read_vertices(file: BinaryIO, size: int) -> Vertices:
+    """The columns of the element `vertex`.
 
     Raises ValueError for what is not a .ply of `size` bytes or not a whole one; OSError passes through.
     """
@@ -71,12 +79,14 @@ def read_vertices(file: BinaryIO, size: int) -> dict[str, Column]:
     if not vertex.properties:
         raise ValueError("its element 'vertex' has no properties: save it again as splats")
     reader = _read_binary if header.order else _read_ascii
-    return reader(file, size, header, before, vertex)
+    columns = reader(file, size, header, before, vertex)
+    return Vertices(columns=columns, types=vertex.properties, comments=header.comments)
 
 
 def _read_binary(
     file: BinaryIO, size: int, header: Header, before: tuple[Element, ...], vertex: Element
 ) -> dict[str, Column]:
+    before = tuple(element for element in before if element.count)  # faces of a mesh that has none
     if any(element.has_lists for element in before):
         raise ValueError("lists come before its element 'vertex': save it again with the vertices first")
     start = header.size + sum(element.count * element.stride for element in before)
@@ -135,14 +145,15 @@ def parse(head: bytes) -> Header:
         raise ValueError(f"it begins with {head[:8]!r} instead of a line 'ply': is it another format?")
     order: str | None = None
     elements: list[Element] = []
+    comments: list[str] = []
     position = head.index(b"\n") + 1
     while True:
         end = head.find(b"\n", position)
         if end < 0:
             reason = f"exceeds {HEADER_LIMIT} bytes" if len(head) == HEADER_LIMIT else "breaks off"
             raise ValueError(f"its header {reason} before 'end_header': copy or save the file again")
-        words = head[position:end].decode("latin-1").split()
-        position = end + 1
+        line, position = head[position:end], end + 1
+        words = line.decode("latin-1").split()
         match words:
             case ["end_header"]:
                 break
@@ -152,13 +163,15 @@ def parse(head: bytes) -> Header:
                 elements.append(Element(name=name, count=_count(name, count), properties={}))
             case ["property", *rest] if elements:
                 _add_property(elements[-1], rest)
-            case [] | ["comment" | "obj_info", *_]:
+            case ["comment" | "obj_info", _, *_]:
+                comments.append(line.decode("utf-8", "replace").partition(words[0])[2].strip())
+            case [] | ["comment" | "obj_info"]:
                 pass
             case _:
                 raise ValueError(f"its header has the line {' '.join(words)[:60]!r}: save the file again")
     if order is None:
         raise ValueError("its header has no 'format' line: save the file again")
-    return Header(order=order, elements=tuple(elements), size=position)
+    return Header(order=order, elements=tuple(elements), comments=tuple(comments), size=position)
 
 
 def _count(name: str, text: str) -> int:

@@ -16,20 +16,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from splatgen.formats import frames, reading, writing
+from splatgen.formats.splat_file import Array, SplatFile, sigmoid
 from splatgen.runs import atomic
-from splatgen.scene.splats import SH_C0, Splats, rgb_to_sh, sh_to_rgb
+from splatgen.scene.harmonics import SH_C0
 
 MOST_DEGREE = 0
+KEEPS: frozenset[str] = frozenset()
 _LAYOUT = np.dtype([("mean", "<f4", 3), ("scale", "<f4", 3), ("color", "u1", 4), ("quat", "u1", 4)])
 _OTHERS = {b"ply\n": ".ply", b"ply\r": ".ply", b"glTF": ".glb", b"NGSP": ".spz", b"\x1f\x8b\x08\x00": ".spz"}
 
 
 def save(
-    splats: Splats,
+    file: SplatFile,
     path: str | os.PathLike[str],
     *,
     comments: Sequence[str] = (),
@@ -42,22 +43,22 @@ def save(
     The format has no room for comments and no degree but 0. clean and frame are as in ply.save.
     """
     written, dropped = writing.prepared(
-        splats, path, frame=frame, sh_degree=sh_degree, clean=clean, most_degree=MOST_DEGREE
+        file, path, frame=frame, sh_degree=sh_degree, clean=clean, most_degree=MOST_DEGREE
     )
     atomic.write_bytes(path, _rows(written).tobytes())
     return dropped
 
 
-def losses(splats: Splats) -> list[str]:
+def losses(file: SplatFile) -> list[str]:
     """What a .splat does not keep of splats, a phrase each."""
-    colors = sh_to_rgb(splats.sh[:, 0])
+    colors = 0.5 + SH_C0 * file.sh[:, 0]
     clamped = int(((colors < 0) | (colors > 1)).sum())
     told = ["colours and opacities beyond 1/255", "rotations beyond 0.9 degrees"]
     return [*told, f"{clamped:,} colour values beyond 0..1"] if clamped else told
 
 
-def load(path: str | os.PathLike[str], *, frame: str = "ply", broken: bool = False) -> Splats:
-    """Read splats into the internal frame, float32 on the CPU.
+def read(path: str | os.PathLike[str], *, frame: str | None = None, broken: bool = False) -> SplatFile:
+    """Read splats into the internal frame; None is that of a .ply.
 
     Raises ValueError in one line for sizes, numbers (unless broken) and scales that no .splat has;
     OSError passes through. Takes a few times the file's size of memory at most.
@@ -73,43 +74,44 @@ def load(path: str | os.PathLike[str], *, frame: str = "ply", broken: bool = Fal
             )
         file.seek(0)
         rows = np.fromfile(file, _LAYOUT, size // _LAYOUT.itemsize)
-        return frames.from_frame(reading.checked(_splats(rows, broken), path, broken=broken), frame)
+        found = reading.checked(_splats(rows, broken, upright=frame is not None), path, broken=broken)
+        return frames.from_frame(found, frame or "ply")
 
 
-def _rows(splats: Splats) -> NDArray[np.void]:
+def _rows(file: SplatFile) -> NDArray[np.void]:
     """The file's rows, the largest first, [N]."""
-    weight = splats.scales.double().sum(-1) + splats.opacities.double().sigmoid().log()
-    splats = splats.select(weight.argsort(descending=True, stable=True))
-    rows = np.zeros(len(splats), _LAYOUT)
-    rows["mean"] = splats.means.numpy()
-    rows["scale"] = splats.scales.double().exp().numpy()
-    colors = 0.5 + SH_C0 * splats.sh[:, 0].double()
-    rows["color"] = _bytes(255 * torch.cat([colors, splats.opacities.double().sigmoid()[:, None]], -1))
-    rows["quat"] = _bytes(128 * _signed(writing.unit(splats.quats)) + 128)
+    with np.errstate(divide="ignore"):  # of an opacity of 0
+        weight = file.scales.astype(np.float64).sum(-1) + np.log(sigmoid(file.opacities))
+    file = file.select(np.argsort(-weight, kind="stable"))
+    rows = np.zeros(len(file), _LAYOUT)
+    rows["mean"] = file.means
+    rows["scale"] = np.exp(file.scales.astype(np.float64))
+    colors = 0.5 + SH_C0 * file.sh[:, 0].astype(np.float64)
+    rows["color"] = _bytes(255 * np.concatenate([colors, sigmoid(file.opacities)[:, None]], -1))
+    rows["quat"] = _bytes(128 * _signed(writing.unit(file.quats)) + 128)
     return rows
 
 
-def _signed(quats: torch.Tensor) -> torch.Tensor:
+def _signed(quats: Array) -> Array:
     """The one of q and -q whose largest component is negative, [N, 4]: -1 is a byte, +1 would be 256."""
-    largest = quats.gather(-1, quats.abs().argmax(-1, keepdim=True))  # [N, 1]
-    return -quats * largest.sign()
+    largest = np.take_along_axis(quats, np.abs(quats).argmax(-1)[:, None], -1)  # [N, 1]
+    found: Array = -quats * np.sign(largest)
+    return found
 
 
-def _bytes(values: torch.Tensor) -> NDArray[np.uint8]:
-    rounded: NDArray[np.uint8] = values.round().clamp(0, 255).to(torch.uint8).numpy()
-    return rounded
+def _bytes(values: Array) -> NDArray[np.uint8]:
+    return np.rint(values).clip(0, 255).astype(np.uint8)
 
 
-def _splats(rows: NDArray[Any], broken: bool) -> Splats:
-    def tensor(name: str) -> torch.Tensor:
-        return torch.from_numpy(rows[name].astype(np.float32))
-
-    color = tensor("color") / 255  # [N, 4]
-    quats = (tensor("quat") - 128) / 128
-    return Splats(
-        means=tensor("mean"),
-        quats=torch.nn.functional.normalize(quats, dim=-1),
-        scales=reading.log_scales(tensor("scale"), broken=broken),
+def _splats(rows: NDArray[Any], broken: bool, *, upright: bool) -> SplatFile:
+    color = rows["color"].astype(np.float32) / 255  # [N, 4]
+    quats = (rows["quat"].astype(np.float32) - 128) / 128
+    lengths = np.linalg.norm(quats, axis=-1, keepdims=True)
+    return SplatFile(
+        means=rows["mean"].astype(np.float64),
+        quats=quats / np.where(lengths == 0, 1, lengths),
+        scales=reading.log_scales(rows["scale"], broken=broken),
         opacities=reading.logits(color[:, 3], 1 / 255),
-        sh=rgb_to_sh(color[:, :3])[:, None],
+        sh=((color[:, :3] - 0.5) / np.float32(SH_C0))[:, None],
+        upright=upright,
     )

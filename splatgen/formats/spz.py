@@ -1,12 +1,13 @@
-"""Splats in Niantic's .spz, a gzip stream of bytes: writes version 3, reads 2 and 3.
+"""Splats in Niantic's .spz, a compressed stream of bytes: writes version 3, reads 1 to 4.
 
 After a header of 16 bytes each property follows for all splats: positions (3 x 24-bit fixed point),
 opacities, colours, log scales, rotations and the spherical harmonics beyond degree 0, coefficient by
 coefficient. A rotation is the three smallest components of xyzw in 10 bits each and the number of the
-fourth; in version 2 it is x, y and z in a byte each.
+fourth; in versions 1 and 2 it is x, y and z in a byte each, and in version 1 positions are float16. Version 4
+compresses each property for itself.
 
-Axes are right, up, back: the internal frame. PlayCanvas' tools, SuperSplat among them, take those of a .ply
-instead, so a file for them is written with frame="ply".
+Axes are right, up, back: the internal frame, unless an extension says others. PlayCanvas' tools, SuperSplat
+among them, take those of a .ply instead, so a file for them is written with frame="ply".
 
 Source: github.com/nianticlabs/spz, README.md and src/cc/load-spz.cc. Shapes: N splats,
 K = (degree + 1)^2 spherical-harmonic coefficients.
@@ -21,16 +22,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from splatgen.formats import frames, reading, spz_stream, writing
-from splatgen.formats.spz_stream import Header
+from splatgen.formats.splat_file import Array, SplatFile, coarse, sigmoid
+from splatgen.formats.spz_stream import ANTIALIASED, AXES, Header, Stream
 from splatgen.runs import atomic
-from splatgen.scene.splats import Splats
 
 MOST_DEGREE = 3
+KEEPS = frozenset({"antialiased"})
 FRACTIONAL_BITS = 12  # positions in steps of 1/4096
 LARGEST = 2**23 - 1  # in 24 bits with a sign
 SCALE_STEP, LEAST_SCALE = 1 / 16, -10.0
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 def save(
-    splats: Splats,
+    file: SplatFile,
     path: str | os.PathLike[str],
     *,
     comments: Sequence[str] = (),
@@ -56,67 +56,75 @@ def save(
     The format has no room for comments. clean is as in ply.save; frame is "rub" by the standard. Positions
     lose fractional bits when a cloud reaches beyond 2048 units; ValueError beyond 8 million.
     """
-    written, dropped = writing.prepared(splats, path, frame=frame, sh_degree=sh_degree, clean=clean)
+    written, dropped = writing.prepared(file, path, frame=frame, sh_degree=sh_degree, clean=clean)
     atomic.write_bytes(path, gzip.compress(payload(written), 6, mtime=0))
     return dropped
 
 
-def losses(splats: Splats) -> list[str]:
+def losses(file: SplatFile) -> list[str]:
     """What a .spz does not keep of splats, a phrase each."""
-    told = [f"positions beyond 1/{2 ** fractional_bits(splats.means)}", "sizes beyond 6 %"]
-    told += ["rotations beyond 0.3 degrees", "colours and opacities beyond a byte"]
-    if splats.sh_degree:
+    step = 2.0 ** -fractional_bits(file.means)
+    wide = coarse(file, step)
+    told = [f"positions beyond 1/{round(1 / step)}"]
+    told[0] += f", which is {wide}: --recentre helps" if wide else ""
+    told += ["sizes beyond 6 %", "rotations beyond 0.3 degrees", "colours and opacities beyond a byte"]
+    if file.sh_degree:
         told.append("spherical harmonics beyond 1/16 (degree 1) and 1/8")
-    clamped = sum(int(((value < -0.5) | (value > 256)).sum()) for value in _levels(splats))
+    clamped = sum(int(((value < -0.5) | (value > 256)).sum()) for value in _levels(file))
     return [*told, f"{clamped:,} values beyond its range"] if clamped else told
 
 
-def load(path: str | os.PathLike[str], *, frame: str = "rub", broken: bool = False) -> Splats:
-    """Read splats into the internal frame, float32 on the CPU; broken is there for the other formats.
+def read(path: str | os.PathLike[str], *, frame: str | None = None, broken: bool = False) -> SplatFile:
+    """Read splats into the internal frame; None is what the file says, else "rub".
 
     Raises ValueError in one line for other versions and for everything that is damaged, OSError passes
     through. Takes as much memory as the header asks for, after a check (see spz_stream).
     """
     with reading.opened(path, ".spz") as (file, size):
-        header, data = spz_stream.read(file, size)
-        if header.degree > MOST_DEGREE:
-            _log.warning("%s: spherical harmonics of degree %d cut to 3", os.fspath(path), header.degree)
-        return frames.from_frame(reading.checked(_splats(header, data), path, broken=broken), frame)
+        stream = spz_stream.read(file, size)
+        if stream.header.degree > MOST_DEGREE:
+            _log.warning("%s: spherical harmonics of degree %d cut to 3", path, stream.header.degree)
+        chosen = frame or _said(stream)
+        return frames.from_frame(reading.checked(_splats(stream), path, broken=broken), chosen)
 
 
-def payload(splats: Splats) -> bytes:
+def _said(stream: Stream) -> str:
+    if stream.axes >= len(AXES):
+        raise ValueError(f"its axes have the number {stream.axes}, expected 0 to 16: give --input-frame")
+    return AXES[stream.axes]
+
+
+def payload(file: SplatFile) -> bytes:
     """The stream before compression. Raises ValueError for splats too far away."""
-    n, bits = len(splats), fractional_bits(splats.means)
-    header = Header(version=3, count=n, degree=splats.sh_degree, fractional_bits=bits, flags=0)
-    fixed = (splats.means.double() * 2**bits).round().numpy().astype("<i4")
+    n, bits = len(file), fractional_bits(file.means)
+    flags = ANTIALIASED if file.antialiased else 0
+    header = Header(version=3, count=n, degree=file.sh_degree, fractional_bits=bits, flags=flags)
+    fixed = np.ascontiguousarray(np.rint(file.means * 2**bits).astype("<i4"))
     positions = fixed.view(np.uint8).reshape(n, 3, 4)[:, :, :3]  # the fourth byte repeats the sign
-    opacities, colors, scales, sh = (_rounded(value) for value in _levels(splats))
-    parts = [positions, opacities, colors, scales, _packed(writing.unit(splats.quats).numpy()), sh]
+    opacities, colors, scales, sh = (np.rint(v).clip(0, 255).astype(np.uint8) for v in _levels(file))
+    parts: list[NDArray[Any]] = [positions, opacities, colors, scales, _packed(writing.unit(file.quats)), sh]
     return b"".join([header.pack(), *(part.tobytes() for part in parts)])
 
 
-def fractional_bits(means: Tensor) -> int:
+def fractional_bits(means: Array) -> int:
     """As many of 12 bits as let all positions [N, 3] fit into 24."""
-    reach = float(means.double().abs().max()) if len(means) else 0.0
+    reach = float(np.abs(means).max()) if len(means) else 0.0
     for bits in range(FRACTIONAL_BITS, -1, -1):
         if round(reach * 2**bits) <= LARGEST:
             return bits
-    raise ValueError(f"a splat is {reach:g} units away, a .spz holds up to {LARGEST}: scale the cloud down")
+    raise ValueError(
+        f"a splat is {reach:g} units away, a .spz holds up to {LARGEST}: scale the cloud down, or --recentre"
+    )
 
 
-def _levels(splats: Splats) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _levels(file: SplatFile) -> tuple[Array, Array, Array, Array]:
     """What becomes bytes, before it is rounded and clamped: opacities, colours, scales and harmonics."""
-    opacities = 255 * splats.opacities.double().sigmoid()
-    colors = splats.sh[:, 0].double() / COLOR_STEP + 127.5
-    scales = (splats.scales.double() - LEAST_SCALE) / SCALE_STEP
-    steps = torch.tensor([SH_STEPS[0]] * 3 + [SH_STEPS[1]] * 5 + [SH_STEPS[2]] * 7)[: splats.sh.shape[1] - 1]
-    sh = (splats.sh[:, 1:].double() * 128 / steps[:, None]).round() * steps[:, None] + 128  # [N, K - 1, 3]
+    opacities = 255 * sigmoid(file.opacities)
+    colors = file.sh[:, 0].astype(np.float64) / COLOR_STEP + 127.5
+    scales = (file.scales.astype(np.float64) - LEAST_SCALE) / SCALE_STEP
+    steps = np.array([SH_STEPS[0]] * 3 + [SH_STEPS[1]] * 5 + [SH_STEPS[2]] * 7)[: file.sh.shape[1] - 1, None]
+    sh = np.rint(file.sh[:, 1:].astype(np.float64) * 128 / steps) * steps + 128  # [N, K - 1, 3]
     return opacities, colors, scales, sh
-
-
-def _rounded(levels: Tensor) -> _Bytes:
-    rounded: _Bytes = levels.round().clamp(0, 255).to(torch.uint8).numpy()
-    return rounded
 
 
 def _packed(quats: NDArray[np.float64]) -> NDArray[np.uint32]:
@@ -131,34 +139,41 @@ def _packed(quats: NDArray[np.float64]) -> NDArray[np.uint32]:
     return packed
 
 
-def _splats(header: Header, data: bytes) -> Splats:
+def _splats(stream: Stream) -> SplatFile:
+    header, raw = stream.header, np.frombuffer(stream.data, np.uint8)
     n, k = header.count, (header.degree + 1) ** 2 - 1
-    widths = (9, 1, 3, 3, header.quat_bytes, 3 * k)
-    ends = np.cumsum([0, *(n * width for width in widths)])
-    raw = np.frombuffer(data, np.uint8)
-    parts = [raw[a:b].reshape(n, w) for a, b, w in zip(ends[:-1], ends[1:], widths, strict=True)]
-    positions, opacities, colors, scales, quats, sh = parts
-    fixed = np.zeros((n, 3, 4), np.uint8)
-    fixed[:, :, 1:] = positions.reshape(n, 3, 3)  # as the upper three bytes, so that the sign is in place
-    means = torch.from_numpy(fixed.view("<i4")[..., 0] >> 8).double() / 2**header.fractional_bits
+    ends = np.cumsum([0, *(n * width for width in header.widths)])
+    parts = [raw[a:b].reshape(n, w) for a, b, w in zip(ends[:-1], ends[1:], header.widths, strict=True)]
+    positions, opacities, colors, scales, quats, sh = (np.ascontiguousarray(part) for part in parts)
 
-    def levels(values: _Bytes) -> Tensor:
-        return torch.from_numpy(values.astype(np.float32))
+    def levels(values: _Bytes) -> Array:
+        return values.astype(np.float32)
 
-    f_dc = (levels(colors) - 127.5) * COLOR_STEP
+    f_dc = (levels(colors) - np.float32(127.5)) * np.float32(COLOR_STEP)
     kept = min(k, (MOST_DEGREE + 1) ** 2 - 1)
     f_rest = (levels(sh).reshape(n, k, 3)[:, :kept] - 128) / 128
-    return Splats(
-        means=means.float(),
+    return SplatFile(
+        means=_positions(positions, header),
         quats=_unpacked(quats),
-        scales=levels(scales) * SCALE_STEP + LEAST_SCALE,
+        scales=levels(scales) * np.float32(SCALE_STEP) + np.float32(LEAST_SCALE),
         opacities=reading.logits(levels(opacities)[:, 0] / 255, 1 / 255),
-        sh=torch.cat([f_dc[:, None], f_rest], 1),
+        sh=np.concatenate([f_dc[:, None], f_rest], 1),
+        antialiased=bool(header.flags & ANTIALIASED),
     )
 
 
-def _unpacked(data: _Bytes) -> Tensor:
-    """Unit quaternions wxyz of both versions, [N, 4] out of [N, 3 or 4] bytes."""
+def _positions(raw: _Bytes, header: Header) -> NDArray[np.float64]:
+    """[N, 3] out of [N, 6 or 9] bytes."""
+    if header.version == 1:
+        return raw.view("<f2").astype(np.float64)
+    fixed = np.zeros((len(raw), 3, 4), np.uint8)
+    fixed[:, :, 1:] = raw.reshape(len(raw), 3, 3)  # as the upper three bytes, so that the sign is in place
+    found: NDArray[np.float64] = (fixed.view("<i4")[..., 0] >> 8) / 2.0**header.fractional_bits
+    return found
+
+
+def _unpacked(data: _Bytes) -> Array:
+    """Unit quaternions wxyz of all versions, [N, 4] out of [N, 3 or 4] bytes."""
     n = len(data)
     quats = np.zeros((n, 4))  # xyzw
     if data.shape[1] == 3:
@@ -172,4 +187,7 @@ def _unpacked(data: _Bytes) -> Tensor:
     largest = np.sqrt(np.clip(1 - (stored**2).sum(1), 0, None))
     np.put_along_axis(quats, _STORED[left_out], stored, 1)
     np.put_along_axis(quats, left_out[:, None].astype(np.intp), largest[:, None], 1)
-    return torch.nn.functional.normalize(torch.from_numpy(quats)[:, [3, 0, 1, 2]], dim=-1).float()
+    quats = quats[:, [3, 0, 1, 2]]
+    lengths = np.maximum(np.linalg.norm(quats, axis=-1, keepdims=True), 1e-12)
+    found: Array = (quats / lengths).astype(np.float32)
+    return found

@@ -5,51 +5,54 @@ from __future__ import annotations
 import logging
 import math
 import os
+from dataclasses import replace
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from splatgen.formats import frames
-from splatgen.scene.splats import Splats, check
+from splatgen.formats.splat_file import Array, SplatFile
 
 MIN_OPACITY = 1 / 255  # below, a splat can't change an 8-bit pixel
 
 _log = logging.getLogger(__name__)
 
 
-def usable(splats: Splats) -> Tensor:
+def usable(file: SplatFile) -> NDArray[np.bool_]:
     """Mask of the splats that are finite, also in size, and have a rotation, [N]."""
-    values = (*splats.tensors().values(), splats.scales.exp())
-    finite = [v.reshape(len(splats), -1).isfinite().all(-1) for v in values if len(splats)]
-    return torch.stack([*finite, (splats.quats != 0).any(-1)]).all(0)
+    with np.errstate(over="ignore"):
+        values = (*file.arrays().values(), np.exp(file.scales))
+    sound: NDArray[np.bool_] = (file.quats != 0).any(-1)
+    for value in values:
+        sound &= np.isfinite(value).all(axis=tuple(range(1, value.ndim)))
+    return sound
 
 
-def visible(splats: Splats) -> Tensor:
+def visible(file: SplatFile) -> NDArray[np.bool_]:
     """Mask of the splats that are at least MIN_OPACITY opaque, [N]."""
-    return splats.opacities >= math.log(MIN_OPACITY / (1 - MIN_OPACITY))
+    seen: NDArray[np.bool_] = file.opacities >= math.log(MIN_OPACITY / (1 - MIN_OPACITY))
+    return seen
 
 
 def prepared(
-    splats: Splats,
+    file: SplatFile,
     path: str | os.PathLike[str],
     *,
     frame: str,
     sh_degree: int | None,
     clean: bool,
     most_degree: int = 3,
-) -> tuple[Splats, int]:
-    """Splats as a file holds them, float32 on the CPU, and how many were dropped.
+) -> tuple[SplatFile, int]:
+    """Splats in the frame and of the degree that a file wants, and how many were dropped.
 
     clean drops what is not usable or not visible; without it, what is not usable raises ValueError.
     sh_degree pads with zeros or cuts; None keeps the splats' own, up to the format's most_degree.
     """
-    check(splats)
-    splats = Splats(**{k: v.detach().to("cpu", torch.float32) for k, v in splats.tensors().items()})
-    kept = splats.select(usable(splats) & visible(splats)) if clean else splats
-    dropped = len(splats) - len(kept)
+    kept = file.select(usable(file) & visible(file)) if clean else file
+    dropped = len(file) - len(kept)
     if dropped:
         level = logging.INFO if len(kept) else logging.WARNING  # an empty file is hardly what was wanted
-        _log.log(level, "%s: dropped %d of %d splats, invisible or broken", path, dropped, len(splats))
+        _log.log(level, "%s: dropped %d of %d splats, invisible or broken", path, dropped, len(file))
     bad = int((~usable(kept)).sum())
     if bad:
         raise ValueError(f"{bad} of {len(kept)} splats are not finite or lack a rotation: set clean=True")
@@ -60,16 +63,18 @@ def prepared(
     return frames.to_frame(with_degree(kept, degree), frame), dropped
 
 
-def unit(quats: Tensor) -> Tensor:
+def unit(quats: Array) -> NDArray[np.float64]:
     """Quaternions [N, 4] of length 1, float64: float32 would overflow for components beyond 1e19."""
-    return torch.nn.functional.normalize(quats.double(), dim=-1, eps=0.0)
+    exact = quats.astype(np.float64)
+    found: NDArray[np.float64] = exact / np.linalg.norm(exact, axis=-1, keepdims=True)
+    return found
 
 
-def with_degree(splats: Splats, degree: int) -> Splats:
+def with_degree(file: SplatFile, degree: int) -> SplatFile:
     """Splats of another degree: coefficients are cut, or padded with zeros."""
-    if degree == splats.sh_degree:
-        return splats
+    if degree == file.sh_degree:
+        return file
     count = (degree + 1) ** 2
-    sh = torch.zeros(len(splats), count, 3)
-    sh[:, : splats.sh.shape[1]] = splats.sh[:, :count]
-    return Splats(**{**splats.tensors(), "sh": sh})
+    sh = np.zeros((len(file), count, 3), np.float32)
+    sh[:, : file.sh.shape[1]] = file.sh[:, :count]
+    return replace(file, sh=sh)

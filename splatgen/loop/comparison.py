@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from splatgen import __version__, formats
+from splatgen import formats
 from splatgen.config import Config, read_file, to_dict
 from splatgen.config.methods import ComparisonPlan
 from splatgen.loop import lifecycle, object_run
@@ -35,7 +35,9 @@ from splatgen.runs.machine import machine_name
 from splatgen.runs.metrics import read_metrics
 from splatgen.runs.run_folder import Run
 from splatgen.runs.statistics import summarise
+from splatgen.runs.version import __version__
 from splatgen.scene.cameras import orbit
+from splatgen.scene.splats import Splats
 from splatgen.worlds.toybox.evaluation import evaluate
 from splatgen.worlds.toybox.grammar import parse
 
@@ -95,17 +97,17 @@ def compare(
 ) -> Comparison:
     """Run every method with every seed, in a new folder in `out` or, what is left of them, in `folder`.
 
-    truth: the prompt is a caption of the toybox, and results are compared with its exact pictures. A run
-    that diverges or finds no memory doesn't stop the others; settings and files that can't be used do.
+    truth: the prompt is a caption of an embedded world, and results are compared with its exact pictures.
+    A run that diverges or finds no memory doesn't stop the others; settings and files that can't be used do.
     """
-    device = lifecycle.pick_device(plan.first.device)
+    device = lifecycle.pick_device(plan.first)
     networks = functools.cache(lambda: load_models(plan.first, device))
     if folder is None:
         networks()  # what can't be loaded leaves no folder
         folder = make_folder(out, plan.first.prompt)
     else:
         atomic.sweep(folder)
-    numbers = measuring(plan.first.prompt if truth else None)
+    numbers = measuring(plan.first if truth else None)
     # all methods of a seed, then the next seed: what is there after a Ctrl-C can be compared
     tasks = [(method, seed) for seed in plan.seeds for method in plan.methods]
     known = {(o.method, o.seed): o for o in earlier(folder) if o.status in FINISHED}
@@ -179,16 +181,29 @@ def fresh(config: Config, networks: Models) -> Models:
     return assemble(config, networks.prior, ensemble, networks.holdouts)
 
 
-def measuring(caption: str | None) -> Numbers:
-    """What reads the numbers of a finished run: rewards, costs and, with a toybox caption, its truth."""
-    judge = load_reward("toybox-judge", LoadOptions()) if caption is not None else None
+def examined(config: Config) -> Callable[[Splats], dict[str, float]]:
+    """What compares splats with the exact pictures of a config's prompt, by the world of its prior."""
+    if config.prior == "shelf":
+        from splatgen.worlds.shelf import evaluation as shelf
+        from splatgen.worlds.shelf import grammar
+
+        watching = cast("shelf.Judge", load_reward("shelf-judge", LoadOptions()))
+        wanted = grammar.parse(config.prompt)
+        return lambda splats: shelf.evaluate(splats, wanted, watching).row()
+    judge, caption = load_reward("toybox-judge", LoadOptions()), parse(config.prompt)
+    return lambda splats: evaluate(splats, caption, judge).row()
+
+
+def measuring(truth: Config | None) -> Numbers:
+    """What reads the numbers of a finished run: rewards, costs and, where there is one, the truth."""
+    compared = None if truth is None else examined(truth)
 
     def numbers(run: Run) -> dict[str, float]:
         data, rows = run_folder.read(run), read_metrics(run.metrics)
         found = dict(data["rewards"])
-        if caption is not None and judge is not None:
-            quality = evaluate(formats.load(run.splats_ply), parse(caption), judge)
-            found |= {f"truth/{name}": value for name, value in quality.row().items()}
+        if compared is not None:
+            quality = compared(formats.load(run.splats_ply))
+            found |= {f"truth/{name}": value for name, value in quality.items()}
         found["cost/model_calls"] = statistics.fmean(row["guidance/model_calls"] for row in rows)
         # the first step of the first run compiles and warms up, which is no cost of its method
         found["cost/seconds"] = (

@@ -22,15 +22,14 @@ from splatgen.config import ConfigError, ImageConfig, merge, read_file
 from splatgen.config.validation import validate_image
 from splatgen.guidance.distillation import gradient
 from splatgen.guidance.scores.base import Metrics
+from splatgen.loop.encoding import encode, pull_back
 from splatgen.loop.lifecycle import carry_out, check_steps, create_run, pick_device, reopen
 from splatgen.loop.loop import Progress, Result, StepRecord, ignore, loop_settings, never
 from splatgen.loop.snapshot import ViewRequest
 from splatgen.loop.step import (
     Models,
-    encode,
     load_models,
     make_moment,
-    pull_back,
     read_together,
     reward_prompts,
     score_rewards,
@@ -120,11 +119,13 @@ def pictures(config: ImageConfig, prior: Prior, values: Tensor) -> Tensor:
 def advance(config: ImageConfig, models: Models, canvas: Canvas) -> ImageStep:
     """One step of the optimisation."""
     prior, values = models.prior, canvas.values
-    x = encode(models, values) if config.image.space == "pixels" else values
+    x = encode(prior, (values,), models.encode) if config.image.space == "pixels" else values
     if config.image.space == "pixels" or config.preference == "ascent":
         images = pictures(config, prior, values)
     else:  # nobody looks at them, and a decoder can cost as much as a step
         images = values.new_empty(len(values), 3, 0, 0)
+    with torch.no_grad():
+        before = None if canvas.source is None else encode(prior, (canvas.source,), models.encode)
     moment = make_moment(
         config,
         models,
@@ -132,10 +133,10 @@ def advance(config: ImageConfig, models: Models, canvas: Canvas) -> ImageStep:
         x=x,
         images=images,
         cameras=front(len(x), prior.resolution),
-        before=canvas.source,
+        before=before,
     )
     found = gradient(moment, models.score, models.preference, models.ensemble)
-    pull_back(models, x, found.value, images, found.on_render)
+    pull_back(prior, models.encode, x, found.value, (images,), images, found.on_render)
     return ImageStep(
         loss=found.value.square().mean(),
         failed=not update(config, canvas),
@@ -288,7 +289,7 @@ def generate(
         raise ValueError(
             "an edit takes a picture and a prompt of what it shows (source): give both or neither"
         )
-    device = pick_device(config.device)
+    device = pick_device(config)
     models = _single_view(load_models(config, device))
     source = None
     if picture is not None:
@@ -325,7 +326,7 @@ def resume(
     run = run_folder.open_run(folder)
     saved = merge(ImageConfig(), read_file(run.config_json))
     config = validate_image(merge(saved, {"steps": saved.steps if steps is None else steps}))
-    device = pick_device(config.device)
+    device = pick_device(config)
     models = _single_view(load_models(config, device))
     canvas = _last_canvas(config, models, run, device)
     check_steps(config.steps, canvas.step)

@@ -8,6 +8,7 @@ Shapes: N splats.
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from splatgen.scene.cameras import half_extent
 from splatgen.scene.placement import placement
 from splatgen.scene.splats import Splats, random_ball
 from splatgen.scene.surface import on_surface
+from splatgen.scene.thinning import thinned
 
 FILL = 0.69  # radius of what is moved into view, as a share of half the picture
 IN_VIEW = (0.43, 0.86)  # radii, likewise, of a splat file that is left where it is
@@ -31,6 +33,7 @@ FEWEST = 8  # splats that can show an object
 MIN_OPACITY = 1 / 255  # below, a splat can't change an 8-bit pixel
 MAX_OPACITY = 0.99  # above, next to no gradient passes the sigmoid
 HERE = LoadOptions()
+_log = logging.getLogger(__name__)
 
 
 def starting_splats(config: Config, load_options: LoadOptions = HERE) -> Splats:
@@ -53,7 +56,10 @@ def starting_splats(config: Config, load_options: LoadOptions = HERE) -> Splats:
     path = Path(config.init).expanduser()
     if meshes.is_mesh(path):
         return on_surface(meshes.load(path), generator, o, FILL * half, str(path))
-    return from_splats(formats.load(path), o, half, most=config.densify.max_splats, name=str(path))
+    file = formats.read(path)
+    if file.antialiased:
+        _log.warning("%s was made for an antialiased renderer: here its small splats look thicker", path)
+    return from_splats(file.splats(exact=True), o, half, most=config.densify.max_splats, name=config.init)
 
 
 def reach(views: ViewOptions) -> float:
@@ -62,12 +68,15 @@ def reach(views: ViewOptions) -> float:
 
 
 def from_splats(splats: Splats, options: SplatOptions, half: float, *, most: int, name: str) -> Splats:
-    """Splats to start from, in view: at most `most`, those that cover most, of the degree asked for.
+    """Splats to start from, in view: at most `most` (see thinning), of the degree asked for.
 
     Broken and invisible splats are dropped, and those that are out of view after the rest was moved into it:
-    they would stand between the object and a camera. Raises ValueError where hardly any are left.
+    they would stand between the object and a camera. A line says how many were. Raises ValueError where
+    hardly any are left. Positions may be in float64, and are float32 in the end.
     """
+    found = len(splats)
     splats = splats.select(_usable(splats))
+    sound = len(splats)
     if len(splats) >= FEWEST:
         view = (IN_VIEW[0] * half, IN_VIEW[1] * half)
         splats = placement(splats, "auto", in_view=view, radius=FILL * half, name=name).place(splats)
@@ -78,18 +87,30 @@ def from_splats(splats: Splats, options: SplatOptions, half: float, *, most: int
             f"{name} holds {len(splats)} splats that can be seen: give one that shows an object ({FEWEST} or "
             "more)"
         )
-    if len(splats) > most:
-        area = splats.scales.topk(2, dim=-1).values.sum(-1)  # its log, seen from where a splat is largest
-        cover = splats.opacities.sigmoid().log() + area
-        splats = splats.select(cover.argsort(descending=True, stable=True)[:most].sort().values)
+    seen = len(splats)
+    splats = thinned(splats, most)
+    _say_kept(name, found, sound, seen, len(splats))
     quats = splats.quats.double()  # float32 would overflow for components beyond 1e19
     limit = math.log(MAX_OPACITY / (1.0 - MAX_OPACITY))
     return replace(
         splats,
+        means=splats.means.float(),
         quats=torch.nn.functional.normalize(quats, dim=-1).float(),
         opacities=splats.opacities.clamp(max=limit),
         sh=with_degree(splats.sh, options.sh_degree),
     )
+
+
+def _say_kept(name: str, found: int, sound: int, seen: int, kept: int) -> None:
+    """One line where not all are: by what was left after each reason to leave some out."""
+    counts = (
+        (found - sound, "broken or invisible"),
+        (sound - seen, "out of view or larger than it"),
+        (seen - kept, "beyond --densify.max-splats, the others made larger"),
+    )
+    reasons = ", ".join(f"{count:,} {words}" for count, words in counts if count)
+    if reasons:
+        _log.warning("%s: kept %s of %s splats: without %s", name, f"{kept:,}", f"{found:,}", reasons)
 
 
 def _usable(splats: Splats) -> Tensor:

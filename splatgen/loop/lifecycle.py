@@ -14,16 +14,17 @@ from splatgen.loop.snapshot import Channel
 from splatgen.loop.step import Models
 from splatgen.loop.tuning import tuned
 from splatgen.models.memory import is_out_of_memory
+from splatgen.rasterizer.backends import choose
 from splatgen.runs import atomic, run_folder
 from splatgen.runs.metrics import rewind_metrics
 from splatgen.runs.run_folder import Run
 
 
-def pick_device(name: str) -> str:
-    """auto, cpu or cuda to a torch device; RuntimeError when CUDA is asked for and missing."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("no CUDA device is usable here: run with --device cpu, or see `splatgen doctor`")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+def pick_device(config: Config | ImageConfig) -> str:
+    """The torch device of a run; BackendError when CUDA or a rasterizer is asked for and missing."""
+    if isinstance(config, ImageConfig):  # nothing is rendered
+        return choose(config.device, renders=False).device
+    return choose(config.device, config.render.backend).device
 
 
 def device_name(device: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from splatgen.config import ImageOptions, Method, OutputOptions
@@ -108,7 +109,16 @@ class Diverged(RuntimeError):
 
 
 class _Lost(Exception):
-    """Out of patience."""
+    """Out of patience; says what was not finite, and what to do."""
+
+
+# What was not finite, as rows of metrics name it, to what to do; the first counts, all else is the gradient's
+BROKEN = {
+    "skipped/render": "",
+    "skipped/prediction": "the prior's predictions are not finite: try --prior.dtype float32, or its weights "
+    "are damaged",
+    "skipped/reward": "no reward is finite: try another with --reward",
+}
 
 
 def ignore(progress: Progress) -> None:
@@ -136,15 +146,15 @@ def run_loop(
     while True:
         try:
             return _steps(subject, pace, run, report, should_stop, channel)
-        except _Lost:
+        except _Lost as lost:
             lost_at, gone_back = subject.state.step, "went_back_at_step" in run_folder.read(run)
             if not gone_back and _go_back(subject, run):
                 continue
             with contextlib.suppress(OSError):  # skipped steps changed nothing: these are the last good ones
                 subject.save()
             raise Diverged(
-                f"no finite gradient in {pace.patience} steps up to step {lost_at}: {subject.advice}; the "
-                f"last good state is in {run.checkpoints}"
+                f"no finite gradient in {pace.patience} steps up to step {lost_at}: {lost}; the last good "
+                f"state is in {run.checkpoints}"
             ) from None
 
 
@@ -172,6 +182,7 @@ def _steps(
     begin = saved = time.monotonic()
     interval = min(FIRST_CHECKPOINT_SECONDS, pace.checkpoint_seconds)
     rewards: dict[str, float] = {}
+    first, why, skipped = subject.state.step, subject.advice, torch.zeros(())
     with Metrics(run.metrics) as metrics:
         while subject.state.step < pace.steps and not should_stop() and not watch.before(should_stop):
             started, values = time.perf_counter(), None
@@ -182,8 +193,10 @@ def _steps(
             if scored or subject.state.step % pace.log_every == 0:
                 values = _values(subject.state.step, row, started)
                 metrics.write(values)
+                why = _advice(subject, values) if row.failed else why
                 if int(subject.state.failures) >= pace.patience:
-                    raise _Lost
+                    raise _Lost(why)
+            skipped = skipped.to(row.failed) + row.failed
             subject.state.step += 1
             watch.after(row, values)
             now = time.monotonic()
@@ -202,9 +215,23 @@ def _steps(
                 )
             )
     subject.save()
+    _check_counted(run, int(skipped), subject.state.step - first, why)
     status = "done" if subject.state.step >= pace.steps else "stopped"
     watch.end(status)
     return status
+
+
+def _advice(subject: Subject, values: dict[str, float]) -> str:
+    """What to do about a step that was skipped."""
+    return next((BROKEN[name] for name in BROKEN if name in values), "") or subject.advice
+
+
+def _check_counted(run: Run, skipped: int, taken: int, why: str) -> None:
+    """Note the steps that were skipped; Diverged where none of those taken counted: nothing was made."""
+    if skipped:
+        run_folder.update(run, skipped=skipped)
+    if 0 < taken <= skipped:
+        raise Diverged(f"none of {taken} steps counted: {why}")
 
 
 def _advance(subject: Subject, run: Run, *, scored: bool) -> StepRecord:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from splatgen import __version__, formats
+from splatgen import formats
 from splatgen.config import Config, ConfigError, OutputOptions
 from splatgen.formats.writing import MIN_OPACITY
 from splatgen.guidance.distillation import weight
@@ -22,6 +22,7 @@ from splatgen.guidance.moment import Moment
 from splatgen.loop.results import PREVIEW_AZIMUTHS, pictures, write_turntable
 from splatgen.runs import video
 from splatgen.runs.run_folder import Run
+from splatgen.runs.version import __version__
 from splatgen.scene.cameras import orbit
 from splatgen.scene.placement import Fit, placement
 from splatgen.scene.splats import Splats

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from splatgen import __version__
 from splatgen.config import Config, ConfigError, from_dict, read_file, to_dict
 from splatgen.config.validation import validate
 from splatgen.loop import object_edit
@@ -30,6 +29,7 @@ from splatgen.priors import load_options_for
 from splatgen.rasterizer import render
 from splatgen.runs import run_folder, steering
 from splatgen.runs.run_folder import Run
+from splatgen.runs.version import __version__
 from splatgen.scene.cameras import turntable
 from splatgen.scene.parameters import Scene, load_scene, new_scene, save_scene
 from splatgen.scene.placement import placement
@@ -133,10 +133,9 @@ def generate(
     validate(config)
     if config.source:
         raise ConfigError(f"source is {config.source!r}: a run from nothing has none, `splatgen edit` does")
-    device = pick_device(config.device)
-    splats = starting_splats(
-        config, load_options_for(config, device)
-    )  # before the models: Shap-E needs the room
+    device = pick_device(config)
+    # before the models: Shap-E needs the room
+    splats = starting_splats(config, load_options_for(config, device))
     models = models or load_models(config, device)
     steered = [] if changes is None else steering.read(changes)
 
@@ -167,7 +166,7 @@ def edit(
     object_edit.check_source(splats, "the source", config.edit.fit)
     config = validate(object_edit.adapted(config, splats))
     object_edit.check_settings(config)
-    device = pick_device(config.device)
+    device = pick_device(config)
     models = load_models(config, device)
     run = create_run(
         config, models, out, command, device, fill=lambda run: object_edit.save_source(run, splats)
@@ -207,7 +206,7 @@ def resume(
     run = run_folder.open_run(folder)
     saved = from_dict(read_file(run.config_json))
     config = validate(from_dict({**to_dict(saved), "steps": saved.steps if steps is None else steps}))
-    device = pick_device(config.device)
+    device = pick_device(config)
     scene, learned = _last_scene(config, run, device)
     check_steps(config.steps, scene.step)
     models = models or load_models(config, device)
@@ -238,5 +237,5 @@ def score_final(config: Config, models: Models, scene: Scene) -> dict[str, float
         distance /= math.tan(math.radians(fov) / 2.0)
     cameras = turntable(8, size=v.size[-1], distance=distance, fov=fov)
     with torch.no_grad():
-        picture = render(scene.splats, cameras, torch.full((3,), 0.5)).rgb
+        picture = render(scene.splats, cameras, torch.full((3,), 0.5), backend=config.render.backend).rgb
     return score_rewards(models, picture, reward_prompts(config, cameras))

@@ -19,6 +19,7 @@ from torch.nn.functional import interpolate
 from splatgen import formats
 from splatgen.config import Config, ConfigError
 from splatgen.config.validation import validate
+from splatgen.formats.splat_file import SplatFile
 from splatgen.loop.snapshot import Candidate, Cloud, Picture, ViewRequest
 from splatgen.loop.step import Models, StepResult
 from splatgen.priors import Prior
@@ -96,7 +97,7 @@ def cloud(splats: Splats) -> Cloud:
     return Cloud(means=means, covariances=covariances, rgbs=rgbs, opacities=opacities)
 
 
-def ply(splats: Splats, comments: Sequence[str] = ()) -> bytes:
+def ply(splats: Splats | SplatFile, comments: Sequence[str] = ()) -> bytes:
     """Splats as the content of a .ply. Raises ValueError and OSError as `formats.save` does."""
     with tempfile.TemporaryDirectory(prefix="splatgen-") as folder:
         path = Path(folder) / "splats.ply"
@@ -115,7 +116,7 @@ def matrices(quats: Tensor) -> Tensor:
     return torch.stack([torch.stack(row, -1) for row in rows], -2)
 
 
-def picture(splats: Splats, look: ViewRequest) -> Picture:
+def picture(splats: Splats, look: ViewRequest, *, antialiased: bool = False) -> Picture:
     """Our own rasterizer's picture from a browser's camera, on white, of limited size."""
     share = min(1.0, (MOST_PIXELS / (look.width * look.height)) ** 0.5)
     width, height = max(int(look.width * share), 8), max(int(look.height * share), 8)
@@ -131,7 +132,7 @@ def picture(splats: Splats, look: ViewRequest) -> Picture:
         elevation=zero,
     )
     with torch.no_grad():
-        rgb = render(splats, camera, torch.ones(3)).rgb
+        rgb = render(splats, camera, torch.ones(3), antialiased=antialiased).rgb
     found: Picture = bytes_of(rgb)[0]
     return found
 

@@ -49,7 +49,7 @@ class ResidentModels:
 
         What this run has no use for is let go before anything is loaded.
         """
-        device = lifecycle.pick_device(config.device)
+        device = lifecycle.pick_device(config)
         how = load_options_for(config, device)
         names = (*config.rewards(), *config.holdout_reward)
         self._let_go({(config.prior, config.prior_options, how)}, {(name, how) for name in names})
@@ -121,12 +121,12 @@ class Session:
 
     def __init__(
         self,
-        residence: ResidentModels,
+        resident: ResidentModels,
         *,
         check: Callable[[Config], Config],
         describe: Callable[[BaseException], str | None],
     ) -> None:
-        self._residence, self._check, self._describe = residence, check, describe
+        self._resident, self._check, self._describe = resident, check, describe
         self._status = Status(state="idle")
         self._next: Job | None = None
         self._halt = threading.Event()  # asks the run at work to stop
@@ -247,9 +247,9 @@ class Session:
 
     def _models(self, config: Config) -> Models | None:
         if config.init == "shap-e":  # it needs the room, and comes before the models
-            self._residence.clear()
+            self._resident.clear()
             return None
-        return self._residence.models(config)
+        return self._resident.models(config)
 
     def _report(self, progress: Progress) -> None:
         if progress.step >= progress.steps:

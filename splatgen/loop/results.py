@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from splatgen import __version__, formats
+from splatgen import formats
 from splatgen.config import OutputOptions
 from splatgen.rasterizer import render
 from splatgen.runs import video
 from splatgen.runs.run_folder import Run
+from splatgen.runs.version import __version__
 from splatgen.scene.backgrounds import PLAIN
 from splatgen.scene.cameras import Cameras, orbit, turntable
 from splatgen.scene.splats import Splats
@@ -21,28 +22,40 @@ from splatgen.scene.splats import Splats
 PREVIEW_AZIMUTHS = (0.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0)
 
 
-def pictures(splats: Splats, cameras: Cameras, background: str = "white") -> Iterator[NDArray[np.uint8]]:
+def pictures(
+    splats: Splats, cameras: Cameras, background: str = "white", *, antialiased: bool = False
+) -> Iterator[NDArray[np.uint8]]:
     """The splats from each camera in turn, uint8 [H, W, 3]."""
     back = torch.tensor(PLAIN[background], device=splats.means.device)
     for n in range(len(cameras)):
         with torch.no_grad():
-            rgb = render(splats, cameras[n : n + 1], back).rgb[0]
+            rgb = render(splats, cameras[n : n + 1], back, antialiased=antialiased).rgb[0]
         yield (255.0 * rgb.clamp(0, 1) + 0.5).byte().permute(1, 2, 0).cpu().numpy()
 
 
-def write_preview(splats: Splats, path: Path, *, size: int, background: str = "white") -> None:
+def write_preview(
+    splats: Splats, path: Path, *, size: int, background: str = "white", antialiased: bool = False
+) -> None:
     """Eight views around the object, the front first, on one sheet."""
     azimuth = torch.tensor(PREVIEW_AZIMUTHS)
     cameras = orbit(azimuth, torch.full_like(azimuth, 15.0), size=size)
-    video.write_preview(list(pictures(splats, cameras, background)), path, columns=4)
+    images = pictures(splats, cameras, background, antialiased=antialiased)
+    video.write_preview(list(images), path, columns=4)
 
 
 def write_turntable(
-    splats: Splats, stem: Path, *, size: int, frames: int, elevation: float = 15.0, background: str = "white"
+    splats: Splats,
+    stem: Path,
+    *,
+    size: int,
+    frames: int,
+    elevation: float = 15.0,
+    background: str = "white",
+    antialiased: bool = False,
 ) -> Path:
     """One turn as a film; returns the path with the suffix it got."""
     cameras = turntable(frames, size=size, elevation=elevation)
-    return video.write_turntable(pictures(splats, cameras, background), stem)
+    return video.write_turntable(pictures(splats, cameras, background, antialiased=antialiased), stem)
 
 
 def write_results(run: Run, splats: Splats, options: OutputOptions) -> None:

@@ -19,13 +19,14 @@ from torch import Tensor
 from splatgen.config import Config, ImageConfig, Method, PriorOptions
 from splatgen.guidance.conditioning import PromptEmbedding, conditions, embed_prompt
 from splatgen.guidance.denoiser import Denoiser
-from splatgen.guidance.distillation import Gradient, chosen_weighting, draw_times, gradient, inject
+from splatgen.guidance.distillation import Gradient, chosen_weighting, draw_times, gradient
 from splatgen.guidance.moment import Moment, Source
 from splatgen.guidance.preferences import Preference, make_preference
 from splatgen.guidance.scores import Delta, Score, make_score
 from splatgen.guidance.scores.base import Metrics
 from splatgen.loop import object_edit
 from splatgen.loop.clock import StageClock
+from splatgen.loop.encoding import encode, encoder_inputs, pull_back
 from splatgen.models.budget import BUDGETS, LoadOptions, decoded_at_once
 from splatgen.models.paging import take_turns
 from splatgen.priors import PRIORS, Conditioning, Prior, load_options_for, load_prior
@@ -186,7 +187,8 @@ def render_views(config: Config, scene: Scene, fraction: float) -> tuple[Render,
         group=PRIORS[config.prior].views,
         relative=v.relative,
     )
-    out = render(scene.splats, cameras, background(config, scene.step, cameras))
+    back = background(config, scene.step, cameras)
+    out = render(scene.splats, cameras, back, backend=config.render.backend)
     if scene.densifier.watches(scene.step):
         out.info["means2d"].retain_grad()
     return out, cameras
@@ -213,40 +215,14 @@ def descend(config: Config, scene: Scene, out: Render, whole: Tensor) -> Tensor:
     return failed
 
 
-def render_source(config: Config, scene: Scene, cameras: Cameras) -> Tensor | None:
-    """What an edit started from, seen by this step's cameras, [B, 3, H, W]."""
+def render_source(config: Config, models: Models, scene: Scene, cameras: Cameras) -> Tensor | None:
+    """What an edit started from, seen by this step's cameras, in the prior's space, [B, C, h, w]."""
     if scene.source is None:
         return None
     with torch.no_grad():
-        return render(scene.source, cameras, background(config, scene.step, cameras)).rgb
-
-
-def encode(models: Models, images: Tensor) -> Tensor:
-    """Images [B, 3, H, W] to x; under a budget without a graph, which would be held through the guidance."""
-    if not models.encode:
-        return models.prior.encode(images)
-    with torch.no_grad():
-        return torch.cat([models.prior.encode(part) for part in torch.split(images, models.encode)])
-
-
-def pull_back(
-    models: Models, x: Tensor, value: Tensor, images: Tensor, on_render: Tensor | None = None
-) -> None:
-    """Back-propagate G / B [B, C, h, w] from x, and a gradient with respect to the images, to the splats.
-
-    Where x has no graph, the images are encoded once more, a part at a time.
-    """
-    if x.requires_grad:
-        inject(x, value, images, on_render)
-        return
-    gradients = []
-    for part, pull in zip(
-        torch.split(images.detach(), models.encode), torch.split(value, models.encode), strict=True
-    ):
-        leaf = part.clone().requires_grad_()
-        gradients.append(torch.autograd.grad(models.prior.encode(leaf), [leaf], pull / len(value))[0])
-    total = torch.cat(gradients)
-    images.backward(total if on_render is None else total + on_render)  # type: ignore[no-untyped-call]
+        back = background(config, scene.step, cameras)
+        out = render(scene.source, cameras, back, backend=config.render.backend)
+        return encode(models.prior, encoder_inputs(config.prior, out, back), models.encode)
 
 
 def make_moment(
@@ -257,7 +233,7 @@ def make_moment(
     x: Tensor,  # [B, C, h, w]
     images: Tensor,  # [B, 3, H, W]
     cameras: Cameras,
-    before: Tensor | None,  # [B, 3, H, W] what an edit started from
+    before: Tensor | None,  # [B, C, h, w] what an edit started from
 ) -> Moment:
     """A step as score and preference see it."""
     g, fraction = config.guidance, step / config.steps
@@ -268,10 +244,7 @@ def make_moment(
     plain = dataclasses.replace(g, view_prompts="none", perp_neg=False)
     source = None
     if models.source is not None and before is not None:
-        with torch.no_grad():
-            source = Source(
-                x=encode(models, before), conditions=conditions(models.source, negative, cameras, g)
-            )
+        source = Source(x=before, conditions=conditions(models.source, negative, cameras, g))
     return Moment(
         denoiser=models.denoiser,
         x=x.detach(),
@@ -303,8 +276,9 @@ def advance(config: Config, models: Models, scene: Scene) -> StepResult:
     out, cameras = render_views(config, scene, scene.step / config.steps)
     clock.mark()
 
-    x = encode(models, out.rgb)
-    before = render_source(config, scene, cameras)
+    inputs = encoder_inputs(config.prior, out, background(config, scene.step, cameras))
+    x = encode(models.prior, inputs, models.encode)
+    before = render_source(config, models, scene, cameras)
     moment = make_moment(config, models, step=scene.step, x=x, images=out.rgb, cameras=cameras, before=before)
     found = gradient(moment, models.score, models.preference, models.ensemble)
     clock.mark()
@@ -313,7 +287,7 @@ def advance(config: Config, models: Models, scene: Scene) -> StepResult:
     if moment.source is not None:
         weighting = chosen_weighting(config.guidance, models.score)
         value = value + object_edit.pull(moment, config.edit.keep, weighting)
-    pull_back(models, x, value, out.rgb, found.on_render)
+    pull_back(models.prior, models.encode, x, value, inputs, out.rgb, found.on_render)
     clock.mark()
 
     whole = {"render": out.rgb, "prediction": value, "reward": found.rewards}

@@ -50,6 +50,7 @@ def component(kind: type[N], folder: Path, subfolder: str = "", *, dtype: torch.
             output_loading_info=True,
         )
     check_report(kind, place, report)
+    check_finite(cast("N", network), place)
     return frozen(cast("N", network))
 
 
@@ -216,4 +217,20 @@ def fill(network: N, tensors: Mapping[str, Any], path: Path) -> N:
     }
     check_report(type(network), path, report)
     network.load_state_dict(dict(tensors), assign=any(p.is_meta for p in network.parameters()))
+    check_finite(network, path)
     return frozen(network)
+
+
+def check_finite(network: torch.nn.Module, place: Path) -> None:
+    """Raise WeightsError for a network with a weight that is not finite, as a broken merge has.
+
+    A sum is finite if all its terms are, and takes less memory than a look at each.
+    """
+    for name, value in network.state_dict().items():
+        if value.is_floating_point() and not value.sum(dtype=torch.float32).isfinite():
+            bad = int((~value.isfinite()).sum())
+            if bad:
+                raise WeightsError(
+                    f"{place} has {bad:,} of {value.numel():,} numbers in {name} that are not finite in "
+                    f"{str(value.dtype).removeprefix('torch.')}: fetch it again, or try --prior.dtype float32"
+                )

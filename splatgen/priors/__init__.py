@@ -58,6 +58,16 @@ class Prior(Protocol):
         """The noise in x_t [B, C, h, w] at t [B]; the caller decides about gradients."""
 
 
+class CoveragePrior(Prior, Protocol):
+    """A prior of cut-out things (PriorEntry.coverage)."""
+
+    def encode(self, images: Tensor, alpha: Tensor | None = None) -> Tensor:
+        """Images [B, 3, H, W] with nothing behind them (on black) and their coverage [B, 1, H, W] to x.
+
+        None is coverage of the whole image.
+        """
+
+
 class Adapter(Protocol):
     """A trainable copy of a prior's denoiser that shares its frozen weights (VSD)."""
 
@@ -84,9 +94,10 @@ class AdaptablePrior(Prior, Protocol):
 class PriorEntry:
     """Where a prior is, and what can be known of it before anything is loaded."""
 
-    loader: str  # "module:function", called with (PriorOptions, Keep)
+    loader: str  # "module:function", called with (PriorOptions, LoadOptions)
     options: tuple[str, ...] = ()  # of PriorOptions, those that it reads
     views: int = 1
+    coverage: bool = False  # `encode` reads the render's alpha: see CoveragePrior
     adapter: bool = True
     half: Precision = "float16"  # what half precision is for it
     embedded: bool = False  # part of the package
@@ -95,14 +106,19 @@ class PriorEntry:
 
 _NETWORK = ("model", "revision", "dtype", "compile")
 _LATENT = (*_NETWORK, "lora", "lora_scale", "preview")
+_STABLE = (*_LATENT, "prediction")
 _TOYBOX = ("model", "camera")
+_SHELF = (*_TOYBOX, "dtype")
 
 PRIORS = {
     "toybox": PriorEntry(loader="splatgen.priors.toybox:load", options=_TOYBOX, embedded=True),
     "toybox-mini": PriorEntry(loader="splatgen.priors.toybox:load_mini", options=_TOYBOX, embedded=True),
-    "sd15": PriorEntry(loader="splatgen.priors.stable_diffusion:load_sd15", options=_LATENT),
-    "sd21": PriorEntry(loader="splatgen.priors.stable_diffusion:load_sd21", options=_LATENT),
-    "sdxl": PriorEntry(loader="splatgen.priors.sdxl:load", options=_LATENT, large=True),
+    "shelf": PriorEntry(
+        loader="splatgen.priors.shelf:load", options=_SHELF, coverage=True, half="bfloat16", embedded=True
+    ),
+    "sd15": PriorEntry(loader="splatgen.priors.stable_diffusion:load_sd15", options=_STABLE),
+    "sd21": PriorEntry(loader="splatgen.priors.stable_diffusion:load_sd21", options=_STABLE),
+    "sdxl": PriorEntry(loader="splatgen.priors.sdxl:load", options=_STABLE, large=True),
     "deepfloyd": PriorEntry(loader="splatgen.priors.deepfloyd:load", options=_NETWORK, large=True),
     "sd3": PriorEntry(
         loader="splatgen.priors.flow:load_sd3", options=(*_LATENT, "t5"), half="bfloat16", large=True

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from splatgen.config import PriorOptions
-from splatgen.models.loading import explained, quiet, read_tensors
+from splatgen.models.loading import explained, quiet, read_json, read_tensors
 from splatgen.models.weights import WeightsError
 
 N = TypeVar("N", bound=nn.Module)
@@ -60,7 +60,8 @@ class LoraFile:
         return network
 
     def _weight(self, name: str, network: nn.Module, module: str) -> Tensor:
-        for where in (module, module.removeprefix("text_model.")):  # transformers 5 took that level away
+        # transformers 5 took a level away, from one of its classes
+        for where in (module, module.removeprefix("text_model."), f"text_model.{module}"):
             try:
                 found = getattr(network.get_submodule(where), "weight", None)
             except AttributeError:
@@ -89,7 +90,8 @@ def read_lora(
     if path.suffix != ".safetensors":
         raise WeightsError(f"LoRA weights are read from .safetensors files: convert {path}")
     with explained("LoRA weights", path), quiet():
-        named, said = _in_peft_names(_scaled(path, read_tensors(path)), unet), _metadata(path)
+        named = _in_peft_names(path, _scaled(path, read_tensors(path)), networks, unet)
+        said = {**_adapter_config(path, networks), **_metadata(path)}
         layers: dict[str, dict[str, Layer]] = {name: {} for name in networks}
         for key in [key for key in named if key.endswith(".lora_A.weight")]:
             module = key.removesuffix(".lora_A.weight")
@@ -98,6 +100,8 @@ def read_lora(
                 raise WeightsError(
                     f"{path} has no two matrices for {module}: give a file of plain LoRA weights"
                 )
+            if not (a.isfinite().all() and b.isfinite().all()):
+                raise WeightsError(f"{path} has numbers for {module} that are not finite: give another file")
             name, _, inner = module.partition(".")
             if name not in layers:
                 raise WeightsError(f"{path} changes {module}: give LoRA weights for {', '.join(networks)}")
@@ -123,8 +127,57 @@ def _scaled(path: Path, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
     return found
 
 
-def _in_peft_names(tensors: Mapping[str, Tensor], unet: Mapping[str, Any] | None) -> dict[str, Tensor]:
+def _in_peft_names(
+    path: Path, tensors: Mapping[str, Tensor], networks: Sequence[str], unet: Mapping[str, Any] | None
+) -> dict[str, Tensor]:
     """NETWORK.MODULE.lora_A.weight and lora_B."""
+    found: dict[str, Tensor] = {}
+    others: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        name = _of_kohyas_text(key) or _of_peft(path, key, networks)
+        (found if name else others)[name or key] = value
+    return found | (_by_diffusers(path, others, unet) if others else {})
+
+
+def _of_kohyas_text(key: str) -> str | None:
+    """Of `lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight`, which may stand alone."""
+    match = _KOHYAS_TEXT.fullmatch(key)
+    if match is None:
+        return None
+    number, layer, block, part, side = match.groups()
+    network = "text_encoder_2" if number == "2" else "text_encoder"
+    matrix = "lora_A" if side == "down" else "lora_B"
+    return f"{network}.text_model.encoder.layers.{layer}.{block}.{part}.{matrix}.weight"
+
+
+_KOHYAS_TEXT = re.compile(
+    r"lora_te([12]?)_text_model_encoder_layers_(\d+)_(self_attn|mlp)_(\w+?)\.lora_(down|up)\.weight"
+)
+_PEFT = "base_model.model."
+_CLIPS = re.compile(r"(^|\.)(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])\.")
+
+
+def _of_peft(path: Path, key: str, networks: Sequence[str]) -> str | None:
+    """Of a file by peft's save_pretrained, which does not say what network it is of: its modules do."""
+    if not key.startswith(_PEFT):
+        return None
+    inner = key.removeprefix(_PEFT)
+    if inner.partition(".")[0] in networks:
+        return inner
+    texts = [name for name in networks if name.startswith("text_encoder")]
+    if not _CLIPS.search(inner):
+        return f"{networks[0]}.{inner}"
+    if len(texts) != 1:
+        raise WeightsError(
+            f"{path} is for one of {', '.join(texts) or 'no text encoder here'} and does not say which: put "
+            "that before its names, as in text_encoder.text_model...."
+        )
+    return f"{texts[0]}.{inner}"
+
+
+def _by_diffusers(
+    path: Path, tensors: Mapping[str, Tensor], unet: Mapping[str, Any] | None
+) -> dict[str, Tensor]:
     from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
     from diffusers.utils import (
         convert_state_dict_to_diffusers,
@@ -140,11 +193,30 @@ def _in_peft_names(tensors: Mapping[str, Tensor], unet: Mapping[str, Any] | None
         if all(".lora_A." in key or ".lora_B." in key for key in part):
             pass
         elif name.startswith("text_encoder"):
-            part = convert_state_dict_to_peft(convert_state_dict_to_diffusers(part))
+            try:
+                part = convert_state_dict_to_peft(convert_state_dict_to_diffusers(part))
+            except ValueError as error:
+                raise WeightsError(
+                    f"{path} has names such as {min(part)[:80]!r}, which are neither peft's, diffusers' nor "
+                    "kohya's: give a file in one of their layouts"
+                ) from error
         else:
             part = convert_unet_state_dict_to_peft(part)
         found |= {f"{name}.{key}": value for key, value in part.items()}
     return found
+
+
+def _adapter_config(path: Path, networks: Sequence[str]) -> dict[str, Any]:
+    """What peft's save_pretrained writes beside a file, for every network: its tensors have no alphas."""
+    beside = path.with_name("adapter_config.json")
+    if path.name != "adapter_model.safetensors" or not beside.is_file():
+        return {}
+    said = read_json(beside)
+    odd = [key for key in ("use_dora", "use_rslora") if said.get(key)]
+    if odd:
+        raise WeightsError(f"{path} is not plain LoRA ({odd[0]}): give one that is")
+    keys = [key for key in ("lora_alpha", "alpha_pattern") if key in said]
+    return {f"{name}.{key}": said[key] for name in networks for key in keys}
 
 
 def _metadata(path: Path) -> dict[str, Any]:

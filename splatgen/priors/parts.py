@@ -1,11 +1,12 @@
 """Where the networks of a diffusion prior come from: a folder in diffusers' layout, or a single file.
 
 A single file holds tensors only: configurations, schedule and tokenizer are those of the published model that
-it is made from.
+it is made from. What it predicts, noise or v, may be another thing: some say so.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,10 @@ from splatgen.priors.single_file import from_single_file
 N = TypeVar("N", bound=nn.Module)
 
 STABLE_DIFFUSION, SDXL = "Stable Diffusion 1 or 2", "Stable Diffusion XL"
+NAMES = {"epsilon": "epsilon", "v": "v_prediction"}  # of what is predicted, ours to diffusers'
+LEAST_SNR = 2.0**-24  # of a schedule that ends in pure noise, as diffusers has it: ours divides by its root
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,8 @@ class Checkpoint:
     source: str
     tensors: Mapping[str, Tensor] | None = None  # of a single file
     path: Path  # the folder or the file with the weights
+    prediction: str | None = None  # by diffusers' name; None is what the schedule says
+    zero_snr: bool = False  # trained on the schedule rescaled to end in pure noise (Lin et al. 2023)
 
     def network(self, kind: type[N], part: str, *, dtype: torch.dtype) -> N:
         """A network on the CPU, frozen; raises WeightsError for one that is not whole."""
@@ -52,8 +59,11 @@ class Checkpoint:
                 f"{self.base} has a schedule for {kind}, which is no table of betas: give another model"
             )
         with explained(DDPMScheduler, self.base / "scheduler"), quiet():
-            schedule = DDPMScheduler.from_config(settings)
-            return schedule.alphas_cumprod, schedule.config.prediction_type
+            changed = {"rescale_betas_zero_snr": True} if self.zero_snr else {}
+            schedule = DDPMScheduler.from_config({**settings, **changed})
+            table = schedule.alphas_cumprod
+            alphas_cumprod = table.clamp(min=LEAST_SNR) if schedule.config.rescale_betas_zero_snr else table
+            return alphas_cumprod, self.prediction or schedule.config.prediction_type
 
     def settings(self, part: str) -> dict[str, Any]:
         """The configuration of a network."""
@@ -89,12 +99,48 @@ def checkpoint(name: str, family: str, options: PriorOptions, load_options: Load
     path = found.main
     if path.is_dir():
         expect(path, family, folder_family(path))
-        return Checkpoint(base=path, path=path, source=found.source)
+        asked = NAMES.get(options.prediction)
+        return Checkpoint(base=path, path=path, source=found.source, prediction=asked)
     with explained("weights", path):
         tensors = read_tensors(path)
         tensors = tensors.get("state_dict", tensors)
         expect(path, family, file_family(tensors))
-    return Checkpoint(base=_base(name, path, load_options), path=path, source=found.source, tensors=tensors)
+    said = said_prediction(path, tensors)
+    prediction = NAMES.get(options.prediction) or said
+    return Checkpoint(
+        base=_base(name, path, load_options),
+        path=path,
+        source=f"{found.source}{_told(name, path, prediction, asked=options.prediction != 'auto')}",
+        tensors=tensors,
+        prediction=prediction,
+        zero_snr="ztsnr" in tensors,
+    )
+
+
+def said_prediction(path: Path, tensors: Mapping[str, Any]) -> str | None:
+    """What a single file says that its network predicts, by diffusers' name; None where it says nothing.
+
+    By the empty tensor v_pred, or by modelspec.prediction_type (Stability AI's model metadata).
+    """
+    from safetensors import safe_open
+
+    if "v_pred" in tensors:
+        return NAMES["v"]
+    if path.suffix != ".safetensors":
+        return None
+    with safe_open(path, framework="pt") as file:
+        said = str((file.metadata() or {}).get("modelspec.prediction_type", "")).lower()
+    kinds = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
+    return kinds.get(said.replace("-", "_"))
+
+
+def _told(name: str, path: Path, prediction: str | None, *, asked: bool) -> str:
+    """Words for run.json about what a single file is taken to predict, which are logged, too."""
+    what = "v" if prediction == NAMES["v"] else "noise" if prediction else f"what {name} does"
+    why = "as asked for" if asked else "as it says" if prediction else "for it does not say"
+    hint = " (a 768-v file needs --prior.prediction v)" if name == "sd21" and not prediction else ""
+    _log.warning("%s is taken to predict %s, %s%s", path.name, what, why, hint)
+    return f", which predicts {what}, {why}"
 
 
 def expect(path: Path, family: str, found: str) -> None:

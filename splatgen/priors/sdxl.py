@@ -17,28 +17,16 @@ from splatgen.models.budget import LoadOptions
 from splatgen.models.loading import Lazy, compiled, explained, frozen, placed, torch_dtype
 from splatgen.models.paging import home
 from splatgen.priors import Conditioning
-from splatgen.priors.latent import (
-    Latents,
-    TableSchedule,
-    as_noise,
-    check_match,
-    clip_tokens,
-    full,
-    known_prediction,
-    tiny_autoencoder,
-    trained_side,
-)
-from splatgen.priors.lora import LoraAdapter
+from splatgen.priors.latent import check_match, clip_tokens, full, tiny_autoencoder, trained_side
+from splatgen.priors.latent_unet import LatentUNet
 from splatgen.priors.lora_files import read_lora
 from splatgen.priors.parts import SDXL, checkpoint
-from splatgen.scene.cameras import Cameras
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 
-class SDXLPrior:
+class SDXLPrior(LatentUNet):
     """Stable Diffusion XL without its refiner (Podell et al. 2023).
 
     Its autoencoder stays in float32: in float16 it gives NaN. Small budgets keep it in bfloat16, which has
@@ -46,42 +34,28 @@ class SDXLPrior:
     the model's own size and not cropped.
     """
 
-    views = 1
-    x_range: tuple[float, float] | None = None
-
     def __init__(
         self,
         *,
-        unet: UNet2DConditionModel,
-        vae: AutoencoderKL,  # in float32
         text_encoders: tuple[Lazy[CLIPTextModel], Lazy[CLIPTextModelWithProjection]],
         tokenizers: tuple[Any, Any],  # CLIPTokenizer, which fill up in different ways
-        alphas_cumprod: Tensor,  # [T] of the training schedule, falling
-        prediction_type: str,  # diffusers' name: epsilon or v_prediction
-        name: str,
-        resolution: int,
-        source: str = "",
         zero_empty: bool = True,  # an empty prompt is all zeros, as the model was trained
-        tiny: AutoencoderTiny | None = None,  # decodes previews
-        decode: int = 0,  # latents decoded at once where no gradient is asked; 0 takes all
+        **networks: Any,  # of LatentUNet
     ) -> None:
-        """Take networks that are on their device, and freeze them.
+        """Take networks that are on their device, the autoencoder in float32, and freeze them.
 
         Raises ValueError where they do not fit together.
         """
-        self.name, self.resolution, self.source = name, resolution, source
-        self.prediction = known_prediction(name, prediction_type)
-        self._schedule = TableSchedule(name, alphas_cumprod, home(unet))
+        super().__init__(**networks)
         self._text, self._tokenizers, self._zero_empty = text_encoders, tokenizers, zero_empty
-        check_match(name, "latent channels", unet.config.in_channels, vae.config.latent_channels)
         first, second = (frozen(encoder) for encoder in self.text_encoders)
-        width = first.config.hidden_size + second.config.hidden_size
-        check_match(name, "text features", unet.config.cross_attention_dim, width)
-        told = second.config.projection_dim + 6 * unet.config.addition_time_embed_dim
-        wanted = unet.config.projection_class_embeddings_input_dim
-        check_match(name, "features of prompt and size", wanted, told)
-        self.unet, self.vae = frozen(unet), frozen(vae)
-        self._latents = Latents(vae, resolution=resolution, tiny=tiny, at_once=decode)
+        wanted, width = self.unet.config, first.config.hidden_size + second.config.hidden_size
+        check_match(self.name, "text features", wanted.cross_attention_dim, width)
+        told = second.config.projection_dim + 6 * wanted.addition_time_embed_dim
+        features = wanted.projection_class_embeddings_input_dim
+        check_match(self.name, "features of prompt and size", features, told)
+        for network in (self.unet, self.vae):
+            frozen(network)
 
     @property
     def text_encoders(self) -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
@@ -92,19 +66,6 @@ class SDXLPrior:
         """Let the text encoders go; the next `embed` loads them again."""
         for encoder in self._text:
             encoder.release()
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in 0..1 to latents [B, 4, h, w], resized to the model's side first."""
-        return self._latents.encode(images)
-
-    def decode(self, x: Tensor) -> Tensor:
-        return self._latents.decode(x)
-
-    def preview(self, x: Tensor) -> Tensor:
-        return self._latents.preview(x)
-
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return self._schedule.alpha_sigma(t)
 
     def embed(self, prompts: Sequence[str]) -> Conditioning:
         """States [B, 77, D1 + D2] of the last layers but one, and the second encoder's pooled [B, P].
@@ -127,22 +88,11 @@ class SDXLPrior:
             told = {key: value.masked_fill(_like(empty, value), 0.0) for key, value in told.items()}
         return told
 
-    def predict(self, x_t: Tensor, t: Tensor, condition: Conditioning, cameras: Cameras) -> Tensor:
-        """The noise in x_t [B, 4, h, w] at t [B]; of the cameras, the prompt's words are all it is told."""
-        dtype, side = self.unet.dtype, float(self.resolution)
-        size = torch.full((len(x_t), 6), side, device=x_t.device)  # whole, crop, target
+    def told(self, condition: Conditioning, x_t: Tensor) -> dict[str, Any]:
+        size = torch.full((len(x_t), 6), float(self.resolution), device=x_t.device)  # whole, crop, target
         size[:, 2:4] = 0.0
-        added = {"text_embeds": condition["pooled"].to(dtype), "time_ids": size}
-        out: Tensor = self.unet(
-            x_t.to(dtype),
-            self._schedule.rows(t),
-            encoder_hidden_states=condition["states"].to(dtype),
-            added_cond_kwargs=added,
-        ).sample.to(x_t.dtype)
-        return as_noise(self.prediction, out, x_t, self.alpha_sigma(t))
-
-    def adapter(self, rank: int, generator: torch.Generator) -> LoraAdapter:
-        return LoraAdapter(self.unet, self.predict, rank=rank, generator=generator)
+        pooled = condition["pooled"].to(self.unet.dtype)
+        return {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": size}}
 
 
 def autoencoder_dtype(load_options: LoadOptions) -> torch.dtype:

@@ -1,7 +1,6 @@
 """Stable Diffusion 1 and 2 as a prior: diffusers' UNet and autoencoder behind transformers' CLIP.
 
-Shapes: B images or latents, H x W pixels, h x w latents, T times of the training schedule, D the width of the
-text encoder.
+Shapes: B prompts, D the width of the text encoder.
 """
 
 from __future__ import annotations
@@ -10,73 +9,42 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from splatgen.config import PriorOptions
 from splatgen.models.budget import LoadOptions
 from splatgen.models.loading import Lazy, compiled, explained, frozen, placed, torch_dtype
 from splatgen.models.paging import home
 from splatgen.priors import Conditioning
-from splatgen.priors.latent import (
-    Latents,
-    TableSchedule,
-    as_noise,
-    check_match,
-    clip_tokens,
-    full,
-    known_prediction,
-    tiny_autoencoder,
-    trained_side,
-)
-from splatgen.priors.lora import LoraAdapter
+from splatgen.priors.latent import check_match, clip_tokens, full, tiny_autoencoder, trained_side
+from splatgen.priors.latent_unet import LatentUNet
 from splatgen.priors.lora_files import read_lora
 from splatgen.priors.parts import STABLE_DIFFUSION, checkpoint
-from splatgen.scene.cameras import Cameras
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
     from transformers import CLIPTextModel
 
 
-class StableDiffusionPrior:
-    """A latent diffusion model of the Stable Diffusion 1 and 2 families (Rombach et al. 2022).
-
-    Its schedule is a table of T trained times, and it is asked at those only: see TableSchedule.
-    """
-
-    views = 1
-    x_range: tuple[float, float] | None = None
+class StableDiffusionPrior(LatentUNet):
+    """A latent diffusion model of the Stable Diffusion 1 and 2 families (Rombach et al. 2022)."""
 
     def __init__(
         self,
         *,
-        unet: UNet2DConditionModel,
-        vae: AutoencoderKL,
         text_encoder: CLIPTextModel | Lazy[CLIPTextModel],
         tokenizer: Any,  # CLIPTokenizer
-        alphas_cumprod: Tensor,  # [T] of the training schedule, falling
-        prediction_type: str,  # diffusers' name: epsilon or v_prediction
-        name: str,
-        resolution: int,  # pixels, of the images that the model was trained on
-        source: str = "",
-        tiny: AutoencoderTiny | None = None,  # decodes previews
-        decode: int = 0,  # latents decoded at once where no gradient is asked; 0 takes all
+        **networks: Any,  # of LatentUNet
     ) -> None:
         """Take networks that are on their device, and freeze them.
 
         Raises ValueError where they do not fit together.
         """
-        self.name, self.resolution, self.source = name, resolution, source
-        self.prediction = known_prediction(name, prediction_type)
-        self._schedule = TableSchedule(name, alphas_cumprod, home(unet))
+        super().__init__(**networks)
         self._text = text_encoder if isinstance(text_encoder, Lazy) else Lazy(lambda: text_encoder)
-        check_match(name, "latent channels", unet.config.in_channels, vae.config.latent_channels)
         width = self.text_encoder.config.hidden_size
-        check_match(name, "text features", unet.config.cross_attention_dim, width)
-        self.unet, self.vae = frozen(unet), frozen(vae)
-        frozen(self.text_encoder)
+        check_match(self.name, "text features", self.unet.config.cross_attention_dim, width)
+        for network in (self.unet, self.vae, self.text_encoder):
+            frozen(network)
         self.tokenizer = tokenizer
-        self._latents = Latents(vae, resolution=resolution, tiny=tiny, at_once=decode)
 
     @property
     def text_encoder(self) -> CLIPTextModel:
@@ -86,19 +54,6 @@ class StableDiffusionPrior:
     def release(self) -> None:
         """Let the text encoder go; the next `embed` loads it again."""
         self._text.release()
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in 0..1 to latents [B, 4, h, w], resized to the model's side first."""
-        return self._latents.encode(images)
-
-    def decode(self, x: Tensor) -> Tensor:
-        return self._latents.decode(x)
-
-    def preview(self, x: Tensor) -> Tensor:
-        return self._latents.preview(x)
-
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return self._schedule.alpha_sigma(t)
 
     def embed(self, prompts: Sequence[str]) -> Conditioning:
         """States [B, 77, D] of the last layer, without a mask, as these models were trained.
@@ -110,17 +65,6 @@ class StableDiffusionPrior:
         with torch.no_grad():
             found = self.text_encoder(tokens.to(self.text_encoder.device))
         return {"states": full(found.last_hidden_state).to(home(self.unet))}
-
-    def predict(self, x_t: Tensor, t: Tensor, condition: Conditioning, cameras: Cameras) -> Tensor:
-        """The noise in x_t [B, 4, h, w] at t [B]; of the cameras, the prompt's words are all it is told."""
-        dtype = self.unet.dtype
-        out: Tensor = self.unet(
-            x_t.to(dtype), self._schedule.rows(t), encoder_hidden_states=condition["states"].to(dtype)
-        ).sample.to(x_t.dtype)
-        return as_noise(self.prediction, out, x_t, self.alpha_sigma(t))
-
-    def adapter(self, rank: int, generator: torch.Generator) -> LoraAdapter:
-        return LoraAdapter(self.unet, self.predict, rank=rank, generator=generator)
 
 
 def load_sd15(options: PriorOptions, load_options: LoadOptions) -> StableDiffusionPrior:

@@ -10,12 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from splatgen import __version__
 from splatgen.config import PriorOptions
 from splatgen.models.budget import LoadOptions
 from splatgen.priors import Conditioning
 from splatgen.priors.lora import LoraAdapter
 from splatgen.priors.pixels import from_pixels, to_side
+from splatgen.runs.version import __version__
 from splatgen.scene.cameras import Cameras
 from splatgen.scene.uploads import upload
 from splatgen.scene.view_prompts import split_view

@@ -1,7 +1,7 @@
 """Rendering: splats and cameras to images, differentiable in everything.
 
-gsplat's kernels serve CUDA tensors, `splatgen.rasterizer.cpu` the others; which one is decided by the
-device alone.
+gsplat's kernels or our own in Triton serve CUDA tensors (`backends` says which), `splatgen.rasterizer.cpu`
+the others.
 
 Not here: what is in the scene, and films or sheets made of pictures.
 
@@ -10,13 +10,16 @@ Shapes: B cameras, N splats, H x W pixels.
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from splatgen.rasterizer.backends import pick_backend
 from splatgen.scene.cameras import Cameras, viewmats
 from splatgen.scene.splats import Splats, check
 from splatgen.scene.uploads import upload_together
@@ -83,6 +86,28 @@ def _blank(splats: Splats, cameras: Cameras, backgrounds: Tensor) -> Render:
     return Render(rgb=backgrounds[:, :, None, None] + zeros, alpha=zeros, depth=zeros, info=info)
 
 
+def _rasterization(splats: Splats, backend: str | None) -> Callable[..., Any]:
+    """The function that renders these splats, with gsplat's arguments."""
+    if splats.means.is_cuda:
+        backend = pick_backend(backend or "auto")
+    else:
+        _check_finite(splats)  # on CUDA it would wait for the device
+        if backend in (None, "auto"):
+            backend = os.environ.get(BACKEND_VARIABLE, "numba")
+    if backend == "gsplat":
+        import gsplat
+
+        return gsplat.rasterization  # type: ignore[no-any-return]
+    if backend == "triton":
+        from splatgen.rasterizer import triton_rasterizer
+
+        return triton_rasterizer.rasterization
+    from splatgen.rasterizer import cpu
+
+    chosen: Any = backend  # which cpu checks
+    return functools.partial(cpu.rasterization, backend=chosen)
+
+
 def render(
     splats: Splats,
     cameras: Cameras,
@@ -96,8 +121,9 @@ def render(
     """Render splats from every camera.
 
     info is what gsplat's strategies read; call info["means2d"].retain_grad() before the backward.
-    backend chooses the CPU implementation, "numba" or "torch" (slow, for comparison); the default is
-    the environment's SPLATGEN_CPU_BACKEND, else numba.
+    backend on CUDA is "gsplat", "triton" or "auto", the default: gsplat where its kernels are built, else
+    Triton. On the CPU it is "numba", "torch" (slow, for comparison), or "triton" in Triton's interpreter; the
+    default is the environment's SPLATGEN_CPU_BACKEND, else numba. Raises BackendError where there is none.
     """
     check(splats)
     device = splats.means.device
@@ -122,15 +148,6 @@ def render(
         "absgrad": absgrad,
         "packed": packed,
     }
-    if splats.means.is_cuda:
-        import gsplat
-
-        image, alpha, info = gsplat.rasterization(**arguments)
-    else:
-        from splatgen.rasterizer import cpu
-
-        _check_finite(splats)  # on CUDA it would wait for the device
-        chosen: Any = backend or os.environ.get(BACKEND_VARIABLE, "numba")
-        image, alpha, info = cpu.rasterization(**arguments, backend=chosen)
+    image, alpha, info = _rasterization(splats, backend)(**arguments)
     image, alpha = image.permute(0, 3, 1, 2), alpha.permute(0, 3, 1, 2)
     return Render(rgb=image[:, :3], alpha=alpha, depth=image[:, 3:], info=info)

@@ -258,8 +258,9 @@ class _Composite(torch.autograd.Function):
         v_means2d, v_conics, v_opacities, v_colors, absolute = gradients
         if ctx.absgrad:
             means2d.absgrad = absolute  # where gsplat's DefaultStrategy looks for it
-        v_backgrounds = torch.einsum("chwd,chw->cd", v_image, T_end) if ctx.needs_input_grad[4] else None
-        return v_means2d, v_conics, v_colors, v_opacities, v_backgrounds, *[None] * 5
+        # by rows: a matrix product would add up in an order that depends on the number of threads
+        seen = (v_image * T_end[..., None]).sum(2).sum(1) if ctx.needs_input_grad[4] else None
+        return v_means2d, v_conics, v_colors, v_opacities, seen, *[None] * 5
 
 
 def composite(

@@ -64,29 +64,38 @@ def _jacobians(points: Tensor, Ks: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.stack(rows, -2)
 
 
+def _product(A: Tensor, B: Tensor) -> Tensor:
+    """A @ B of small matrices in float32. On a GPU `@` may round to ten bits: splats move by pixels."""
+    return (A[..., :, :, None] * B[..., None, :, :]).sum(-2)
+
+
 def project(
     means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, viewmats: Tensor, Ks: Tensor, *,
     size: tuple[int, int], planes: tuple[float, float], eps2d: float, radius_clip: float, antialiased: bool,
 ) -> Projected:  # fmt: skip
     """As `_functions.project`."""
-    points = torch.einsum("cij,nj->cni", viewmats[:, :3, :3], means) + viewmats[:, None, :3, 3]  # [C, N, 3]
+    R, t = viewmats[:, None, :3, :3], viewmats[:, None, :3, 3]
+    points = _product(R, means[:, :, None])[..., 0] + t  # [C, N, 3]
     in_range = (points[..., 2] >= planes[0]) & (points[..., 2] <= planes[1])
-    ahead = points.new_tensor([0.0, 0.0, 1.0])  # keeps 1/0 out of the gradient
+    ahead = torch.eye(3, device=points.device)[2]  # keeps 1/0 out of the gradient
     points = torch.where(in_range[..., None], points, ahead)
-    A = _jacobians(points, Ks, size) @ viewmats[:, None, :3, :3] @ (_rotations(quats) * scales[:, None, :])
+    A = _product(_product(_jacobians(points, Ks, size), R), _rotations(quats) * scales[:, None, :])
     p, q = A.unbind(-2)
     xx, xy, yy = (p * p).sum(-1), (p * q).sum(-1), (q * q).sum(-1)
     sharp = torch.linalg.cross(p, q).square().sum(-1)  # |A A^T|
     det = sharp + eps2d * (xx + yy) + eps2d * eps2d
     xx, yy = xx + eps2d, yy + eps2d
-    comps = torch.sqrt(sharp / det) if antialiased else torch.ones_like(det)
+    kept = sharp > 0  # a root's slope at 0 is infinite
+    comps = torch.where(kept, torch.sqrt(torch.where(kept, sharp / det, 1.0)), 0.0)
+    comps = comps if antialiased else torch.ones_like(det)
     f, c = torch.stack([Ks[:, 0, 0], Ks[:, 1, 1]], -1), Ks[:, :2, 2]
     means2d = points[..., :2] / points[..., 2:] * f[:, None] + c[:, None]
     with torch.no_grad():
         opacity = opacities * comps
         extent = torch.sqrt(2 * torch.log(opacity / ALPHA_MIN)).clamp(max=EXTENT)
         radii = torch.ceil(extent[..., None] * torch.stack([xx, yy], -1).sqrt())  # [C, N, 2]
-        inside = ((means2d + radii > 0) & (means2d - radii < means2d.new_tensor(size))).all(-1)
+        low, high = means2d - radii, means2d + radii
+        inside = (high > 0).all(-1) & (low[..., 0] < size[0]) & (low[..., 1] < size[1])
         valid = in_range & (det > 0) & (opacity >= ALPHA_MIN) & inside & (radii > radius_clip).any(-1)
         radii = torch.where(valid[..., None], radii.clamp(max=1e9), 0.0).int()
     conics = torch.stack([yy / det, -xy / det, xx / det], -1)
@@ -113,7 +122,7 @@ def spherical_harmonics(degree: int, means: Tensor, centres: Tensor, coeffs: Ten
         Y += [-SH[6] * y * (3 * xx - yy), SH[7] * x * y * z, SH[8] * y * (1 - 5 * zz)]
         Y += [SH[9] * z * (5 * zz - 3), SH[8] * x * (1 - 5 * zz), SH[10] * z * (xx - yy)]
         Y += [-SH[6] * x * (xx - 3 * yy)]
-    colors = torch.einsum("kcn,nkd->cnd", torch.stack(Y), coeffs[:, : len(Y)])
+    colors = sum((y[..., None] * coeffs[:, k] for k, y in enumerate(Y)), torch.zeros_like(x[..., None]))
     visible = (radii > 0).all(-1, keepdim=True)
     return torch.where(visible, (colors + 0.5).clamp(min=0.0), 0.0)
 

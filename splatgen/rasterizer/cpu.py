@@ -14,6 +14,7 @@ from torch import Tensor
 
 Backend = Literal["numba", "torch"]
 RenderMode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
+CPU = torch.device("cpu")
 
 
 def _operations(backend: Backend) -> Any:
@@ -36,11 +37,11 @@ def _operations(backend: Backend) -> Any:
     return module
 
 
-def _check(name: str, tensor: Tensor, *shapes: tuple[int, ...]) -> None:
-    if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
+def _check(name: str, tensor: Tensor, device: torch.device, *shapes: tuple[int, ...]) -> None:
+    if tensor.dtype != torch.float32 or tensor.device != device:
         raise ValueError(
-            f"{name} is {tensor.dtype} on {tensor.device}, expected torch.float32 on cpu: "
-            f"convert it with {name}.to('cpu', torch.float32)"
+            f"{name} is {tensor.dtype} on {tensor.device}, expected torch.float32 on {device}: "
+            f"convert it with {name}.to('{device}', torch.float32)"
         )
     if tuple(tensor.shape) not in shapes:
         expected = " or ".join(str(shape) for shape in shapes)
@@ -50,26 +51,27 @@ def _check(name: str, tensor: Tensor, *shapes: tuple[int, ...]) -> None:
 def _check_all(
     means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, colors: Tensor, viewmats: Tensor,
     Ks: Tensor, backgrounds: Tensor | None, width: int, height: int, sh_degree: int | None,
+    device: torch.device = CPU,
 ) -> None:  # fmt: skip
     N, C = means.shape[0], viewmats.shape[0]
-    _check("means", means, (N, 3))
-    _check("quats", quats, (N, 4))
-    _check("scales", scales, (N, 3))
-    _check("opacities", opacities, (N,))
-    _check("viewmats", viewmats, (C, 4, 4))
-    _check("Ks", Ks, (C, 3, 3))
+    _check("means", means, device, (N, 3))
+    _check("quats", quats, device, (N, 4))
+    _check("scales", scales, device, (N, 3))
+    _check("opacities", opacities, device, (N,))
+    _check("viewmats", viewmats, device, (C, 4, 4))
+    _check("Ks", Ks, device, (C, 3, 3))
     last = colors.shape[-1]
     if sh_degree is None:
-        _check("colors", colors, (N, last), (C, N, last))
+        _check("colors", colors, device, (N, last), (C, N, last))
     else:
-        _check("colors", colors, (N, colors.shape[-2], 3))
+        _check("colors", colors, device, (N, colors.shape[-2], 3))
         if not 0 <= sh_degree <= 3 or colors.shape[1] < (sh_degree + 1) ** 2:
             raise ValueError(
                 f"sh_degree {sh_degree} does not fit colors of shape {tuple(colors.shape)}: "
                 "degrees 0 to 3 need 1, 4, 9 or 16 coefficients"
             )
     if backgrounds is not None:
-        _check("backgrounds", backgrounds, (C, last))
+        _check("backgrounds", backgrounds, device, (C, last))
     if width < 1 or height < 1 or C < 1:
         raise ValueError(f"nothing to render: {C} cameras of {width}x{height} pixels; each must be positive")
 
@@ -94,7 +96,7 @@ def _with_depth(colors: Tensor, depths: Tensor, backgrounds: Tensor, mode: str) 
     """Append depth as a channel with background 0, or use it alone."""
     if mode == "RGB":
         return colors, backgrounds
-    depth, nothing = depths[..., None], torch.zeros(backgrounds.shape[0], 1)
+    depth, nothing = depths[..., None], backgrounds.new_zeros(backgrounds.shape[0], 1)
     if mode in ("D", "ED"):
         return depth, nothing
     return torch.cat([colors, depth], -1), torch.cat([backgrounds, nothing], -1)

@@ -1,4 +1,4 @@
-"""gsplat's MCMC densification on the CPU: torch versions of the two functions that need CUDA.
+"""gsplat's MCMC densification without its kernels: torch versions of the two functions that need them.
 
 Kheradmand et al. 2024, "3D Gaussian Splatting as Markov Chain Monte Carlo" (arXiv:2404.09591).
 """
@@ -16,6 +16,7 @@ from gsplat import MCMCStrategy
 from torch import Tensor
 
 from splatgen.rasterizer._torch import _rotations
+from splatgen.rasterizer.backends import gsplat_problem
 
 
 def _coefficient(n: int, k: int) -> float:
@@ -73,7 +74,7 @@ def quat_scale_to_covar_preci(
 
 @contextmanager
 def cpu_operations() -> Iterator[None]:
-    """Inside, gsplat's strategies use the versions above for CPU tensors, its own for CUDA."""
+    """Inside, gsplat's strategies use the versions above, and gsplat's own where its kernels can serve."""
     ours: dict[str, Callable[..., Any]] = {
         "compute_relocation": compute_relocation,
         "quat_scale_to_covar_preci": quat_scale_to_covar_preci,
@@ -83,7 +84,8 @@ def cpu_operations() -> Iterator[None]:
     def choose(name: str) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             on_cuda = any(isinstance(value, Tensor) and value.is_cuda for value in (*args, *kwargs.values()))
-            return (theirs if on_cuda else ours)[name](*args, **kwargs)
+            kernels = on_cuda and gsplat_problem() is None
+            return (theirs if kernels else ours)[name](*args, **kwargs)
 
         return call
 
@@ -97,7 +99,7 @@ def cpu_operations() -> Iterator[None]:
 
 
 class CPUMCMCStrategy(MCMCStrategy):  # type: ignore[misc]
-    """gsplat.MCMCStrategy that also works on CPU tensors."""
+    """gsplat.MCMCStrategy that also works on CPU tensors, and on a GPU without gsplat's kernels."""
 
     def step_post_backward(self, *args: Any, **kwargs: Any) -> None:
         with cpu_operations():

@@ -39,7 +39,7 @@ class Reward(Protocol):
 class RewardEntry:
     """Where a reward is, and what can be known of it before anything is loaded."""
 
-    loader: str  # "module:function", called with (Keep)
+    loader: str  # "module:function", called with (LoadOptions)
     views: int = 1
     embedded: bool = False  # part of the package
 
@@ -47,6 +47,7 @@ class RewardEntry:
 REWARDS = {
     "toybox": RewardEntry(loader="splatgen.rewards.toybox:load", embedded=True),
     "toybox-mini": RewardEntry(loader="splatgen.rewards.toybox:load_mini", embedded=True),
+    "shelf": RewardEntry(loader="splatgen.rewards.shelf:load", embedded=True),
     "hpsv2": RewardEntry(loader="splatgen.rewards.hpsv2:load"),
     "hpsv2.0": RewardEntry(loader="splatgen.rewards.hpsv2:load_v20"),
     "image-reward": RewardEntry(loader="splatgen.rewards.image_reward:load"),
@@ -60,6 +61,7 @@ REWARDS = {
 JUDGES = {  # these only watch
     **REWARDS,
     "toybox-judge": RewardEntry(loader="splatgen.rewards.toybox:load_judge", embedded=True),
+    "shelf-judge": RewardEntry(loader="splatgen.rewards.shelf:load_judge", embedded=True),
 }
 
 

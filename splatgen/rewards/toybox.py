@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from splatgen import __version__
 from splatgen.models.budget import LoadOptions
+from splatgen.runs.version import __version__
 from splatgen.scene.uploads import upload
 from splatgen.scene.view_prompts import split_view
+from splatgen.worlds.towers import RewardNet
 from splatgen.worlds.toybox import weights_folder
 from splatgen.worlds.toybox.grammar import parse
-from splatgen.worlds.toybox.model import RewardNet, load_net, tokenize
+from splatgen.worlds.toybox.model import load_net, tokenize
 from splatgen.worlds.toybox.sampling import with_view
 
 USUAL = {  # mean and standard deviation over exact pictures of 64 unseen captions from 4 views each

@@ -27,8 +27,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from splatgen import __version__
 from splatgen.runs import atomic
+from splatgen.runs.version import __version__
 
 STATUSES = ("running", "done", "stopped", "diverged", "oom", "failed")
 SLUG_LIMIT = 40  # characters

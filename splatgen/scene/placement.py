@@ -9,13 +9,14 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from splatgen.scene.extent import SHARE, box, quantile
 from splatgen.scene.splats import Splats
 
 Fit = Literal["auto", "always", "never"]
-SHARE = 0.95  # of the opacity that must be in view: a few stray splats do not count
 IN_VIEW = (0.5, 1.0)  # radius of an object that is left where it is; 1.17 would fill the picture
 FITTED = 0.8  # radius of an object that is moved
 
@@ -53,14 +54,6 @@ class Placement:
 IDENTITY = Placement(center=(0.0, 0.0, 0.0), size=1.0)
 
 
-def quantile(values: Tensor, weights: Tensor, share: float) -> float:
-    """The value [] of values [N] below which `share` of the weight [N] lies."""
-    order = values.argsort()
-    below = weights[order].cumsum(0)
-    position = int((below < share * below[-1]).sum())
-    return float(values[order][min(position, len(values) - 1)])
-
-
 def placement(
     splats: Splats,
     fit: Fit,
@@ -79,15 +72,15 @@ def placement(
     """
     if fit == "never":
         return IDENTITY
-    means, weights = splats.means.double(), splats.opacities.double().sigmoid()
-    sizes = splats.scales.double().amax(-1).exp()  # a splat reaches beyond its centre
-    if fit == "auto" and in_view[0] <= quantile(means.norm(dim=-1) + sizes, weights, SHARE) <= in_view[1]:
+    exact = {name: value.detach().cpu().double() for name, value in splats.tensors().items()}
+    means, weights = exact["means"].numpy(), exact["opacities"].sigmoid().numpy()
+    sizes = exact["scales"].amax(-1).exp().numpy()  # a splat reaches beyond its centre
+    here = quantile(np.linalg.norm(means, axis=-1) + sizes, weights, SHARE)
+    if fit == "auto" and in_view[0] <= here <= in_view[1]:
         return IDENTITY
-    rest = (1.0 - SHARE) / 2.0
-    ends = [[quantile(axis, weights, p) for axis in means.unbind(-1)] for p in (rest, 1.0 - rest)]
-    center = tuple((low + high) / 2.0 for low, high in zip(*ends, strict=True))
-    reach = (means - means.new_tensor(center)).norm(dim=-1) + sizes
-    size = quantile(reach, weights, SHARE) / radius
+    center = box(means, weights).mean(0)
+    size = quantile(np.linalg.norm(means - center, axis=-1) + sizes, weights, SHARE) / radius
     if not math.isfinite(size) or size <= 0.0:
         raise ValueError(f"{name} has a radius of {size * radius:g}: remove its broken splats")
-    return Placement(center=(center[0], center[1], center[2]), size=size)
+    x, y, z = center.tolist()
+    return Placement(center=(x, y, z), size=size)

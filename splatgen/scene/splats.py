@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-SH_C0 = 0.28209479177387814  # the degree-0 basis function; colour = 0.5 + SH_C0 * f_dc
+from splatgen.scene.harmonics import SH_C0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -265,7 +265,7 @@ def test_without_cuda_one_line_says_what_is_needed(tmp_path, capsys):
 def test_the_plan_has_every_method_at_every_budget_and_all_targets():
     jobs = models.plan(compiled=True)
     cells = {(j.setting, j.method, j.budget) for j in jobs if j.section == "steps"}
-    assert len(cells) == 3 * 5 * 5
+    assert len(cells) == 4 * 5 * 5
     assert {j.target for j in jobs} == {None, models.PSD, models.REWARD_SDS, models.HOLDS, models.HALVES}
     assert {j.section for j in jobs} == set(costs.MEASURES)
 

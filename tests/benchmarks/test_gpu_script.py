@@ -20,12 +20,14 @@ def test_truth_and_cost(tmp_path):
     for part in ("truth", "cost"):
         done = run(part, tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
-    truth, cost = (
-        json.loads((tmp_path / f"gpu-{part}.json").read_text())["rows"] for part in ("truth", "cost")
+    truth, cost, splats = (
+        json.loads((tmp_path / f"gpu-{part}.json").read_text())["rows"]
+        for part in ("truth", "cost", "rasterizers")
     )
     assert all(row.get("ok") for row in truth.values())
     assert not any("failed" in row for row in cost)
     assert any("step_ms" in row for row in cost)
+    assert splats[0]["auto"] > 0
 
 
 def test_training_leaves_a_checkpoint_and_weights(tmp_path):

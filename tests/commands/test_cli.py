@@ -55,10 +55,10 @@ FLAGS = """
 --lr.final --lr.means --lr.opacities --lr.quats --lr.scales --lr.sh --negative --out
 --output.checkpoint-seconds --output.frames --output.log-every --output.reward-every --output.size
 --patience --port --preference --preset --prior --prior.camera --prior.compile --prior.dtype --prior.lora
---prior.lora-scale --prior.model --prior.no-camera --prior.no-compile --prior.no-t5 --prior.preview
---prior.revision --prior.t5 --psd.anneal --psd.gap --psd.interval --psd.learn --psd.lr --psd.no-learn
---psd.rho --psd.t-limit --psd.temperature --quiet --regularise.aspect --regularise.max-aspect
---regularise.max-radius --regularise.opacity --regularise.radius --regularise.scale --reward
+--prior.lora-scale --prior.model --prior.no-camera --prior.no-compile --prior.no-t5 --prior.prediction
+--prior.preview --prior.revision --prior.t5 --psd.anneal --psd.gap --psd.interval --psd.learn --psd.lr
+--psd.no-learn --psd.rho --psd.t-limit --psd.temperature --quiet --regularise.aspect --regularise.max-aspect
+--regularise.max-radius --regularise.opacity --regularise.radius --regularise.scale --render.backend --reward
 --reward.batch --reward.no-view-prompts --reward.units --reward.view-prompts --score --sdi.entropy
 --sdi.entropy-at --sdi.no-renoise --sdi.renoise --sdi.scale --sdi.steps --sdi.tau --seed --splats.count
 --splats.opacity --splats.radius --splats.scale --splats.sh-degree --steering --steps --viewer
@@ -207,11 +207,16 @@ def test_a_wrong_verb_is_two_with_a_hint(cli: Cli, words: list[str], message: st
         (["a red \udcff cube"], "not valid UTF-8"),
         (["red " * 2500], "10,000 characters: shorten it to 2,000"),
         (["\U0001f438"], "does not know '\U0001f438'"),
-        (["../../x"], "the toybox prior does not know '/'"),
-        (["a red corgi in a hat"], "the nearest prompt it can do is 'a red cube'"),
-        (["a corgi"], "sphere, cube, cylinder, cone, torus in red, orange"),
+        (["../../x", "--prior", "toybox"], "the toybox prior does not know '/'"),
+        (["a red corgi in a hat", "--prior", "toybox"], "the nearest prompt it can do is 'a red cube'"),
+        (["a corgi", "--prior", "toybox"], "sphere, cube, cylinder, cone, torus in red, orange"),
         (["a corgi"], "Free prompts need a larger prior: `splatgen fetch sd15`"),
-        (["a red cube and a blue cube and a green cube"], "not this sentence"),
+        (["a corgi"], "the shelf does not know 'corgi'; the nearest prompt it can do is 'a dog'"),
+        (
+            ["a shiny old taxi"],
+            "the shelf does not know 'shiny', 'old'; the nearest prompt it can do is 'a taxi'",
+        ),
+        (["a red cube and a blue cube and a green cube", "--prior", "toybox"], "not this sentence"),
         (["a red cube", "--negative", "ugly"], "negative prompt: "),
         (["a red cube", "--negative", "\n"], "negative prompt has a line break"),
         (["a red cube", "--steps", "0"], "steps is 0: give at least 1"),
@@ -580,7 +585,8 @@ def test_broken_splat_files_are_two_and_leave_nothing(cli: Cli, ply: Path, how: 
         (["render", "ten.ply", "--out", "a.mp4", "--frames", "0"], "give a folder, an .mp4"),
         (["render", "ten.ply", "--size", "4"], "--size 4: give 16 to 2048"),
         (["render", "ten.ply", "--elevation", "nan"], "--elevation nan"),
-        (["export", "ten.ply", "out.obj"], "the formats now are .ply, .splat, .spz, .glb"),
+        (["export", "ten.ply", "out.obj"], "out.obj is a mesh: add --mesh"),
+        (["export", "ten.ply", "out.xyz"], "the formats now are .ply, .splat, .spz, .glb"),
         (["export", "ten.ply", "ten.ply"], "--overwrite"),
         (["export", "ten.ply", "out.ply", "--sh", "4"], "--sh"),
         (["export", "ten.ply", "out.ply", "--frame", "xyz"], "--frame"),

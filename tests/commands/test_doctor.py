@@ -19,6 +19,7 @@ from splatgen.commands.common.doctor_models import Choice, Model
 from splatgen.commands.common.doctor_report import Examination, Finding
 from splatgen.models.catalogue import PUBLISHED
 from splatgen.priors import PRIORS
+from splatgen.rasterizer import backends
 from splatgen.rewards import REWARDS
 from splatgen.runs import video
 
@@ -152,7 +153,7 @@ def test_a_full_disk_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("driver", "words"), [(None, "no NVIDIA driver"), ("580.1", "driver 580.1, but torch")]
+    ("driver", "words"), [(None, "no NVIDIA driver"), ("580.1", "beside an NVIDIA GPU, so runs")]
 )
 def test_without_cuda_runs_use_the_cpu(
     monkeypatch: pytest.MonkeyPatch, driver: str | None, words: str
@@ -160,24 +161,44 @@ def test_without_cuda_runs_use_the_cpu(
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(doctor_report, "_driver", lambda: driver)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(backends, "driver", lambda: driver)
     (found,) = doctor_report.cuda()
     assert found.state == "note"
     assert words in found.text
     assert "runs use the CPU" in found.text
+    assert ("pip install 'torch===" in found.advice or "pytorch.org" in found.advice) == bool(driver)
 
 
-def test_cuda_is_described_with_gsplats_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+GSPLAT = backends.Problem(text="no built kernels", advice="build them")
+TRITON = backends.Problem(text="no C compiler", advice="install gcc")
+
+
+@pytest.mark.parametrize(
+    ("problems", "renders"),
+    [((None, None), "gsplat renders"), ((GSPLAT, None), "triton renders"), ((GSPLAT, TRITON), "none: ")],
+)
+def test_cuda_is_described_with_what_renders_there(
+    monkeypatch: pytest.MonkeyPatch, problems: tuple[backends.Problem | None, ...], renders: str
+) -> None:
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (4 * 2**30, 8 * 2**30))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
-    monkeypatch.setattr(doctor_report, "_driver", lambda: "580.1")
-    device, kernels = doctor_report.cuda()
-    assert device.text == "Some GPU, 4.0 of 8.0 GiB free, driver 580.1"
-    assert kernels.name == "gsplat"
-    assert kernels.text.startswith(importlib.metadata.version("gsplat"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
+    monkeypatch.setattr(backends, "driver", lambda: "580.1")
+    for name, problem in zip(backends.BACKENDS, problems, strict=True):
+        monkeypatch.setitem(backends.PROBLEMS, name, lambda problem=problem: problem)
+    monkeypatch.setattr(backends, "gsplat_problem", lambda: problems[0])
+    device, chosen, *kernels = doctor_report.cuda()
+    assert device.text == "Some GPU, compute capability 8.6, 4.0 of 8.0 GiB free, driver 580.1"
+    assert chosen.text.startswith(renders)
+    assert [finding.name for finding in kernels] == ["gsplat", "triton"]
+    assert kernels[0].text.startswith(importlib.metadata.version("gsplat"))
+    for finding, problem in zip(kernels, problems, strict=True):
+        assert finding.state == ("ok" if problem is None else "note")
+        assert finding.advice == (problem.advice if problem else "")
 
 
 # --- published models --------------------------------------------------------------------------------
@@ -250,7 +271,7 @@ def test_a_cache_in_disorder_is_no_fall(cache: Path, how: str, monkeypatch: pyte
         (snapshot / "config.json").unlink()
         (snapshot / "config.json").mkdir()
     else:
-        monkeypatch.setattr("splatgen.models.weights.stock", unreadable)
+        monkeypatch.setattr("splatgen.models.weights.inventory", unreadable)
     expected = {"folder for a file": "incomplete", "unreadable": "damaged"}.get(how, "missing")
     assert model("taesd").state == expected
 

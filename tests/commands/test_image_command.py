@@ -160,7 +160,9 @@ def test_image_has_the_options_of_generate_without_those_of_3d(
         text = re.sub(r"\x1b\[[0-9;]*m", "", cli(verb, "--help").out)
         return {flag.rstrip(".") for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9.-]*", text)}
 
-    of_3d = re.compile(r"--(views|splats|lr|densify|regularise|output)\.|--(init|steering|viewer|host|port)$")
+    of_3d = re.compile(
+        r"--(views|splats|render|lr|densify|regularise|output)\.|--(init|steering|viewer|host|port)$"
+    )
     shared = {flag for flag in flags("generate") if not of_3d.match(flag)}
     assert flags("image") - shared == set(FLAGS.split()) - shared
     assert shared <= flags("image")

@@ -175,3 +175,44 @@ def test_suffixes_in_capitals(cli, tmp_path, ply):
 def test_comments_reach_formats_that_have_room(cli, tmp_path, ply):
     cli("export", ply, tmp_path / "b.glb")
     assert b'"comments":["splatgen ' in (tmp_path / "b.glb").read_bytes()
+
+
+# Meshes
+
+
+@pytest.fixture
+def solid(tmp_path: Path) -> Path:
+    """A ball of opaque splats."""
+    splats = cloud(1500)
+    splats.means[:] = 0.5 * torch.nn.functional.normalize(splats.means, dim=-1)
+    splats.scales[:], splats.opacities[:] = -2.7, 4.0
+    formats.save(splats, tmp_path / "ball.ply")
+    return tmp_path / "ball.ply"
+
+
+@pytest.mark.parametrize("suffix", [".glb", ".obj", ".ply"])
+def test_a_mesh_is_closed_and_as_small_as_asked_for(cli, tmp_path, solid, suffix):
+    import trimesh
+
+    out = tmp_path / f"b{suffix}"
+    done = cli("export", solid, out, "--mesh", "--faces", 2000)
+    assert (done.code, done.out) == (0, f"{out}\n")
+    mesh = trimesh.load(out, process=False, force="mesh")
+    assert f"{len(mesh.faces):,} triangles of 1,500 splats" in done.err
+    assert mesh.is_watertight
+    assert 500 < len(mesh.faces) <= 2000
+    assert 0.4 < mesh.volume < 1.0
+
+
+def test_what_does_not_go_together_is_two(cli, tmp_path, ply):
+    for words, message in (
+        (["b.obj"], "is a mesh: add --mesh"),
+        (["b.glb", "--faces", 900], "--faces is of a mesh: add --mesh"),
+        (["b.spz", "--mesh"], "no suffix of a mesh: give .glb, .obj, .ply"),
+        (["b.glb", "--mesh", "--faces", 10], "--faces 10: give 500 or more"),
+        (["b.glb", "--mesh", "--sh", 0], "--sh is of splats"),
+    ):
+        done = cli("export", ply, tmp_path / words[0], *words[1:])
+        assert (done.code, done.out) == (2, "")
+        assert message in done.err
+    assert os.listdir(tmp_path) == ["a.ply"]

@@ -269,9 +269,6 @@ def test_primitives_and_meshes_are_joined_and_others_left(tmp_path, glb):
     }
     assert found.sh_degree == 1
     assert (found.sh[:, 1:] == 0).flatten(1).all(1).sum() == 3
-    document["scene"] = 0
-    with pytest.raises(ValueError, match="its scene holds no Gaussian splats"):
-        load(tmp_path, document, binary)
     del document["scenes"], document["scene"]  # a library
     assert len(load(tmp_path, document, binary)) == 6
 
@@ -391,8 +388,8 @@ EXTENSION = f"{PRIMITIVE}/extensions/{NAME}"
         ("meshes/0/primitives", {}, "no list of primitives"),
         ("meshes/0/primitives", [3], "no list of primitives"),
         ("meshes", {}, "names 0 of its meshes"),
-        ("extensionsRequired", ["EXT_meshopt_compression"], "needs the extensions"),
-        ("extensionsRequired", NAME, "needs the extensions"),
+        ("extensionsRequired", NAME, "as extensionsRequired, expected a list"),
+        ("extensionsRequired", [{}], "as extensionsRequired, expected a list"),
         ("scene", 4, "names 4 of its scenes"),
         ("scene", -1, "a scene of -1"),
         ("scene", True, "a scene of True"),
@@ -519,3 +516,131 @@ def test_the_same_splats_again_and_again_are_refused(tmp_path):
     document["meshes"][0]["primitives"] *= 20
     with pytest.raises(ValueError, match=r"shows 9\d+ splats out of \d\d,\d+ bytes: it repeats them"):
         load(tmp_path, document, binary)
+
+
+# Extensions, scenes and nodes of others
+
+
+@pytest.mark.parametrize("name", ["KHR_materials_unlit", "KHR_texture_transform", "EXT_meshopt_compression"])
+def test_required_extensions_of_other_objects_are_no_reason_to_refuse(tmp_path, glb, name):
+    document, binary = glb
+    document["extensionsRequired"] = [NAME, name, "KHR_lights_punctual"]
+    document["materials"] = [{"extensions": {name: {}}}]
+    document["nodes"] += [{"extensions": {"KHR_lights_punctual": {"light": 0}, name: {}}}]
+    document["nodes"][0]["extensions"] = {"KHR_lights_punctual": {"light": 0}}
+    document["scenes"][0]["nodes"] = [0, 1]
+    assert len(load(tmp_path, document, binary)) == 3
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("bufferViews/0", "EXT_meshopt_compression"),
+        ("accessors/0", "EXT_of_somebody"),
+        ("meshes/0", "EXT_of_somebody"),
+        (PRIMITIVE, "KHR_draco_mesh_compression"),
+        ("nodes/0", "EXT_mesh_gpu_instancing"),
+    ],
+)
+def test_required_extensions_on_the_way_to_the_splats_are(tmp_path, glb, place, name):
+    document, binary = glb
+    old = document
+    for step in place.split("/"):
+        old = old[int(step) if step.isdigit() else step]
+    old["extensions"] = {**old.get("extensions", {}), name: {}}
+    assert len(load(tmp_path, document, binary)) == 3  # one that may be passed over
+    document["extensionsRequired"] = [name]
+    with pytest.raises(ValueError, match=rf"its splats need the extensions \['{name}'\]"):
+        load(tmp_path, document, binary)
+
+
+def test_a_node_above_counts_too(tmp_path, glb):
+    document, binary = glb
+    above = {"children": [1], "extensions": {"EXT_of_somebody": {}}}
+    document["nodes"] = [above, {"children": [2]}, {"mesh": 0}]
+    document["extensionsRequired"] = ["EXT_of_somebody"]
+    with pytest.raises(ValueError, match="EXT_of_somebody"):
+        load(tmp_path, document, binary)
+
+
+HIDDEN = {"KHR_node_visibility": {"visible": False}}
+
+
+def test_hidden_nodes_are_left_out_with_all_below(tmp_path, glb, caplog):
+    document, binary = glb
+    document["extensionsRequired"] = ["KHR_node_visibility"]
+    document["meshes"].append(copy.deepcopy(document["meshes"][0]))
+    document["nodes"] = [
+        {"mesh": 0, "extensions": {"KHR_node_visibility": {"visible": True}}},
+        {"children": [2], "extensions": HIDDEN},
+        {"mesh": 1},
+    ]
+    document["scenes"] = [{"nodes": [0, 1]}]
+    with caplog.at_level(logging.WARNING):
+        assert len(load(tmp_path, document, binary)) == 3
+    assert "1 groups of splats are hidden or in other scenes, and not read" in caplog.text
+    document["nodes"][0]["extensions"] = HIDDEN
+    with pytest.raises(ValueError, match="its splats are hidden or in no scene"):
+        load(tmp_path, document, binary)
+
+
+def test_splats_of_another_scene_are_found(tmp_path, glb, caplog):
+    document, binary = glb
+    document["nodes"] = [{"mesh": 0}, {}]
+    document["scenes"] = [{"nodes": [1]}, {}, {"nodes": [0]}]
+    with caplog.at_level(logging.WARNING):
+        assert len(load(tmp_path, document, binary)) == 3
+    assert "scene 0, shown first, holds no splats: read from scene 2" in caplog.text
+    document["scene"] = 1
+    assert len(load(tmp_path, document, binary)) == 3
+
+
+@pytest.mark.parametrize("code", ["i1", "u1", "<i2", "<u2"])
+@pytest.mark.parametrize("normalized", [False, True])
+def test_quantised_positions_are_made_large_by_their_node(tmp_path, glb, code, normalized):
+    """KHR_mesh_quantization, as gltfpack writes it."""
+    most = np.iinfo(code).max
+    raw = np.array([[0, 1, 2], [most, most // 2, 7], [3, 2, 1]], code)
+    document, binary = replaced(*glb, "POSITION", raw, normalized=normalized)
+    document["extensionsRequired"] = ["KHR_mesh_quantization"]
+    document["nodes"][0] |= {"scale": [3, 3, 3], "translation": [10, 20, 30]}
+    found = load(tmp_path, document, binary).means
+    expected = 3 * raw.astype(float) / (most if normalized else 1) + [10, 20, 30]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_nodes_far_away_do_not_round_what_is_moved_back(tmp_path, glb):
+    document, binary = glb
+    near = formats.read(tmp_path / "a.glb").means
+    document["nodes"][0]["translation"] = [500_000, 4_000_000, 100]
+    load(tmp_path, document, binary)
+    found = formats.read(tmp_path / "b.glb").means - [500_000, 4_000_000, 100]
+    np.testing.assert_allclose(found, near, atol=1e-9)
+
+
+@given(seed=st.integers(0, 99), logs=st.booleans())
+def test_scales_are_logs_for_a_whole_file_or_not_at_all(tmp_path_factory, seed, logs):
+    """A group of large splats beside one of small ones: each alone would be read in another way."""
+    folder = tmp_path_factory.mktemp("logs")
+    small, large = cloud(30, seed=seed), cloud(4, seed=seed)
+    small.scales[:], large.scales[:] = small.scales - 2, large.scales.abs() + 0.1
+    formats.save(small, folder / "a.glb", clean=False)
+    formats.save(large, folder / "b.glb", clean=False)
+    (first, one), (second, two) = (taken_apart((folder / f"{n}.glb").read_bytes()) for n in "ab")
+    if logs:
+        first, one = replaced(first, one, f"{NAME}:SCALE", small.scales.numpy())
+        second, two = replaced(second, two, f"{NAME}:SCALE", large.scales.numpy())
+    both, count = copy.deepcopy(first), len(first["accessors"])
+    for view in second["bufferViews"]:
+        both["bufferViews"].append({**view, "byteOffset": view["byteOffset"] + len(one)})
+    before = len(first["bufferViews"])
+    for accessor in second["accessors"]:
+        both["accessors"].append({**accessor, "bufferView": accessor["bufferView"] + before})
+    other = copy.deepcopy(primitive(second))
+    other["attributes"] = {name: index + count for name, index in other["attributes"].items()}
+    both["meshes"][0]["primitives"].append(other)
+    both["buffers"][0]["byteLength"] = len(one) + len(two)
+    (folder / "c.glb").write_bytes(put_together(both, one + two))
+    found = formats.load(folder / "c.glb").scales
+    expected = torch.cat([small.scales, large.scales])
+    torch.testing.assert_close(found, expected, rtol=2e-6, atol=2e-6)

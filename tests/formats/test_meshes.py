@@ -183,3 +183,21 @@ def test_damaged_files_are_read_or_refused(
 def test_light_and_display_values_are_inverses() -> None:
     values = torch.linspace(0.0, 1.0, 101, dtype=torch.float64)
     torch.testing.assert_close(linear_to_srgb(srgb_to_linear(values)), values, atol=1e-6, rtol=0.0)
+    light = srgb_to_linear(values.numpy())  # arrays of NumPy are taken too, by the same formula
+    assert isinstance(light, np.ndarray)
+    torch.testing.assert_close(torch.from_numpy(light), srgb_to_linear(values))
+
+
+@pytest.mark.parametrize("faces", [0, 2])
+def test_splats_with_faces_beside_them_are_splats(tmp_path, faces):
+    """Some programs write an element of faces into every .ply, with none in it or some."""
+    import plyfile
+
+    path = tmp_path / "a.ply"
+    formats.save(random_ball(rng(0, 0, "x"), count=20, radius=0.5, scale=0.1, opacity=0.5), path)
+    vertex = plyfile.PlyData.read(str(path), mmap=False)["vertex"].data
+    face = np.zeros(faces, [("vertex_indices", "<i4", (3,))])
+    elements = [plyfile.PlyElement.describe(a, n) for a, n in ((vertex, "vertex"), (face, "face"))]
+    plyfile.PlyData(elements).write(str(path))
+    assert not meshes.is_mesh(path)
+    assert len(formats.load(path)) == 20

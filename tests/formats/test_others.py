@@ -218,11 +218,12 @@ def test_our_spz_is_niantics_to_the_byte(tmp_path, degree):
     assert (rest != 0).mean() < 0.1 if degree else not len(rest)
 
 
-def test_version_4_of_niantic_is_refused(tmp_path):
-    (tmp_path / "a.json").write_text(json.dumps(as_cloud(some(0))))
+@pytest.mark.parametrize("degree", [0, 3])
+def test_we_read_version_4_of_niantic(tmp_path, degree):
+    (tmp_path / "a.json").write_text(json.dumps(as_cloud(some(degree))))
     others("write-spz", tmp_path / "a.json", tmp_path / "a.spz", 4)
-    with pytest.raises(ValueError, match="version 4, this reads 2 and 3"):
-        formats.load(tmp_path / "a.spz")
+    assert (tmp_path / "a.spz").read_bytes()[:8] == b"NGSP" + bytes([4, 0, 0, 0])
+    assert_near(formats.load(tmp_path / "a.spz"), from_cloud(others("read-spz", tmp_path / "a.spz")))
 
 
 # Khronos' validator

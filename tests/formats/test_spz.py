@@ -173,16 +173,22 @@ def test_degree_4_is_cut_and_told(tmp_path, caplog):
     assert (splats.sh[0, 1:].flatten() * 128 + 128).tolist() == list(range(45))
 
 
-def test_extensions_are_passed_over_unless_they_turn_the_axes(tmp_path):
+def test_the_axes_are_those_that_an_extension_says(tmp_path):
     camera = struct.pack("<II3f", 0xADBE0002, 12, 0, 1, 2)
-    for axes, fine in ((4, True), (0, True), (6, False)):
+    body = bytes([0, 0x10, 0, 0, 0x20, 0, 0, 0x30, 0]) + BODY[9:]  # 1, 2, 3
+
+    def write(axes: int) -> None:
         rest = camera + struct.pack("<III", 0xADBE0003, 4, axes)
-        (tmp_path / "a.spz").write_bytes(squeezed(header(flags=2) + BODY + rest))
-        if fine:
-            assert len(formats.load(tmp_path / "a.spz")) == 1
-        else:
-            with pytest.raises(ValueError, match="axes are not the usual ones"):
-                formats.load(tmp_path / "a.spz")
+        (tmp_path / "a.spz").write_bytes(squeezed(header(flags=2) + body + rest))
+
+    for axes, mean in ((4, (1, 2, 3)), (0, (1, 2, 3)), (1, (-1, -2, 3)), (6, (1, -2, -3)), (12, (1, 3, -2))):
+        write(axes)
+        assert formats.load(tmp_path / "a.spz").means[0].tolist() == list(mean)
+        assert formats.load(tmp_path / "a.spz", frame="rdf").means[0].tolist() == [1, -2, -3]
+    write(17)
+    with pytest.raises(ValueError, match="its axes have the number 17, expected 0 to 16: give --input-frame"):
+        formats.load(tmp_path / "a.spz")
+    assert len(formats.load(tmp_path / "a.spz", frame="rub")) == 1
 
 
 FINE = header() + BODY
@@ -193,13 +199,17 @@ FINE = header() + BODY
     [
         (b"", "begins with b''"),
         (b"\x1f\x8b", "ends within its header"),
-        (FINE, "version 4, this reads 2 and 3: write it again with `splat-transform --spz-version 3`"),
-        (zlib.compress(FINE), "not as gzip does"),
+        (b"NGSP", "ends within its header"),
+        (header(version=5) + BODY, "version 5 here, this reads 1 to 3, and 4 in ZSTD"),
+        (FINE[:-1], "ends within its 1 splats"),
+        (FINE + b"\0", "goes on after its last splat"),
+        (header(count=2**32 - 1) + BODY, "ends within its 4,294,967,295 splats"),
+        (zlib.compress(FINE), "not as gzip or 'NGSP' does"),
         (squeezed(b""), "ends within its header"),
         (squeezed(FINE[:15]), "ends within its header"),
         (squeezed(b"X" + FINE[1:]), "where 'NGSP' is expected"),
-        (squeezed(header(version=1) + BODY), "version 1, this reads 2 and 3"),
-        (squeezed(header(version=4) + BODY), "version 4, this reads 2 and 3"),
+        (squeezed(header(version=0) + BODY), "version 0 here, this reads 1 to 3"),
+        (squeezed(header(version=4) + BODY), "version 4 here, this reads 1 to 3"),
         (squeezed(header(degree=5) + BODY), "degree 5, expected 0 to 4"),
         (squeezed(header(bits=25) + BODY), "25 fractional bits, expected 0 to 24"),
         (squeezed(header(count=2) + BODY), "ends within its 2 splats"),
@@ -251,3 +261,111 @@ def test_the_largest_component_may_be_any(tmp_path):
     assert np.all(angles(found, quats)[:4] == 0)
     assert angles(found, quats)[4] < 0.28
     assert pytest.approx(math.sqrt(0.5)) == spz.QUAT_STEP * 511
+
+
+# Version 4, and streams that are not compressed
+
+
+def version_4(degree=0, flags=0, extensions=b"", streams=None, version=4, count=1, toc=None) -> bytes:
+    """One splat of BODY in six streams of ZSTD, after the header and a table of their sizes."""
+    import zstandard
+
+    parts = streams or [BODY[:9], BODY[9:10], BODY[10:13], BODY[13:16], BODY[16:20], bytes(range(degree * 9))]
+    packed = [zstandard.ZstdCompressor().compress(part) for part in parts]
+    start = 32 + len(extensions)
+    table = b"".join(struct.pack("<QQ", len(p), len(s)) for p, s in zip(packed, parts, strict=True))
+    head = MAGIC + struct.pack("<IIBBBBI12x", version, count, degree, 12, flags, len(parts), start)
+    return head + extensions + (table if toc is None else toc) + b"".join(packed)
+
+
+@pytest.mark.parametrize("degree", [0, 1])
+def test_version_4_is_the_same_numbers_in_streams(tmp_path, degree):
+    (tmp_path / "a.spz").write_bytes(version_4(degree))
+    (tmp_path / "b.spz").write_bytes(squeezed(header(degree=degree) + BODY + bytes(range(degree * 9))))
+    four, three = formats.load(tmp_path / "a.spz"), formats.load(tmp_path / "b.spz")
+    for name, value in three.tensors().items():
+        assert torch.equal(four.tensors()[name], value)
+    # the reference leaves out empty ones
+    short = [BODY[:9], BODY[9:10], BODY[10:13], BODY[13:16], BODY[16:20]]
+    (tmp_path / "a.spz").write_bytes(version_4(streams=short))
+    assert len(formats.load(tmp_path / "a.spz")) == 1
+
+
+def test_version_4_may_say_its_axes_before_its_streams(tmp_path):
+    moved = [bytes([0, 0x10, 0, 0, 0x20, 0, 0, 0x30, 0]), BODY[9:10], BODY[10:13], BODY[13:16], BODY[16:20]]
+    rest = struct.pack("<IIIIII", 0xADBE0009, 4, 0, 0xADBE0003, 4, 6)
+    (tmp_path / "a.spz").write_bytes(version_4(flags=3, extensions=rest, streams=moved))
+    file = formats.read(tmp_path / "a.spz")
+    assert file.means.tolist() == [[1, -2, -3]]
+    assert file.antialiased
+    (tmp_path / "a.spz").write_bytes(version_4(flags=0, extensions=rest, streams=moved))
+    assert formats.read(tmp_path / "a.spz").means.tolist() == [[1, 2, 3]]
+
+
+def bad_frame() -> bytes:
+    return version_4().replace(b"\x28\xb5\x2f\xfd", b"\x28\xb5\x2f\xfe", 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (version_4()[:31], "ends within its header"),
+        (version_4()[:40], "table of 6 streams is not within 40 bytes"),
+        (version_4()[:-1], "its streams end at byte"),
+        (version_4() + b"\0", "its streams end at byte"),
+        (version_4(count=2), r"its streams have \[9, 1, 3, 3, 4, 0\] bytes, expected \[18, 2, 6, 6, 8\]"),
+        (version_4(count=2**31), "hardly holds"),
+        (version_4(degree=0, streams=[BODY[:9]]), "its streams have"),
+        (version_4(degree=1)[:12] + b"\5" + version_4(degree=1)[13:], "degree 5, expected 0 to 4"),
+        (bad_frame(), "ZSTD stream"),
+        (version_4(toc=struct.pack("<QQ", 2**63, 9) * 6), "its streams"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_refusals_of_version_4(tmp_path, data, words):
+    (tmp_path / "a.spz").write_bytes(data)
+    with pytest.raises(ValueError, match=words) as caught:
+        formats.load(tmp_path / "a.spz")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_frame_of_zstd_that_grows_is_not_unpacked(tmp_path):
+    """Whatever its own header says: the table asks for 9 bytes, so 9 are made."""
+    import zstandard
+
+    bomb = zstandard.ZstdCompressor().compress(bytes(64 * 1024**2))
+    unsized = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(64 * 1024**2))
+    small = (BODY[9:10], BODY[10:13], BODY[13:16], BODY[16:])
+    rest = [zstandard.ZstdCompressor().compress(part) for part in small]
+    for first in (bomb, unsized):
+        sizes = zip([first, *rest], (9, 1, 3, 3, 4), strict=True)
+        table = b"".join(struct.pack("<QQ", len(part), size) for part, size in sizes)
+        head = MAGIC + struct.pack("<IIBBBBI12x", 4, 1, 0, 12, 0, 5, 32)
+        (tmp_path / "a.spz").write_bytes(head + table + b"".join([first, *rest]))
+        with pytest.raises(ValueError, match="ZSTD stream"):
+            formats.load(tmp_path / "a.spz")
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_older_versions_are_read_with_and_without_gzip(tmp_path, version, compressed):
+    positions = np.array([1.5, -2.0, 0.25])
+    start = positions.astype("<f2").tobytes() if version == 1 else bytes([0, 24, 0, 0, 0xE0, 0xFF, 0, 4, 0])
+    body = start + BODY[9:16] + (BODY[16:20] if version == 3 else bytes([128, 128, 128]))
+    data = header(version=version) + body
+    (tmp_path / "a.spz").write_bytes(squeezed(data) if compressed else data)
+    splats = formats.load(tmp_path / "a.spz")
+    assert splats.means[0].tolist() == positions.tolist()
+    assert splats.quats[0].tolist() == pytest.approx([1, 0, 0, 0], abs=0.01)
+
+
+def test_the_flag_of_antialiased_splats(tmp_path):
+    from dataclasses import replace
+
+    from splatgen.formats import splat_file
+
+    plain = splat_file.of(cloud(3))
+    for antialiased in (False, True):
+        formats.save(replace(plain, antialiased=antialiased), tmp_path / "a.spz")
+        assert gzip.decompress((tmp_path / "a.spz").read_bytes())[14] == int(antialiased)
+        assert formats.read(tmp_path / "a.spz").antialiased is antialiased

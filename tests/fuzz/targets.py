@@ -58,7 +58,8 @@ def seeds(suffix: str, folder: Path) -> list[bytes]:
     for count, degree in ((3, 0), (2, 1), (1, 3)):
         formats.save(_cloud(count, degree), path, clean=False)
         found.append(path.read_bytes())
-    return found + {".ply": _ascii, ".spz": _version_2, ".glb": _of_others}.get(suffix, lambda _: [])(path)
+    more = {".ply": _plys, ".spz": _spzs, ".glb": _of_others}.get(suffix, lambda _: [])
+    return found + more(path)
 
 
 def _cloud(count: int, degree: int) -> Splats:
@@ -72,18 +73,32 @@ def _cloud(count: int, degree: int) -> Splats:
     )
 
 
-def _ascii(path: Path) -> list[bytes]:
+def _plys(path: Path) -> list[bytes]:
+    """In text; and discs with red green blue, Z up, and a property of their own."""
     data = plyfile.PlyData.read(str(path), mmap=False)
     data.text = True
     data.write(str(path))
-    return [path.read_bytes()]
+    names = [*"xyz", "opacity", "scale_0", "scale_1", "rot_0", "rot_1", "rot_2", "rot_3"]
+    names += ["nx", "ny", "nz", "own"]
+    head = "ply\nformat ascii 1.0\ncomment Vertical axis: z\ncomment SplatRenderMode: mip\nelement vertex 1\n"
+    head += "".join(f"property float {name}\n" for name in names)
+    head += "".join(f"property uchar {name}\n" for name in ("red", "green", "blue")) + "end_header\n"
+    return [path.read_bytes(), (head + "1 2 3 0.5 -1 -2 1 0 0 0 0 0 1 7 200 100 0\n").encode()]
 
 
-def _version_2(_: Path) -> list[bytes]:
-    """With an extension after the splats."""
+def _spzs(_: Path) -> list[bytes]:
+    """Version 2 with an extension after the splats; version 4 with one before them; and without gzip."""
+    import zstandard
+
     splats = bytes(range(9)) + bytes([100] * 7) + bytes([130, 20, 200])
     extension = struct.pack("<III", 0xADBE0003, 4, 4)
-    return [gzip.compress(b"NGSP" + struct.pack("<IIBBBB", 2, 1, 0, 12, 2, 0) + splats + extension)]
+    old = b"NGSP" + struct.pack("<IIBBBB", 2, 1, 0, 12, 2, 0) + splats + extension
+    parts = [splats[:9], splats[9:10], splats[10:13], splats[13:16], bytes([1, 2, 3, 0xC0])]
+    packed = [zstandard.ZstdCompressor().compress(part) for part in parts]
+    new = b"NGSP" + struct.pack("<IIBBBBI12x", 4, 1, 0, 12, 3, len(parts), 32 + len(extension)) + extension
+    new += b"".join(struct.pack("<QQ", len(p), len(s)) for p, s in zip(packed, parts, strict=True))
+    raw = b"NGSP" + struct.pack("<IIBBBB", 2, 1, 0, 12, 0, 0) + splats
+    return [gzip.compress(old), new + b"".join(packed), raw]
 
 
 def _of_others(path: Path) -> list[bytes]:
@@ -118,6 +133,8 @@ def taken_apart(suffix: str, data: bytes) -> list[bytes]:
 
 def put_together(suffix: str, parts: list[bytes]) -> bytes:
     """The file of these parts, with the lengths and checksums that they need."""
+    if suffix == ".spz" and parts[0][4:5] == b"\4":  # it compresses its parts
+        return parts[0]
     if suffix == ".spz":
         return gzip.compress(parts[0], 1, mtime=0)
     if suffix == ".glb" and len(parts) == 2:

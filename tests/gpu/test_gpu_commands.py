@@ -7,13 +7,13 @@ import steps
 import torch
 
 from splatgen.commands import compare
-from splatgen.commands.common import checks
+from splatgen.commands.common import embedded
 from splatgen.loop.object_snapshots import THUMB, shown, thumbnails
 from splatgen.runs.metrics import read_metrics
 from splatgen.runs.run_folder import open_run
 
 pytestmark = pytest.mark.skipif(
-    any(checks.missing_weights(f"mini-{name}", checks.weights_folder()) for name in ("prior", "reward")),
+    embedded.lacks("toybox-mini"),
     reason="the toybox weights are not there",
 )
 MINI = ["--prior", "toybox-mini", "--reward", "toybox-mini", "--device", "cuda", "--steps", "1"]
@@ -50,7 +50,7 @@ def test_image(cli, tmp_path, space):
 
 def test_compare(cli, tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "has_truth", lambda plan: False)  # the CPU's work, and most of it
-    words = ["--methods", "sds", "rewardsds", "--weighted.candidates", "4", "--seeds", "1"]
+    words = ["--methods", "sds", "rewardsds", "--weighted.candidates", "4", "--weighted.lookahead", "1"]
     done = cli("compare", "a red cube", *TINY, *words, "--out", tmp_path)
     assert done.code == 0, done.err
 

@@ -7,6 +7,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 import costs
+import gpu_rasterizers
 import gpu_truth
 import measuring
 import models
@@ -17,15 +18,30 @@ def test_truth(tmp_path):
     assert gpu_truth.main(["--tiny", "--out", str(out)]) == 0, out.read_text()
     found = json.loads(out.read_text())
     assert found["gpu"]
-    assert list(found["rows"]) == ["rasterizer auto", "step vsd psd", "densify", "resume"]
-    assert all(row.get("ok") for row in found["rows"].values())
+    assert list(found["rows"]) == [
+        "rasterizer gsplat",
+        "rasterizer triton",
+        "step vsd psd",
+        "densify",
+        "resume",
+    ]
+    assert all(row.get("ok") or row.get("not measured") for row in found["rows"].values())
+    assert found["rows"]["rasterizer gsplat"]["ok"]
 
 
 def test_a_rasterizer_that_is_wrong_is_seen(monkeypatch):
     right = gpu_truth.render
     monkeypatch.setattr(gpu_truth, "render", lambda splats, *z, **more: right(splats.detach(), *z, **more))
-    row = gpu_truth.look(lambda: gpu_truth.rasterizer(gpu_truth.Truth(device="cuda", tiny=True), None))
+    row = gpu_truth.look(lambda: gpu_truth.rasterizer(gpu_truth.Truth(device="cuda", tiny=True), "gsplat"))
     assert "failed" in row
+
+
+def test_the_rasterizers_time(tmp_path):
+    out = tmp_path / "rasterizers.json"
+    assert gpu_rasterizers.main(["--tiny", "--out", str(out)]) == 0, out.read_text()
+    (row,) = json.loads(out.read_text())["rows"]
+    assert row["gsplat"] > 0
+    assert isinstance(row["triton"], str) == ("ratio" not in row)
 
 
 def test_cost():

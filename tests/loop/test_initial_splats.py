@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,7 +21,7 @@ from splatgen import formats
 from splatgen.commands.common.checks import check_init
 from splatgen.commands.common.errors import MISSING, USAGE, Failure, describe
 from splatgen.config import Config, DensifyOptions, SplatOptions, ViewOptions
-from splatgen.formats import obj
+from splatgen.formats import obj, splat_file
 from splatgen.loop.initial_splats import FILL, from_splats, reach, starting_splats
 from splatgen.models.budget import LoadOptions
 from splatgen.rasterizer import render
@@ -153,15 +155,50 @@ def test_harmonics_are_cut_or_padded(tmp_path: Path, given_: int, wanted: int) -
     assert not found[:, both:].any()
 
 
-def test_of_too_many_splats_those_that_cover_most_are_kept_in_their_order() -> None:
-    splats = ball(100)
-    opacities, scales = splats.opacities.clone(), splats.scales.clone()
-    opacities[::2] = -3.0  # faint
-    scales[1::4] = math.log(0.01)  # small
-    scales[3::4, 2] = math.log(0.001)  # flat ones cover as much
-    splats = dataclasses.replace(splats, opacities=opacities, scales=scales)
-    found = from_splats(splats, SplatOptions(), HALF, most=25, name="x.ply")
-    torch.testing.assert_close(found.means, splats.means[3::4])
+def test_a_file_that_is_cut_stays_closed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A closed ball as dense as a capture: a tenth of its splats lets no ray through either, and is told."""
+    g = rng(3, 0, "shell")
+    means = 0.8 * torch.nn.functional.normalize(torch.randn(40_000, 3, generator=g), dim=-1)
+    shell = dataclasses.replace(ball(40_000, opacity=0.95), means=means)
+    shell = dataclasses.replace(shell, scales=torch.full((40_000, 3), 0.009).log())
+    path = saved(tmp_path, shell)
+    with caplog.at_level(logging.WARNING):
+        found = start(path, densify=DensifyOptions(max_splats=4000))
+    assert "kept 4,000 of 40,000 splats: without 36,000 beyond --densify.max-splats" in caplog.text
+
+    def least(splats: Splats) -> float:
+        alpha = render(splats, orbit(torch.tensor([10.0]), torch.tensor([20.0]), size=64)).alpha[0, 0]
+        y, x = torch.meshgrid(torch.arange(64) - 31.5, torch.arange(64) - 31.5, indexing="ij")
+        return float(alpha[x.square() + y.square() < 15**2].min())
+
+    assert least(shell) > 0.95
+    assert least(found) > 0.95
+    cut = shell.select(torch.arange(0, 40_000, 10))
+    assert least(cut) < 0.5  # the guard: without larger splats it is full of holes
+
+
+def test_what_is_left_out_for_other_reasons_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    splats = ball(200)
+    splats.means[0], splats.opacities[1], splats.means[2] = math.nan, -9.0, torch.tensor([0.0, 0.0, 2.4])
+    with caplog.at_level(logging.WARNING):
+        from_splats(splats, SplatOptions(), HALF, most=1000, name="x.ply")
+    said = "x.ply: kept 197 of 200 splats: without 2 broken or invisible, 1 out of view or larger than it"
+    assert said in caplog.text
+    caplog.clear()
+    from_splats(ball(200), SplatOptions(), HALF, most=1000, name="x.ply")
+    assert not caplog.text
+
+
+def test_positions_far_away_are_moved_before_they_are_rounded(tmp_path: Path) -> None:
+    splats = ball(200)
+    file = splat_file.of(splats)
+    far = dataclasses.replace(file, means=file.means + np.array([5e5, 4e6, 100.0]))
+    found = from_splats(far.splats(exact=True), SplatOptions(), HALF, most=1000, name="x.ply")
+    near = from_splats(
+        dataclasses.replace(splats, means=splats.means + 10.0), SplatOptions(), HALF, most=1000, name="x.ply"
+    )
+    assert found.means.dtype == torch.float32
+    torch.testing.assert_close(found.means, near.means, atol=1e-5, rtol=0.0)
 
 
 def test_broken_invisible_and_far_splats_are_dropped() -> None:

@@ -347,10 +347,18 @@ def test_stop_keeps_what_there_is_and_a_checkpoint_can_be_taken(tmp_path):
     assert_same(tensors(plain.run), tensors(result.run))
 
 
+def go_on(viewer: Viewer) -> None:
+    """Wait until a run is paused, a little longer, and let it go on."""
+    while not any(snapshot.status == "paused" for snapshot in viewer.seen):
+        time.sleep(0.01)
+    time.sleep(0.1)
+    viewer.send(Command(kind="continue"))
+
+
 def test_pause_waits_and_goes_on_and_ctrl_c_ends_a_pause(tmp_path):
     viewer = Viewer({3: [Command(kind="pause")]})
-    timer = threading.Timer(0.3, viewer.send, [Command(kind="continue")])
-    timer.start()
+    paused = threading.Thread(target=go_on, args=(viewer,))
+    paused.start()
     result = start(tmp_path / "a", channel=viewer)
     assert result.status == "done"
     assert [s.status for s in viewer.seen if s.step == 3] == ["running", "paused"]

@@ -181,7 +181,8 @@ def moment_of(before: Tensor, after: Tensor) -> Any:
     given = config()
     models = load_models(given, "cpu")
     cameras = turntable(len(after), size=16)
-    return make_moment(given, models, step=0, x=after, images=after, cameras=cameras, before=before)
+    x = models.prior.encode(before)
+    return make_moment(given, models, step=0, x=after, images=after, cameras=cameras, before=x)
 
 
 def test_the_pull_is_toward_the_source_and_does_not_grow_with_the_change() -> None:

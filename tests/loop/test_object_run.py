@@ -27,7 +27,7 @@ from splatgen.config import (
     ViewOptions,
     VSDOptions,
 )
-from splatgen.loop import loop, object_run
+from splatgen.loop import encoding, loop, object_run
 from splatgen.loop import step as one_step
 from splatgen.loop.initial_splats import starting_splats
 from splatgen.loop.step import advance, assemble, load_models, make_moment, render_views
@@ -455,7 +455,7 @@ def spoil(monkeypatch, place):
 
         monkeypatch.setattr(ToyboxReward, "__call__", judged)
     else:
-        inside = one_step.inject
+        inside = encoding.inject
 
         def inject(x, value, *rest):
             inside(x, value * math.inf if x.step == 2 else value, *rest)
@@ -466,7 +466,7 @@ def spoil(monkeypatch, place):
             x.step = next(count)
             inject(x, value, *rest)
 
-        monkeypatch.setattr(one_step, "inject", numbered)
+        monkeypatch.setattr(encoding, "inject", numbered)
 
 
 @pytest.mark.parametrize("place", ["render", "prediction", "reward", "gradient"])
@@ -484,6 +484,41 @@ def test_what_is_not_finite_anywhere_skips_its_step_and_says_where(monkeypatch, 
     assert (f"skipped/{place}" in said) == (place != "gradient")
     assert not any(name.startswith("skipped/") for row in rows[:2] + rows[3:] for name in row)
     assert all(v.isfinite().all() for v in tensors(result.run).values())
+
+
+def test_skipped_steps_are_named_in_the_record(monkeypatch, tmp_path):
+    broken_at(monkeypatch, {2, 3})
+    result = start(tmp_path, config(guidance=UNCLAMPED))
+    assert result.status == "done"
+    assert run_folder.read(result.run)["skipped"] == 2
+    monkeypatch.undo()
+    assert "skipped" not in run_folder.read(start(tmp_path / "whole", config()).run)
+
+
+def test_a_run_without_a_step_that_counted_is_not_done(monkeypatch, tmp_path):
+    """However short it is: patience would not have run out. It says what was not finite, and what to do."""
+    broken_at(monkeypatch, range(100))
+    with pytest.raises(
+        loop.Diverged, match=f"none of {STEPS} steps counted: the prior's predictions are not"
+    ):
+        start(tmp_path, config(guidance=UNCLAMPED, patience=1000))
+    run = only_run(tmp_path)
+    assert run_folder.read(run)["status"] == "diverged"
+    assert not run.splats_ply.exists()
+    assert all(v.isfinite().all() for v in tensors(run).values())
+
+
+def test_the_advice_is_about_what_was_not_finite(monkeypatch, tmp_path):
+    broken_at(monkeypatch, range(100))
+    words = "no finite gradient in 3 steps.*predictions are not finite: try --prior.dtype float32"
+    with pytest.raises(loop.Diverged, match=words):
+        start(tmp_path / "prediction", config(guidance=UNCLAMPED, patience=3))
+    monkeypatch.undo()
+
+    inject = encoding.inject
+    monkeypatch.setattr(encoding, "inject", lambda x, value, *rest: inject(x, value * math.nan, *rest))
+    with pytest.raises(loop.Diverged, match=r"no finite gradient.*lower --lr\.means or --guidance\.scale"):
+        start(tmp_path / "gradient", config(patience=3))
 
 
 def test_what_learns_beside_the_splats_stays_finite_too(monkeypatch, tmp_path):

@@ -39,7 +39,7 @@ from splatgen.config import (
     to_dict,
 )
 from splatgen.config.validation import validate
-from splatgen.loop import object_run, resident_models
+from splatgen.loop import lifecycle, object_run, resident_models
 from splatgen.loop.resident_models import Job, ResidentModels, Session
 from splatgen.loop.snapshot import Command
 from splatgen.loop.step import load_models
@@ -218,8 +218,8 @@ RESIDENT = """
 import json, sys
 from pathlib import Path
 from splatgen.config import from_dict
-from splatgen.loop.resident_models import Job, Residence, Session
-session = Session(Residence(), check=lambda config: config, describe=str)
+from splatgen.loop.resident_models import Job, ResidentModels, Session
+session = Session(ResidentModels(), check=lambda config: config, describe=str)
 for words in sys.argv[2:]:
     session.start(Job(config=from_dict(json.loads(words)), out=Path(sys.argv[1]), command=["test"]))
     status = session.wait(120)
@@ -460,7 +460,7 @@ def test_errors_become_words_and_the_next_run_is_made(session, tmp_path, monkeyp
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(object_run, "run_loop", fail)
+        patch.setattr(lifecycle, "run_loop", fail)
         session.start(job(tmp_path))
         failed = session.wait(60)
     assert failed.state == "failed"
@@ -489,7 +489,7 @@ def test_the_tensors_of_a_run_that_failed_are_let_go(session, tmp_path, monkeypa
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(object_run, "run_loop", fail)
+        patch.setattr(lifecycle, "run_loop", fail)
         gc.disable()  # what goes, goes on purpose
         try:
             session.start(job(tmp_path))
@@ -523,7 +523,7 @@ def test_shap_e_gets_the_room_of_the_models(session, tmp_path, monkeypatch):
     seen = []
 
     def generate(given, *, models, **_):
-        seen.append((models, dict(session._residence._priors)))
+        seen.append((models, dict(session._resident._priors)))
         raise ValueError("seen")
 
     monkeypatch.setattr(object_run, "generate", generate)

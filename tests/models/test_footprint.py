@@ -12,7 +12,9 @@ from splatgen.commands.common import doctor_report, execution
 from splatgen.config import from_dict
 from splatgen.models import footprint
 from splatgen.models.budget import BUDGETS
+from splatgen.rasterizer.backends import Choice
 
+CUDA = Choice(device="cuda", backend="gsplat")
 ROOT = Path(__file__).parents[2]
 RESULTS = sorted((ROOT / "benchmarks" / "results").glob("memory-estimate-*.json"))[-1]
 ROWS = {
@@ -79,17 +81,17 @@ def test_without_a_budget_it_grows_with_the_views(method):
 
 
 def test_it_is_said_before_a_run_and_by_the_doctor():
-    line = execution.headline(config(budget="8gb", preference="psd"), "cuda")
+    line = execution.headline(config(budget="8gb", preference="psd"), CUDA)
     assert "about 3.9 GiB of GPU memory" in line
-    assert "GPU memory" not in execution.headline(config(), "cpu")
+    assert "GPU memory" not in execution.headline(config(), Choice(device="cpu"))
     (found,) = (f for f in doctor_report.examine().findings if f.name == "GPU memory")
     assert "under 8gb / 12gb / 16gb / 24gb: sd15 3.9 / 4.1 / 6.6 / 14.6" in found.text
 
 
 def test_a_denoiser_that_is_not_compiled_is_said():
     asked = {"prior_options": {"compile": True}}
-    assert "not compiled: vsd" in execution.headline(config(score="vsd", **asked), "cuda")
+    assert "not compiled: vsd" in execution.headline(config(score="vsd", **asked), CUDA)
     assert "not compiled: its weights" in execution.headline(
-        config(prior="sdxl", budget="8gb", **asked), "cuda"
+        config(prior="sdxl", budget="8gb", **asked), CUDA
     )
-    assert "not compiled" not in execution.headline(config(**asked), "cuda")
+    assert "not compiled" not in execution.headline(config(**asked), CUDA)

@@ -6,6 +6,8 @@ keys of its meta, stays as it is. Every pixel looks at every visible splat, so s
 
 from __future__ import annotations
 
+import sys
+import types
 from itertools import pairwise
 
 import torch
@@ -90,3 +92,4 @@ def pixels(means2d, conics, colors, opacities, width, height, size, offset, orde
 rendering.fully_fused_projection, rendering.spherical_harmonics = projection, harmonics
 rendering.isect_tiles, rendering.isect_offset_encode = intersect, offsets
 rendering.rasterize_to_pixels = pixels
+sys.modules["gsplat.csrc"] = types.ModuleType("gsplat.csrc")  # by which built kernels are known

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
@@ -43,7 +44,8 @@ def unet(family: str, **changes) -> UNet2DConditionModel:
         "cross_attention_dim": WIDTH[family],
         "norm_num_groups": 4,
     }
-    return UNet2DConditionModel(**{**settings, **UNETS[family], **changes})
+    own: Any = UNETS[family]
+    return UNet2DConditionModel(**{**settings, **own, **changes})
 
 
 def vae(family: str) -> AutoencoderKL:
@@ -176,7 +178,7 @@ def write_small(folder: Path, family: str, parts: dict[str, nn.Module], **schedu
             network.save_config(folder / name)
     write_scheduler(folder, family, **scheduler)
     write_tokenizer(folder / "tokenizer", pad="!" if family == "sd21" else "<|endoftext|>")
-    index = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.6.0"}
+    index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.6.0"}
     if family == "sdxl":
         write_tokenizer(folder / "tokenizer_2", pad="!")
         index = {"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}
@@ -328,8 +330,8 @@ def single_file(family: str, parts: dict[str, nn.Module]) -> dict[str, Tensor]:
     return {key: value.detach().clone().contiguous() for key, value in found.items()}
 
 
-LORA = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1")
-LORA += ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1")
+LORA = (*ATTENTION, "q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 KOHYA = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
 
 
@@ -341,7 +343,8 @@ def lora(
     Ranks and alphas differ from layer to layer; without `alphas` alpha is the rank. original: layers counted
     as in the original code, as kohya's trainer does for SDXL.
     """
-    tensors, added = {}, {}
+    tensors: dict[str, Tensor] = {}
+    added: dict[tuple[str, str], Tensor] = {}
     with torch.random.fork_rng():
         torch.manual_seed(1)
         for part, network in parts.items():
@@ -357,7 +360,15 @@ def lora(
 
 
 def _lora_layer(
-    part: str, name: str, a: Tensor, b: Tensor, alpha: float, *, form: str, original: bool, parts: dict
+    part: str,
+    name: str,
+    a: Tensor,
+    b: Tensor,
+    alpha: float,
+    *,
+    form: str,
+    original: bool,
+    parts: dict[str, Any],
 ) -> dict[str, Tensor]:
     level = "" if part == "unet" or name.startswith("text_model.") else "text_model."
     if form == "peft":

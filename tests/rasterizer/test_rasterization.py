@@ -16,24 +16,25 @@ GRADIENT_TOLERANCE = 5e-4  # max|g - g64| / max|g64|
 
 
 def rasterize(s: Scene, *, mode="RGB", antialiased=False, packed=False, absgrad=False, backend="numba"):
-    return cpu.rasterization(
-        s.means,
-        s.quats,
-        s.scales,
-        s.opacities,
-        s.colors,
-        s.viewmats,
-        s.Ks,
-        s.width,
-        s.height,
-        sh_degree=s.sh_degree,
-        packed=packed,
-        backgrounds=s.backgrounds,
-        render_mode=mode,
-        absgrad=absgrad,
-        rasterize_mode="antialiased" if antialiased else "classic",
-        backend=backend,
-    )
+    """On the CPU; "triton" runs where its kernels do, and its pictures come back."""
+    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+    tensors = (s.means, s.quats, s.scales, s.opacities, s.colors, s.viewmats, s.Ks)
+    options = {
+        "sh_degree": s.sh_degree,
+        "packed": packed,
+        "backgrounds": s.backgrounds.to(device),
+        "render_mode": mode,
+        "absgrad": absgrad,
+        "rasterize_mode": "antialiased" if antialiased else "classic",
+    }
+    if backend == "triton":
+        from splatgen.rasterizer import triton_rasterizer
+
+        run = triton_rasterizer.rasterization
+    else:
+        run, options["backend"] = cpu.rasterization, backend
+    image, alpha, meta = run(*(t.to(device) for t in tensors), s.width, s.height, **options)
+    return image.cpu(), alpha.cpu(), meta
 
 
 def cotangents(image: Tensor, alpha: Tensor, seed: int = 7) -> list[Tensor]:
@@ -43,7 +44,7 @@ def cotangents(image: Tensor, alpha: Tensor, seed: int = 7) -> list[Tensor]:
 
 
 def error(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours.double() - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12))
+    return float((ours.cpu().double() - theirs).abs().max() / theirs.abs().max().clamp(min=1e-12))
 
 
 def compare(
@@ -61,7 +62,7 @@ def compare(
     errors = {name: error(getattr(ours, name).grad, getattr(exact, name).grad) for name in Scene.NAMES}
     absgrad = reference.absgrad()
     if packed:
-        absgrad = absgrad[meta["camera_ids"], meta["gaussian_ids"]]
+        absgrad = absgrad[meta["camera_ids"].cpu(), meta["gaussian_ids"].cpu()]
     errors["absgrad"] = error(meta["means2d"].absgrad, absgrad)
     pictures = {
         "image": float((image - reference.image).detach().abs().max()),

@@ -46,7 +46,7 @@ def open_clip_tensors(image=(160, 2), text=(128, 2)) -> dict[str, torch.Tensor]:
         return {f"{name}.weight": random(out, into), f"{name}.bias": random(out)}
 
     def blocks(prefix, width, layers):
-        found = {}
+        found: dict[str, torch.Tensor] = {}
         for n in range(layers):
             block = f"{prefix}transformer.resblocks.{n}"
             found |= norm(f"{block}.ln_1", width) | norm(f"{block}.ln_2", width)

@@ -206,7 +206,9 @@ def test_update_errors(tmp_path):
 
 def test_git_hash_only_of_this_checkout(tmp_path, monkeypatch):
     (tmp_path / "site-packages" / "splatgen").mkdir(parents=True)
-    monkeypatch.setattr(run_folder, "__file__", str(tmp_path / "site-packages" / "splatgen" / "runs.py"))
+    monkeypatch.setattr(
+        run_folder, "__file__", str(tmp_path / "site-packages" / "splatgen" / "runs" / "run_folder.py")
+    )
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)  # somebody else's
     assert run_folder._git_hash() is None
     assert "git" not in run_folder.read(make(tmp_path))

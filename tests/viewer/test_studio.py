@@ -27,7 +27,7 @@ from splatgen.commands import studio as verb
 from splatgen.commands.common import studio_backend
 from splatgen.commands.common.errors import Failure
 from splatgen.config import ConfigError, from_dict, read_file
-from splatgen.loop import object_run, resident_models
+from splatgen.loop import lifecycle, object_run, resident_models
 from splatgen.loop.resident_models import ResidentModels, Session
 from splatgen.runs import run_folder
 from splatgen.runs.run_folder import Run
@@ -325,7 +325,7 @@ def test_a_run_that_fails_says_why_and_the_next_one_is_made(tmp_path, monkeypatc
 
     with bench(tmp_path) as it:
         with monkeypatch.context() as patch:
-            patch.setattr(object_run, "run_loop", fail)
+            patch.setattr(lifecycle, "run_loop", fail)
             assert it.generate().state == "failed"
             it.shows(words)
         assert it.generate().state == "done"

@@ -20,6 +20,7 @@ from splatgen.commands.common import viewer as viewing
 from splatgen.commands.common.errors import Failure
 from splatgen.commands.common.viewer import ViewerAddress, ViewerOptions
 from splatgen.config import Config, ImageConfig, OutputOptions, SplatOptions, ViewOptions
+from splatgen.formats import splat_file
 from splatgen.loop import object_run
 from splatgen.loop.initial_splats import starting_splats
 from splatgen.loop.snapshot import Channel, Command, ViewRequest
@@ -157,9 +158,9 @@ def test_a_page_that_wants_a_picture_of_a_file_gets_one():
     camera[2, 3] = 3.0
     splats = starting_splats(Config(device="cpu"))
     asked = ViewRequest(c2w=camera, fov=50.0, width=40, height=30)
-    view.answer(Command(kind="look", look=asked), channel, splats, given)
+    view.answer(Command(kind="look", look=asked), channel, splats, given, splat_file.of(splats))
     assert channel.take().view.shape == (30, 40, 3)
-    view.answer(Command(kind="look"), channel, splats, given)
+    view.answer(Command(kind="look"), channel, splats, given, splat_file.of(splats))
     assert channel.take() is None
 
 

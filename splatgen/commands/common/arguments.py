@@ -72,16 +72,16 @@ def read(kind: type[S], verb: str, argv: Sequence[str], *, note: str = "") -> S:
     options = parse(kind, verb, argv, note=note)
     usual = base = kind().settings
     if options.preset is not None:
-        base = settings.merge(base, _of(type(base), settings.read_preset(options.preset)))
+        base = with_preset(base, options.preset)
     if options.config is not None:
         base = settings.merge(base, settings.read_file(options.config))
     if base != usual:
         options = parse(kind, verb, argv, default=cast("Any", kind)(settings=base), note=note)
-        options = dataclasses.replace(options, settings=_left_out(options.settings, base))  # type: ignore[type-var]
+        options = dataclasses.replace(options, settings=left_out(options.settings, base))  # type: ignore[type-var]
     return options
 
 
-def _left_out(chosen: Any, base: Any) -> Any:
+def left_out(chosen: Any, base: Any) -> Any:
     """The settings without what a preset set for a score or preference that the words then deselected."""
     selected = (chosen.score, chosen.preference)
     moved = (chosen.score, chosen.preference) != (base.score, base.preference)
@@ -90,12 +90,13 @@ def _left_out(chosen: Any, base: Any) -> Any:
     return dataclasses.replace(chosen, **{name: type(getattr(chosen, name))() for name in same})
 
 
-def _of(kind: type[Any], table: dict[str, Any]) -> dict[str, Any]:
-    """A table without the settings that are known, but not to this kind of config."""
+def with_preset(base: Any, name: str) -> Any:
+    """Settings with a preset's over them, without those that are known, but not to this kind of config."""
     own, known = (
-        {f.name for c in cs for f in dataclasses.fields(c)} for cs in ((kind,), (Config, ImageConfig))
+        {f.name for c in cs for f in dataclasses.fields(c)} for cs in ((type(base),), (Config, ImageConfig))
     )
-    return {name: value for name, value in table.items() if name in own or name not in known}
+    table = settings.read_preset(name)
+    return settings.merge(base, {key: v for key, v in table.items() if key in own or key not in known})
 
 
 def gather(argv: Sequence[str], options: Sequence[str]) -> list[str]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import re
 import sys
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from splatgen import formats
+from splatgen.commands.common.embedded import VocabularyError, World, concerned, missing_weights, of_prior
 from splatgen.commands.common.errors import MISSING, USAGE, Failure
 from splatgen.config import Config, Method, PriorOptions
 from splatgen.config.hints import did_you_mean
@@ -18,18 +20,13 @@ from splatgen.models import weights
 from splatgen.priors import PRIORS
 from splatgen.rewards import JUDGES, REWARDS, RewardEntry
 from splatgen.runs import run_folder
-from splatgen.worlds.toybox import grammar, weights_folder
+
+if TYPE_CHECKING:
+    from splatgen.rasterizer.backends import Choice
 
 M = TypeVar("M", bound=Method)
 PROMPT_LIMIT = 2000  # characters; text encoders read some 77 tokens
 MIN_FREE_MB = 50.0
-TOYBOX_PRIORS = {"toybox": "prior", "toybox-mini": "mini-prior"}  # name to weights
-TOYBOX_REWARDS = {"toybox": "reward", "toybox-mini": "mini-reward", "toybox-judge": "judge"}
-
-
-def missing_weights(name: str, folder: Path) -> list[Path]:
-    """The files that a toybox model needs and that are not there."""
-    return [path for ext in ("safetensors", "json") if not (path := folder / f"{name}.{ext}").is_file()]
 
 
 def check_text(text: str, what: str) -> None:
@@ -113,31 +110,44 @@ def check_prompts(config: M, *, force: bool) -> M:
     check_text(config.negative, "negative prompt")
     if not config.prompt.strip():
         raise Failure(USAGE, 'the prompt is empty: give one, as in splatgen generate "a red cube"')
-    if config.prior not in TOYBOX_PRIORS and not {*config.rewards(), *config.holdout_reward} & set(
-        TOYBOX_REWARDS
-    ):
-        return config
-    if config.negative.strip():
-        _in_vocabulary(config.negative, "negative prompt: ")
+    check_plain(config, force=force)
+    for world in concerned(config):
+        if config.negative.strip():
+            _in_vocabulary(world, config.negative, "negative prompt: ")
+        config = _possible(world, config, force=force)
+    return config
+
+
+def _possible(world: World, config: M, *, force: bool) -> M:
+    """The config with a prompt that a world can read; raises Failure where it has to be another."""
     try:
-        grammar.parse(config.prompt)
-    except grammar.VocabularyError as error:
-        if not force:
-            raise Failure(USAGE, f"{error} (--force makes that one). {toybox_world()}") from error
+        world.parse(config.prompt)
+    except VocabularyError as error:
+        if not force or not error.nearest:
+            offer = " (--force makes that one)" if error.nearest else ""
+            raise Failure(USAGE, f"{error}{offer}. {world.summary()}") from error
         print(f"splatgen: making {error.nearest!r} instead: {error}", file=sys.stderr)
         return dataclasses.replace(config, prompt=error.nearest)
     return config
 
 
-def toybox_world() -> str:
-    """What the embedded prior knows, in a sentence or two."""
-    return (
-        f"The toybox only knows its own world, {', '.join(grammar.SHAPES)} in {', '.join(grammar.COLORS)}: "
-        '"a red cube", "a red cube with a blue front", "a red and white striped cube", '
-        '"a red cube on top of a blue sphere", "a red cube next to a blue sphere". '
-        "Free prompts need a larger prior: `splatgen fetch sd15`, then --prior sd15; `splatgen doctor` says "
-        "what this machine can run"
-    )
+def check_plain(config: Method, *, force: bool) -> None:
+    """Raise Failure, unless forced, for the marks of other programs, which would be read as words."""
+    for text in (config.prompt, config.negative):
+        weight, file = _WEIGHT.search(text), _LORA.search(text)
+        if weight and not force:
+            plain = _WEIGHT.sub(r"\1", text)
+            raise Failure(
+                USAGE,
+                f"{weight[0][:40]!r} gives words a weight, which is not read here: write {plain[:80]!r} "
+                "(--force takes it as words)",
+            )
+        if file and not force:
+            raise Failure(USAGE, f"{file[0][:40]!r} names LoRA weights: give their file as --prior.lora FILE")
+
+
+_WEIGHT = re.compile(r"[(\[]\s*([^()\[\]:]+?)\s*:\s*[-+]?\d*\.?\d+\s*[)\]]")
+_LORA = re.compile(r"<\s*(?:lora|lyco|hypernet)\s*:[^<>]*>", re.IGNORECASE)
 
 
 def check_models(config: Method) -> None:
@@ -146,26 +156,27 @@ def check_models(config: Method) -> None:
     for name in rewards:
         if not JUDGES[name].embedded:
             weights.find(name, config.weights)
-    if config.prior in TOYBOX_PRIORS:
-        given = config.prior_options.model
-        _check_toybox(TOYBOX_PRIORS[config.prior], Path(given) if given else weights_folder())
+    world, given = of_prior(config.prior), config.prior_options.model
+    if world is not None:
+        for name in world.priors[config.prior]:
+            _check_embedded(world, name, Path(given) if given else world.folder)
     elif config.prior_options.model is not None:
         weights.given(config.prior_options.model, config.prior_options.revision)
     else:
         without = () if config.prior_options.t5 else ("text_encoder_3/", "tokenizer_3/")
         weights.find(config.prior, config.weights, without=without)
-    for name in rewards:
-        if name in TOYBOX_REWARDS:
-            _check_toybox(TOYBOX_REWARDS[name], weights_folder())
+    for world in concerned(config):
+        for name in world.rewards.keys() & {*rewards}:
+            _check_embedded(world, world.rewards[name], world.folder)
     if config.weights is not None and not Path(config.weights).is_dir():
         raise Failure(MISSING, f"--weights {config.weights} is no folder: give one that holds models by name")
 
 
-def _check_toybox(name: str, folder: Path) -> None:
+def _check_embedded(world: World, name: str, folder: Path) -> None:
     missing = missing_weights(name, folder)
     if missing:
-        advice = f"install splatgen again, or train: `python -m splatgen.worlds.toybox.train {name}`"
-        if folder != weights_folder():
+        advice = f"install splatgen again, or train: `python -m splatgen.worlds.{world.name}.train {name}`"
+        if folder != world.folder:
             advice = f"--prior.model is a folder that holds {name}.safetensors and {name}.json"
         raise Failure(MISSING, f"{missing[0]} is missing: {advice}")
 
@@ -177,21 +188,23 @@ def check_device(config: Method) -> None:
     except importlib.metadata.PackageNotFoundError as error:
         raise Failure(MISSING, "torch is not installed: `pip install splatgen` brings it") from error
     if config.device == "cuda" and version.endswith("+cpu"):
-        raise Failure(MISSING, f"--device cuda: torch {version} is a build without CUDA; {_CUDA_ADVICE}")
+        resolve_device("cuda")  # knows what to do about it
 
 
-_CUDA_ADVICE = "install one from pytorch.org for your driver, or use --device cpu"
+def resolve_device(device: str, backend: str = "auto", *, renders: bool = True) -> Choice:
+    """Device and rasterizer; raises Failure when one that is wanted is not there. Imports torch."""
+    from splatgen.rasterizer.backends import BackendError, choose
+
+    try:
+        return choose(device, backend, renders=renders)
+    except BackendError as error:
+        raise Failure(MISSING, str(error)) from error
 
 
-def resolve_device(device: str) -> str:
-    """cpu or cuda; raises Failure when CUDA is wanted and not there. Imports torch."""
-    import torch
-
-    available = torch.cuda.is_available()
-    if device == "cuda" and not available:
-        reason = "finds no usable NVIDIA device" if torch.version.cuda else "is a build without CUDA"
-        raise Failure(MISSING, f"--device cuda: torch {torch.__version__} {reason}; {_CUDA_ADVICE}")
-    return "cuda" if available and device != "cpu" else "cpu"
+def resolve(config: Method) -> Choice:
+    """Device and rasterizer of a run; raises Failure when one that is wanted is not there."""
+    backend = config.render.backend if isinstance(config, Config) else "auto"
+    return resolve_device(config.device, backend, renders=isinstance(config, Config))
 
 
 def check_out(out: Path) -> None:
@@ -199,10 +212,10 @@ def check_out(out: Path) -> None:
     run_folder.check_space(out, MIN_FREE_MB)
 
 
-def _in_vocabulary(text: str, where: str) -> None:
+def _in_vocabulary(world: World, text: str, where: str) -> None:
     try:
-        grammar.parse(text)
-    except grammar.VocabularyError as error:
+        world.parse(text)
+    except VocabularyError as error:
         raise Failure(USAGE, f"{where}{error}") from error
 
 

@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 from splatgen.commands.common import doctor_models
 from splatgen.commands.common.doctor_models import Choice, Model
+from splatgen.commands.common.embedded import WORLDS, World, missing_weights
+from splatgen.config import Config
 from splatgen.models import footprint
 
 State = Literal["ok", "note", "bad"]  # bad: generate can't run
@@ -160,20 +162,40 @@ def torch_build() -> list[Finding]:
 
 
 def cuda() -> list[Finding]:
-    """The NVIDIA device, and whether gsplat's kernels can be had for it."""
+    """The GPU, what renders on it, and why the other rasterizer does not."""
     import torch
 
-    driver = _driver()
-    if not torch.cuda.is_available():
-        if driver is None:
-            return [Finding(name="cuda", state="note", text="no NVIDIA driver here, so runs use the CPU")]
-        text = f"driver {driver}, but torch {torch.__version__} can't use it, so runs use the CPU"
-        advice = "install a torch for this driver, see pytorch.org"
-        return [Finding(name="cuda", state="note", text=text, advice=advice)]
+    from splatgen.rasterizer import backends
+
+    problem, driver = backends.cuda_problem(), backends.driver()
+    if problem is not None:
+        found = problem.text if driver is not None else "no NVIDIA driver here"
+        advice = problem.advice if driver is not None else ""
+        return [Finding(name="cuda", state="note", text=f"{found}, so runs use the CPU", advice=advice)]
     free, total = torch.cuda.mem_get_info()
     space = f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-    text = f"{torch.cuda.get_device_name()}, {space}, driver {driver or 'unknown'}"
-    return [Finding(name="cuda", state="ok", text=text), _gsplat()]
+    capability = ".".join(map(str, torch.cuda.get_device_capability()))
+    text = f"{torch.cuda.get_device_name()}, compute capability {capability}, {space}, driver {driver}"
+    return [Finding(name="cuda", state="ok", text=text), *_backends()]
+
+
+def _backends() -> list[Finding]:
+    """What renders on the GPU, and the state of each rasterizer; nothing is built to find out."""
+    from splatgen.rasterizer import backends
+
+    choice, findings = backends.choose("auto"), []
+    text = f"{choice.backend} renders on the GPU" if choice.backend else f"none: {choice.note}"
+    findings.append(Finding(name="gpu rasterizer", state="ok" if choice.backend else "note", text=text))
+    for name in backends.BACKENDS:
+        problem = backends.PROBLEMS[name]()
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            version = "not installed"
+        state: State = "ok" if problem is None else "note"
+        text = f"{version}, ready" if problem is None else f"{version}: {problem.text}"
+        findings.append(Finding(name=name, state=state, text=text, advice=problem.advice if problem else ""))
+    return findings
 
 
 def gpu_memory() -> float | None:
@@ -184,35 +206,6 @@ def gpu_memory() -> float | None:
         return torch.cuda.mem_get_info()[1] / 2**30 if torch.cuda.is_available() else None
     except (ImportError, AttributeError, OSError, RuntimeError):  # `torch_build` and `cuda` tell of it
         return None
-
-
-def _driver() -> str | None:
-    """The version of NVIDIA's kernel driver, on Linux; None when there is none."""
-    try:
-        first = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
-    except (OSError, IndexError):
-        return "found" if shutil.which("nvidia-smi") else None
-    return next((word for word in first.split() if word[:1].isdigit() and "." in word), "found")
-
-
-def _gsplat() -> Finding:
-    """Whether gsplat's CUDA kernels are built, or can be; building takes minutes, so it is not tried."""
-    import importlib.util
-
-    from torch.utils.cpp_extension import CUDA_HOME, _get_build_directory
-
-    version = importlib.metadata.version("gsplat")
-    if importlib.util.find_spec("gsplat.csrc") is not None:
-        return Finding(name="gsplat", state="ok", text=f"{version}, with built CUDA kernels")
-    if any(Path(_get_build_directory("gsplat_cuda", verbose=False)).glob("gsplat_cuda.*")):
-        return Finding(name="gsplat", state="ok", text=f"{version}, CUDA kernels compiled before")
-    nvcc = shutil.which("nvcc") or (CUDA_HOME and shutil.which("nvcc", path=str(Path(CUDA_HOME) / "bin")))
-    if nvcc:
-        text = f"{version}, its CUDA kernels are compiled on first use: some minutes, once"
-        return Finding(name="gsplat", state="note", text=text)
-    text = f"{version}, no CUDA kernels, and no nvcc to compile them"
-    advice = "install the CUDA toolkit of torch's CUDA version and set CUDA_HOME, or run with --device cpu"
-    return Finding(name="gsplat", state="bad", text=text, advice=advice)
 
 
 def rasterizer() -> list[Finding]:
@@ -241,23 +234,22 @@ def rasterizer() -> list[Finding]:
 
 def weights() -> list[Finding]:
     """The embedded models: those of the default must be there."""
-    from splatgen.commands.common.checks import TOYBOX_PRIORS, TOYBOX_REWARDS, missing_weights
-    from splatgen.worlds import toybox
+    return [_embedded(world, name) for world in WORLDS for name in world.weights()]
 
-    findings = []
-    for name in (*TOYBOX_PRIORS.values(), *TOYBOX_REWARDS.values()):
-        folder = toybox.weights_folder()
-        missing = missing_weights(name, folder)
-        if missing:
-            state: State = "bad" if name in (TOYBOX_PRIORS["toybox"], TOYBOX_REWARDS["toybox"]) else "note"
-            advice = f"python -m splatgen.worlds.toybox.train {name}"
-            text = f"{missing[0]} is missing"
-            findings.append(Finding(name=f"toybox {name}", state=state, text=text, advice=advice))
-            continue
-        size = (folder / f"{name}.safetensors").stat().st_size / 1e6
-        text = f"{size:.1f} MB{_card(folder / f'{name}.json')}"
-        findings.append(Finding(name=f"toybox {name}", state="ok", text=text))
-    return findings
+
+def _embedded(world: World, name: str) -> Finding:
+    label = f"{world.name} {name}"
+    missing = missing_weights(name, world.folder)
+    if missing:
+        usual = Config()
+        needed = {world.rewards[n] for n in usual.rewards() if n in world.rewards}
+        needed |= {*world.priors.get(usual.prior, ())}
+        state: State = "bad" if name in needed else "note"
+        advice = f"python -m splatgen.worlds.{world.name}.train {name}"
+        return Finding(name=label, state=state, text=f"{missing[0]} is missing", advice=advice)
+    size = (world.folder / f"{name}.safetensors").stat().st_size / 1e6
+    text = f"{size:.1f} MB{_card(world.folder / f'{name}.json')}"
+    return Finding(name=label, state="ok", text=text)
 
 
 def _card(path: Path) -> str:

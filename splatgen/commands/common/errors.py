@@ -58,6 +58,10 @@ def _is_weights(error: BaseException) -> bool:
     return _is(error, "splatgen.models.weights", "WeightsError")
 
 
+def _is_backend(error: BaseException) -> bool:
+    return _is(error, "splatgen.rasterizer.backends", "BackendError")
+
+
 def _is_safetensors(error: BaseException) -> bool:
     return _is(error, "safetensors", "SafetensorError")
 
@@ -82,6 +86,7 @@ _TABLE: tuple[tuple[Callable[[BaseException], bool], int, Callable[[BaseExceptio
     (_is_any(KeyboardInterrupt), INTERRUPTED, lambda _: "interrupted"),
     (_is_weights, MISSING, str),
     (_is_diverged, DIVERGED, str),
+    (_is_backend, MISSING, str),
     (is_out_of_memory, MEMORY, lambda _: f"out of memory: {_MEMORY_ADVICE}"),
     (is_lost_device, MISSING, lambda error: f"the GPU failed ({str(error).splitlines()[0]}): {_LOST_ADVICE}"),
     (_is_any(ImportError), MISSING, lambda error: f"{error}: `splatgen doctor` says what this machine lacks"),

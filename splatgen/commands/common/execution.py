@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splatgen.commands.common.checks import resolve_device
+from splatgen.commands.common.checks import resolve
 from splatgen.commands.common.progress import Reporter, duration
-from splatgen.commands.common.signals import on_signals
+from splatgen.commands.common.signals import Stop, on_signals
 from splatgen.config import ImageConfig
 from splatgen.models.budget import not_compiled
 from splatgen.models.footprint import footprint
@@ -24,6 +24,7 @@ from splatgen.runs import run_folder
 if TYPE_CHECKING:
     from splatgen.config import Method
     from splatgen.loop.loop import Progress, Result
+    from splatgen.rasterizer.backends import Choice
     from splatgen.runs.run_folder import Run
 
 RESULTS = ("splats", "turntable", "preview", "image")
@@ -31,18 +32,8 @@ Job = Callable[[Callable[["Progress"], None], Callable[[], bool]], "Result"]
 
 
 def execute(job: Job, config: Method, *, as_json: bool, quiet: bool) -> int:
-    """Run a job that takes (report, should_stop); print its result and return the exit code."""
-    device = resolve_device(config.device)
-    if device == "cpu":
-        keep_freed()
-    if not quiet:
-        print(f"splatgen: {headline(config, device)}", file=sys.stderr, flush=True)
-    report = Reporter(sys.stderr, quiet=quiet)
-    with on_signals() as stop:
-        try:
-            result = job(report, stop.requested)
-        finally:
-            report.close()
+    """Run a job, print its result and return the exit code."""
+    result, stop = carry_out(job, config, quiet=quiet)
     stopped = result.status == "stopped"
     if stopped:
         command = shlex.join(["splatgen", "resume", str(result.run.folder)])
@@ -50,23 +41,41 @@ def execute(job: Job, config: Method, *, as_json: bool, quiet: bool) -> int:
     elif not quiet:
         made = [Path(path).name for kind, path in files(result.run).items() if kind in RESULTS]
         seconds = time.monotonic() - result.run.clock
-        print(f"splatgen: done in {duration(seconds)}: {', '.join(made)}", file=sys.stderr)
+        lost = run_folder.read(result.run).get("skipped")
+        note = f" ({lost} steps were skipped: their numbers were not finite)" if lost else ""
+        print(f"splatgen: done in {duration(seconds)}{note}: {', '.join(made)}", file=sys.stderr)
     text = json.dumps(summary(result)) if as_json else str(result.run.folder)
     print(text, flush=True)
     return stop.exit_code if stopped else 0
 
 
-def headline(config: Method, device: str) -> str:
-    """Which parts are at work."""
-    backend = os.environ.get("SPLATGEN_CPU_BACKEND", "numba")
-    rasterizer = "gsplat on CUDA" if device == "cuda" else f"CPU rasterizer ({backend})"
+def carry_out(job: Job, config: Method, *, quiet: bool) -> tuple[Result, Stop]:
+    """A job that takes (report, should_stop), with progress on stderr and signals that stop it."""
+    choice = resolve(config)
+    if choice.device == "cpu":
+        keep_freed()
+    if not quiet:
+        print(f"splatgen: {headline(config, choice)}", file=sys.stderr, flush=True)
+    report = Reporter(sys.stderr, quiet=quiet)
+    with on_signals() as stop:
+        try:
+            return job(report, stop.requested), stop
+        finally:
+            report.close()
+
+
+def headline(config: Method, choice: Choice) -> str:
+    """Which parts are at work, and why not others."""
+    names = {"gsplat": "gsplat on CUDA", "triton": "Triton on CUDA, compiled at first in some seconds"}
+    cpu = os.environ.get("SPLATGEN_CPU_BACKEND", "numba")
+    rasterizer = names[choice.backend] if choice.backend else f"CPU rasterizer ({cpu})"
     if isinstance(config, ImageConfig):  # nothing is rendered
-        rasterizer = "CUDA" if device == "cuda" else "CPU"
+        rasterizer = choice.device.upper()
     prior = "embedded toybox" if config.prior == "toybox" else config.prior
-    chosen = "" if config.device != "auto" or device == "cuda" else "no CUDA device here: "
+    chosen = f"{choice.note}: " if choice.note else ""
     reason = not_compiled(config, large=PRIORS[config.prior].large)
     plain = f" (not compiled: {reason})" if reason else ""
-    taken = footprint(config) if device == "cuda" else None
+    taken = footprint(config) if choice.device == "cuda" else None
     memory = "" if taken is None else f", about {taken:.1f} GiB of GPU memory"
     return f"{chosen}{rasterizer}, {prior} prior{plain}{memory}, {config.steps} steps, seed {config.seed}"
 

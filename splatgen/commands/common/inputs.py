@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from splatgen import formats
 from splatgen.commands.common.errors import USAGE, Failure
+
+if TYPE_CHECKING:
+    from splatgen.formats.splat_file import SplatFile
+    from splatgen.scene.splats import Splats
 
 
 def splat_file(given: Path) -> Path:
@@ -31,4 +37,35 @@ def check_suffix(path: Path) -> None:
     """Raise Failure unless a format has the suffix."""
     if path.suffix.lower() not in formats.FORMATS:
         known = ", ".join(formats.FORMATS)
-        raise Failure(USAGE, f"{path} has no suffix of a splat format: the formats now are {known}")
+        hint = formats.packed(path) or f"the formats now are {known}"
+        raise Failure(USAGE, f"{path} has no suffix of a splat format: {hint}")
+
+
+def check_output(path: Path) -> None:
+    """Raise Failure for a file that no format is written to, or under a name that means another layout."""
+    check_suffix(path)
+    if formats.packed(path):
+        raise Failure(USAGE, f"{path} would not be what its name says: {formats.packed(path)}")
+
+
+def framed(file: SplatFile, given: Path, fit: Literal["auto", "always", "never"]) -> Splats:
+    """A file's splats before the cameras, float32 on the CPU; a line says what was moved.
+
+    auto moves what is out of view or tiny, and nothing of a run folder, which stands where its prior saw it.
+    """
+    from dataclasses import replace
+
+    from splatgen.scene.placement import IDENTITY, placement
+
+    splats = file.splats(exact=True)
+    if not len(splats) or (fit == "auto" and given.is_dir()):
+        return file.splats()
+    place = placement(splats, fit, name=str(given))
+    if place != IDENTITY:
+        center = ", ".join(f"{value:.4g}" for value in place.center)
+        print(
+            f"splatgen: {given} has its middle at ({center}), seen {1 / place.size:.3g} times as large",
+            file=sys.stderr,
+        )
+    placed = place.place(splats)
+    return replace(placed, means=placed.means.float())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -29,8 +30,14 @@ class Stop:
 
 @contextlib.contextmanager
 def on_signals() -> Iterator[Stop]:
-    """Within, INT and TERM are remembered; a second INT raises KeyboardInterrupt, a third kills."""
+    """Within, INT and TERM are remembered; a second INT raises KeyboardInterrupt, a third kills.
+
+    Only the main thread can be asked so; in another, nobody asks.
+    """
     stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
 
     def handle(number: int, _frame: FrameType | None) -> None:
         if stop.signal is None:

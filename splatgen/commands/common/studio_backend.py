@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from splatgen.commands.common import checks
+from splatgen.commands.common.embedded import VocabularyError, of_prior
 from splatgen.commands.common.errors import describe
 from splatgen.commands.common.past_runs import History, PastRun, finished, thumbnail
 from splatgen.commands.common.viewer import settings
@@ -18,7 +18,6 @@ from splatgen.config import Config, ConfigError, merge, presets
 from splatgen.config.validation import PREFERENCES, SCORES
 from splatgen.loop.snapshot import Cloud, Command
 from splatgen.priors import PRIORS
-from splatgen.worlds.toybox import grammar
 
 if TYPE_CHECKING:
     from splatgen_viewer import studio_program as page
@@ -27,14 +26,6 @@ if TYPE_CHECKING:
 
 AS_STARTED = "as started"
 FIELDS = ("prompt", "prior", "score", "preference", "steps", "seed")  # of a form, settings by the same name
-EXAMPLES = (
-    "a red cube",
-    "a green torus",
-    "a yellow cone with a purple front",
-    "a blue and white striped sphere",
-    "a green cylinder on top of a white cube",
-    "a red cube next to a blue sphere",
-)
 
 _log = logging.getLogger(__name__)
 
@@ -98,10 +89,8 @@ class StudioBackend:
         )
 
     def vocabulary(self, prior: str) -> page.Vocabulary | None:
-        if prior not in checks.TOYBOX_PRIORS:
-            return None
-        lines = {"shapes": grammar.SHAPES, "colours": tuple(grammar.COLORS), "patterns": grammar.PATTERNS}
-        return self._page.Vocabulary(lines=lines, examples=EXAMPLES)
+        world = of_prior(prior)
+        return None if world is None else self._page.Vocabulary(lines=world.lines(), examples=world.examples)
 
     def begin(self, form: page.Form) -> page.Refusal | None:
         return self._start(lambda: self._config(form), None)
@@ -142,7 +131,7 @@ class StudioBackend:
 
     def _refusal(self, error: Exception) -> page.Refusal:
         cause = error.__cause__
-        if isinstance(cause, grammar.VocabularyError):
+        if isinstance(cause, VocabularyError):
             return self._page.Refusal(message=str(cause), nearest=cause.nearest)
         message = in_words(error)
         if message is None:
@@ -172,7 +161,7 @@ class StudioBackend:
     def _entry(self, past: PastRun) -> page.PastRun:
         c = past.config
         method = c.score if c.preference == "none" else f"{c.score} + {c.preference}"
-        return self._page.Past(
+        return self._page.PastRun(
             name=past.name,
             prompt=f"{c.source} -> {c.prompt}" if c.source else c.prompt,
             told=f"{method}, {c.prior}, {c.steps:,} steps, seed {c.seed}",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from splatgen.worlds.towers import RewardNet
 from splatgen.worlds.toybox.losses import prior_loss, reward_logits
-from splatgen.worlds.toybox.model import PriorNet, RewardNet
+from splatgen.worlds.toybox.model import PriorNet
 from splatgen.worlds.toybox.recipes import Recipe
 
 FIRST_STEP = 10**9  # batches that no training reaches

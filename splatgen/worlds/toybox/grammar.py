@@ -48,6 +48,17 @@ SYNONYMS = {
     "beside": "next to",
     "atop": "on top of",
 }
+# What the world has for words of relations: a relation, and whether the objects change places; None: nothing.
+# In the order in which they count: "on the right of" is not "on".
+OTHER_RELATIONS: dict[str, tuple[str, bool] | None] = {
+    **dict.fromkeys(("below", "under", "beneath", "underneath"), ("on top of", True)),
+    **dict.fromkeys(("right",), ("next to", True)),
+    **dict.fromkeys(("left", "next", "near"), ("next to", False)),
+    **dict.fromkeys(("inside", "within", "behind", "around", "through", "between", "against"), None),
+    **dict.fromkeys(("top", "above", "over", "upon", "on"), ("on top of", False)),
+    **dict.fromkeys(("in", "front"), None),
+    **dict.fromkeys(("by", "and", "with"), ("next to", False)),
+}
 FILLER = frozenset({"a", "an", "the", "one", "single"})
 # Whole colour-shape pairs that never occur in training, in any kind of caption: the strictest split.
 HELD_OUT_PAIRS = frozenset({("red", "sphere"), ("purple", "cube"), ("cyan", "cone"), ("orange", "cylinder")})
@@ -178,18 +189,39 @@ def nearest(words: list[str]) -> Caption:
         return found[0] if found else None
 
     colors = [c for w in words[:50] if (c := closest(w, tuple(COLORS)))]
-    shapes = [s for w in words[:50] if (s := closest(SYNONYMS.get(w, w), SHAPES))]
+    found = {i: s for i, w in enumerate(words[:50]) if (s := closest(SYNONYMS.get(w, w), SHAPES))}
+    places, shapes = list(found), list(found.values())
     patterns = [p for w in words[:50] if (p := closest(w, PATTERNS))]
     first = Item(colors[0] if colors else "red", shapes[0] if shapes else "cube")
     others = [c for c in colors[1:] if c != first.color]
     if len(shapes) > 1:
-        relation = "next to" if "next" in words else "on top of"
-        return Caption(first, relation, Item(others[0] if others else "blue", shapes[1]))
+        before, between = words[: places[0]], words[places[0] : places[1]]
+        own = [[c for w in part if (c := closest(w, tuple(COLORS)))] for part in (before, between)]
+        second = Item(own[1][-1] if own[1] else "blue", shapes[1])
+        plain = "red" if second.color != "red" else "blue"
+        return _related(Item(own[0][0] if own[0] else plain, shapes[0]), second, before, between)
     if patterns and others:
         return Caption(replace(first, pattern=patterns[0], color2=others[0]))
     if "front" in words and others:
         return Caption(replace(first, front=others[0]))
     return Caption(first)
+
+
+def _related(first: Item, second: Item, before: list[str], between: list[str]) -> Caption:
+    """Two objects as the words before and between them ask; the first alone where there is no such thing.
+
+    What is below is the other on top, and what is to the right the other on the left. Words before both are
+    about the second: below a sphere is a cube.
+    """
+    for words, other_way in ((between, False), (before, True)):
+        for word, asked in OTHER_RELATIONS.items():
+            if word in words and not (other_way and word in ("and", "with")):  # of its pattern
+                if asked is None:
+                    return Caption(first)
+                relation, swapped = asked
+                pair = (second, first) if swapped != other_way else (first, second)
+                return Caption(pair[0], relation, pair[1])
+    return Caption(first, "on top of", second)
 
 
 def all_captions() -> tuple[Caption, ...]:

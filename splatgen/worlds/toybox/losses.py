@@ -16,9 +16,10 @@ from splatgen.runs.rng import rng
 from splatgen.scene.backgrounds import random_backgrounds
 from splatgen.scene.cameras import Cameras, orbit
 from splatgen.scene.view_prompts import VIEW_WORDS, view_word
+from splatgen.worlds.towers import RewardNet
 from splatgen.worlds.toybox import world
 from splatgen.worlds.toybox.grammar import Caption
-from splatgen.worlds.toybox.model import PriorNet, RewardNet, camera_features, tokenize
+from splatgen.worlds.toybox.model import PriorNet, camera_features, tokenize
 from splatgen.worlds.toybox.recipes import Recipe
 from splatgen.worlds.toybox.sampling import draw, hard_negatives, with_view
 

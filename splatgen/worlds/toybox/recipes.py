@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from splatgen.worlds.toybox.model import PriorConfig, RewardConfig
+from splatgen.worlds.towers import RewardConfig
+from splatgen.worlds.toybox.model import PriorConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,7 @@ class Recipe:
     warmup: int = 100
     ema: float = 0.999
     weight_decay: float = 1e-3
+    fall: float = 0.25  # share of the steps over which the rate falls at the end
     negatives: int = 5  # hard captions an image (reward models)
 
 

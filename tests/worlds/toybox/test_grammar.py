@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splatgen.worlds.toybox import grammar
-from splatgen.worlds.toybox.grammar import Caption, Item, VocabularyError, parse
+from splatgen.worlds.toybox.grammar import COLORS, SHAPES, Caption, Item, VocabularyError, parse
 
 CAPTIONS = grammar.all_captions()
 
@@ -63,14 +63,14 @@ def test_synonyms_articles_case_and_punctuation(prompt, caption):
         ("a corgi wearing a hat", ("corgi", "wearing", "hat"), "a red cube"),
         ("a blue corgi", ("corgi",), "a blue cube"),
         ("a gren shpere", ("gren", "shpere"), "a green sphere"),
-        ("a red cube near a blue ball", ("near",), "a red cube on top of a blue sphere"),
+        ("a red cube near a blue ball", ("near",), "a red cube next to a blue sphere"),
         ("a redd cube next to a blu cone", ("redd", "blu"), "a red cube next to a blue cone"),
         ("a cube", (), "a red cube"),
         ("red", (), "a red cube"),
         ("a red and red striped cube", (), "a red cube"),
         ("a red cube with a red front", (), "a red cube"),
-        ("a red cube with a blue front on top of a green cone", (), "a red cube on top of a blue cone"),
-        ("a red cube on top of a blue cube next to a green cube", (), "a red cube next to a blue cube"),
+        ("a red cube with a blue front on top of a green cone", (), "a red cube on top of a green cone"),
+        ("a red cube on top of a blue cube next to a green cube", (), "a red cube on top of a blue cube"),
         ("", (), "a red cube"),
         (" ... ", (), "a red cube"),
     ],
@@ -164,3 +164,50 @@ def test_the_split_is_the_one_that_was_trained_with():
         "a red cylinder with a purple front",
         "a red cone with a orange front",
     ]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("a red cube {} a blue sphere", {
+            "below": "a blue sphere on top of a red cube",
+            "beneath": "a blue sphere on top of a red cube",
+            "sitting underneath": "a blue sphere on top of a red cube",
+            "above": "a red cube on top of a blue sphere",
+            "to the right of": "a blue sphere next to a red cube",
+            "on the right side of": "a blue sphere next to a red cube",
+            "on the left of": "a red cube next to a blue sphere",
+            "near": "a red cube next to a blue sphere",
+            "inside": "a red cube",
+            "behind": "a red cube",
+            "in front of": "a red cube",
+            "with a green front beside": "a red cube next to a blue sphere",
+        }),
+        ("{} a blue sphere is a red cube", {
+            "below": "a blue sphere on top of a red cube",
+            "on top of": "a red cube on top of a blue sphere",
+            "to the left of": "a red cube next to a blue sphere",
+            "to the right of": "a blue sphere next to a red cube",
+            "inside": "a blue sphere",
+        }),
+    ],
+)  # fmt: skip
+def test_what_is_suggested_is_not_the_contrary(words, expected):
+    for relation, nearest in expected.items():
+        prompt = words.format(relation)
+        with pytest.raises(VocabularyError) as caught:
+            parse(prompt)
+        assert caught.value.nearest == nearest, prompt
+
+
+@given(
+    st.tuples(st.sampled_from(sorted(COLORS)), st.sampled_from(SHAPES)),
+    st.tuples(st.sampled_from(sorted(COLORS)), st.sampled_from(SHAPES)),
+    st.sampled_from([word for word, asked in grammar.OTHER_RELATIONS.items() if asked is not None]),
+)
+def test_both_objects_of_a_suggestion_are_those_that_were_asked_for(first, second, word):
+    """Each in its own colour, and in an order that a swap of the sentence swaps as well."""
+    near = grammar.nearest(f"{' '.join(first)} {word} {' '.join(second)}".split())
+    assert sorted((i.color, i.shape) for i in near.items) == sorted([first, second])
+    _, swapped = grammar.OTHER_RELATIONS[word]
+    assert (near.first.color, near.first.shape) == (second if swapped else first)

@@ -16,6 +16,7 @@ from splatgen.rewards import load_reward
 from splatgen.rewards.toybox import ToyboxReward
 from splatgen.runs.rng import rng
 from splatgen.scene.cameras import turntable
+from splatgen.worlds import towers
 from splatgen.worlds.toybox import model, weights_folder
 from splatgen.worlds.toybox.grammar import all_captions, parse
 from splatgen.worlds.toybox.recipes import RECIPES
@@ -23,7 +24,7 @@ from splatgen.worlds.toybox.sampling import with_view
 from splatgen.worlds.toybox.world import ground_truth
 
 SMALL = model.PriorConfig(size=16, channels=(8, 16), text_width=16, text_layers=1, heads=2)
-TINY = model.RewardConfig(size=16, channels=(8, 16), embed=8, text_width=16, text_layers=1, heads=2)
+TINY = towers.RewardConfig(size=16, channels=(8, 16), embed=8, text_width=16, text_layers=1, heads=2)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def net():
 @pytest.fixture(scope="module")
 def reward_net():
     torch.manual_seed(0)
-    return model.RewardNet(TINY).eval().requires_grad_(False)
+    return model.reward_net(TINY).eval().requires_grad_(False)
 
 
 def noise(purpose, *shape):
@@ -48,9 +49,9 @@ def noise(purpose, *shape):
 def test_every_caption_with_every_view_fits():
     texts = [with_view(str(caption), "overhead") for caption in all_captions()]
     tokens = model.tokenize(texts)
-    assert tokens.shape == (len(texts), model.MAX_TOKENS)
+    assert tokens.shape == (len(texts), towers.MAX_TOKENS)
     assert tokens.min() == 0
-    assert tokens.max() < len(model.SPECIAL) + len(model.vocabulary())
+    assert tokens.max() < len(towers.SPECIAL) + len(model.vocabulary())
     assert (tokens[:, 0] == 0).all()
     assert (tokens[:, -1] == 1).all()  # an end, where the pooled state is read
     assert len(torch.unique(tokens, dim=0)) == len(texts)
@@ -58,10 +59,10 @@ def test_every_caption_with_every_view_fits():
 
 def test_tokens_are_words_in_order_between_start_and_end():
     (row,) = model.tokenize(["a red, cube"]).tolist()
-    words = (*model.SPECIAL, *model.vocabulary())
+    words = (*towers.SPECIAL, *model.vocabulary())
     assert [words[n] for n in row[:5]] == ["<start>", "a", "red", "cube", "<end>"]
     assert set(row[4:]) == {1}
-    assert model.tokenize([""]).tolist() == [[0] + [1] * (model.MAX_TOKENS - 1)]
+    assert model.tokenize([""]).tolist() == [[0] + [1] * (towers.MAX_TOKENS - 1)]
 
 
 @pytest.mark.parametrize("text", ["a corgi", "A red cube", "a red ball", "an orange cube"])
@@ -103,7 +104,7 @@ def test_camera_features_tell_directions_apart():
 @pytest.mark.parametrize("size", [16, 32])
 def test_the_prior_predicts_an_image(net, size):
     states, pooled = net.encode_text(model.tokenize(["a red cube", "", "a blue cone back view"]))
-    assert states.shape == (3, model.MAX_TOKENS, 16)
+    assert states.shape == (3, towers.MAX_TOKENS, 16)
     assert pooled.shape == (3, 16)
     v = net(
         noise("x", 3, 3, size, size), torch.rand(3), states, pooled, torch.zeros(3, model.CAMERA_FEATURES)
@@ -218,7 +219,7 @@ def test_scores_are_cosines_of_unit_vectors(reward_net):
 def test_the_reward_is_differentiable_with_respect_to_images(side):
     """Against central differences along random directions, in float64."""
     torch.manual_seed(0)
-    reward = ToyboxReward(model.RewardNet(TINY).double().eval().requires_grad_(False), "test")
+    reward = ToyboxReward(model.reward_net(TINY).double().eval().requires_grad_(False), "test")
     images = torch.rand(2, 3, side, side, generator=rng(0, 0, "images")).double().requires_grad_()
     prompts = ["a red cube", "a blue cone, back view"]
     (gradient,) = torch.autograd.grad(reward(images, prompts).sum(), images)
@@ -274,7 +275,7 @@ def test_names_outside_the_tables_are_refused_with_the_nearest(load):
 
 
 def test_missing_weights_name_the_command_that_makes_them(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"python -m splatgen\.toybox\.train mini-prior"):
+    with pytest.raises(FileNotFoundError, match=r"python -m splatgen\.worlds\.toybox\.train mini-prior"):
         load_prior("toybox-mini", PriorOptions(model=str(tmp_path)), LoadOptions())
 
 

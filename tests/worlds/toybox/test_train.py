@@ -8,7 +8,7 @@ import torch
 
 from splatgen.worlds.toybox import losses, model, train
 from splatgen.worlds.toybox.recipes import RECIPES
-from splatgen.worlds.toybox.train import Trainer
+from splatgen.worlds.training import learning_rate
 
 CPU = torch.device("cpu")
 STEPS = 6
@@ -26,14 +26,14 @@ def weights(trainer):
 
 @pytest.mark.parametrize("name", ["mini-prior", "mini-reward"])
 def test_stopping_and_resuming_equals_a_straight_run_bit_for_bit(tmp_path, name):
-    straight = Trainer(recipe(name), CPU)
+    straight = train.trainer(recipe(name), CPU)
     losses = [straight.update() for _ in range(STEPS)]
 
-    first = Trainer(recipe(name), CPU)
+    first = train.trainer(recipe(name), CPU)
     halves = [first.update() for _ in range(STEPS // 2)]
     first.save(tmp_path)
     torch.manual_seed(123)  # what happens in between doesn't matter
-    second = Trainer(recipe(name), CPU)
+    second = train.trainer(recipe(name), CPU)
     second.resume(tmp_path)
     assert second.step == STEPS // 2
     halves += [second.update() for _ in range(STEPS - STEPS // 2)]
@@ -45,7 +45,7 @@ def test_stopping_and_resuming_equals_a_straight_run_bit_for_bit(tmp_path, name)
 
 
 def test_the_loss_falls_on_a_batch_that_repeats():
-    trainer = Trainer(replace(recipe("mini-prior"), steps=40, lr=3e-3), CPU)
+    trainer = train.trainer(replace(recipe("mini-prior"), steps=40, lr=3e-3), CPU)
     losses = []
     for _ in range(12):
         losses.append(trainer.update())
@@ -66,7 +66,7 @@ def test_training_leaves_weights_and_a_card(tmp_path):
     assert net.config == given.net
     assert card["parameters"] == sum(p.numel() for p in net.parameters())
 
-    resumed = Trainer(given, CPU)
+    resumed = train.trainer(given, CPU)
     resumed.resume(tmp_path / "work" / "mini-prior")
     assert resumed.step == 2
     for name, p in net.named_parameters():
@@ -88,13 +88,13 @@ def test_a_finished_training_goes_on_when_given_more_steps(tmp_path):
 )
 def test_the_learning_rate_warms_up_stays_and_falls(step, factor):
     given = replace(RECIPES["prior"], steps=100, warmup=10, lr=2.0)
-    assert train.learning_rate(step, given) == pytest.approx(2 * factor)
+    assert learning_rate(step, given) == pytest.approx(2 * factor)
 
 
 def test_a_step_sees_the_same_data_whoever_asks():
     losses = []
     for noise in (0, 1):
-        trainer = Trainer(recipe("mini-prior"), CPU)
+        trainer = train.trainer(recipe("mini-prior"), CPU)
         torch.manual_seed(noise)
         losses.append(trainer.loss(trainer.net, trainer.recipe, 5, CPU).item())
     assert losses[0] == losses[1]

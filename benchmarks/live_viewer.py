@@ -1,4 +1,4 @@
-"""What the live viewer costs: `python benchmarks/viewer.py`.
+"""What the live viewer costs: `python benchmarks/live_viewer.py`.
 
 Pages are other processes that speak viser's protocol without drawing, so that no browser's work is counted;
 they share the machine's cores with the run. Parts of one run alternate between pages, so that what else the
@@ -67,9 +67,12 @@ def wait(port: int, over: threading.Event) -> None:
 def read(port: int, over: threading.Event) -> None:
     """A page that reads as fast as it can."""
     from websockets.sync.client import connect
+    from websockets.typing import Subprotocol
 
     amount, updates, begin = 0, 0, time.monotonic()
-    with connect(f"ws://127.0.0.1:{port}", subprotocols=[f"viser-v{viser.__version__}"], max_size=None) as it:
+    with connect(
+        f"ws://127.0.0.1:{port}", subprotocols=[Subprotocol(f"viser-v{viser.__version__}")], max_size=None
+    ) as it:
         while not over.is_set():
             with contextlib.suppress(TimeoutError):
                 content = it.recv(timeout=0.1)
@@ -92,12 +95,15 @@ class Pages:
     def tell(self, word: str, count: int | None = None) -> list[dict[str, float]]:
         chosen = self.processes[:count]
         for process in chosen:
+            assert process.stdin is not None
             process.stdin.write(f"{word}\n")
             process.stdin.flush()
-        return [json.loads(p.stdout.readline()) for p in chosen] if word == "off" else []
+        answers = [p.stdout.readline() for p in chosen if p.stdout is not None] if word == "off" else []
+        return [json.loads(answer) for answer in answers]
 
     def close(self) -> None:
         for process in self.processes:
+            assert process.stdin is not None
             process.stdin.close()
             process.wait()
 
@@ -115,7 +121,9 @@ def watched(channel: Channel, kinds: list[str]) -> Iterator[tuple[Viewer, Pages]
 # Measurements
 
 
-def steps(count: int, size: int) -> dict[str, Any]:
+def steps(
+    count: int, size: int, *, prior: str = "toybox", change: int = CHANGE, settle: int = SETTLE
+) -> dict[str, Any]:
     """Wall and CPU time of a run's steps with no page, one, and four of which one reads nothing."""
     from splatgen.config import Config, OutputOptions, SplatOptions
     from splatgen.loop import object_run
@@ -124,6 +132,7 @@ def steps(count: int, size: int) -> dict[str, Any]:
     config = Config(
         prompt="a red cube on top of a blue sphere",
         steps=count,
+        prior=prior,
         device="cpu",
         splats=SplatOptions(count=size),
         output=OutputOptions(frames=0, size=32, checkpoint_seconds=0),
@@ -135,8 +144,8 @@ def steps(count: int, size: int) -> dict[str, Any]:
 
         def report(progress: Any) -> None:
             now = (time.perf_counter(), time.thread_time())
-            place = progress.step % CHANGE
-            if state["last"] is not None and place > SETTLE:
+            place = progress.step % change
+            if state["last"] is not None and place > settle:
                 wall, cpu = (1e3 * (b - a) for a, b in zip(state["last"], now, strict=True))
                 times[state["phase"]].append((wall, cpu))
             if place == 0:
@@ -267,6 +276,7 @@ def first_splat() -> dict[str, float] | None:
         command = [sys.executable, "-m", "splatgen.cli", *words]
         run = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         try:
+            assert run.stderr is not None
             address = run.stderr.readline().split()[-1]
             listens = time.monotonic() - begin
             tab.goto(address)
@@ -292,12 +302,32 @@ def drawn(content: bytes) -> bool:
     return bool((pixels.min(-1) < 225).mean() > 0.05)
 
 
+def whole(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything, as it is quoted."""
+    return {
+        "first": first_splat(),
+        "steps": [steps(options.steps, size) for size in (1500, 10_000)],
+        "traffic": [traffic(count, options.seconds) for count in (10_000, 50_000, 200_000)],
+        "memory": memory(options.updates, 20_000),
+    }
+
+
+def tiny() -> dict[str, Any]:
+    """The same on next to nothing: that it runs, not what it costs."""
+    return {
+        "steps": [steps(14, 60, prior="toybox-mini", change=4, settle=1)],
+        "traffic": [traffic(200, 0.5)],
+        "memory": memory(4, 200),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--updates", type=int, default=2000)
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--tiny", action="store_true", help="of everything a little, without a browser")
     parser.add_argument("--page", choices=("reads", STALLED), help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -307,10 +337,7 @@ def main() -> None:
     report = {
         "machine": machine_name(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "first": first_splat(),
-        "steps": [steps(options.steps, size) for size in (1500, 10_000)],
-        "traffic": [traffic(count, options.seconds) for count in (10_000, 50_000, 200_000)],
-        "memory": memory(options.updates, 20_000),
+        **(tiny() if options.tiny else whole(options)),
     }
     text = json.dumps(report, indent=1)
     print(text)

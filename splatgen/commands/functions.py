@@ -1,0 +1,190 @@
+"""The verbs as Python functions: what `import splatgen` gives. Importing this imports no torch.
+
+They take settings by the names of the command line (docs and `splatgen generate --help`): single ones as
+keywords, groups as dictionaries, as in guidance={"scale": 3.0}.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from splatgen import config as configs
+from splatgen.commands import compare as compare_verb
+from splatgen.commands import edit as edit_verb
+from splatgen.commands import generate as generate_verb
+from splatgen.commands.common import arguments, checks, execution, inputs
+from splatgen.commands.common.notebook import ComparisonResult, Pictures, RunResult
+from splatgen.config import Config
+from splatgen.config.validation import validate
+
+if TYPE_CHECKING:
+    from splatgen.scene.splats import Splats
+
+    Source = Splats | RunResult | str | os.PathLike[str]
+
+C = TypeVar("C", bound=Config)
+
+
+def generate(
+    prompt: str,
+    *,
+    preset: str | None = None,
+    out: str | os.PathLike[str] = "outputs",
+    force: bool = False,
+    progress: bool = True,
+    **settings: Any,
+) -> RunResult:
+    """Make a 3D object out of a prompt, in a run folder in `out`.
+
+    preset names settings to start from; without it and without a prior the program chooses as on the command
+    line: Stable Diffusion where CUDA and its weights are there, else the embedded prior that knows the
+    prompt. force takes the nearest prompt that the prior can read. Ctrl-C stops after the step, with a
+    checkpoint. Raises ConfigError (a ValueError) for settings that can't be, Failure for what this machine
+    lacks, Diverged for a run that is lost.
+    """
+    given = {**settings, "prompt": prompt}
+    config = laid_over(Config(), preset, given)
+    if preset is None and "prior" not in settings:
+        config = laid_over(Config(), generate_verb.usual_preset(config), given)
+    options = generate_verb.Generate(out=Path(out), force=force, settings=config)
+    config = generate_verb.check(options, validate(config))
+    from splatgen.loop import object_run
+
+    result, _ = execution.carry_out(
+        lambda report, should_stop: object_run.generate(
+            config, out=Path(out), command=["splatgen.generate"], report=report, should_stop=should_stop
+        ),
+        config,
+        quiet=not progress,
+    )
+    return RunResult.of(result)
+
+
+def edit(
+    source: Source,
+    words: str,
+    *,
+    preset: str | None = None,
+    out: str | os.PathLike[str] = "outputs",
+    force: bool = False,
+    progress: bool = True,
+    **settings: Any,
+) -> RunResult:
+    """Change splats by words and keep what the words do not name.
+
+    source is splats, a splat file, or a run; words are "SOURCE -> TARGET", or TARGET alone for a run, which
+    says itself what it shows. Raises as `generate` does.
+    """
+    config = laid_over(edit_verb.EditConfig(), preset, {**settings, "prompt": words})
+    given = Path("the splats") if _is_splats(source) else _path(source)
+    options = edit_verb.Edit(input=given, out=Path(out), force=force, settings=config)
+    path = given if _is_splats(source) else edit_verb.find(options)
+    checked = edit_verb.check(options)
+    from splatgen import formats
+    from splatgen.loop import object_edit, object_run
+
+    splats: Any = source if _is_splats(source) else edit_verb.nearby(formats.read(path), path).splats()
+    object_edit.check_source(splats, str(path), checked.edit.fit)
+    result, _ = execution.carry_out(
+        lambda report, should_stop: object_run.edit(
+            checked, splats, out=Path(out), command=["splatgen.edit"], report=report, should_stop=should_stop
+        ),
+        checked,
+        quiet=not progress,
+    )
+    return RunResult.of(result)
+
+
+def compare(
+    prompt: str,
+    methods: Sequence[str] = ("sds", "sdi", "rewardsds", "psd"),
+    *,
+    seeds: int = 3,
+    preset: str | None = None,
+    out: str | os.PathLike[str] = "outputs",
+    force: bool = False,
+    progress: bool = True,
+    **settings: Any,
+) -> ComparisonResult:
+    """Make the same prompt with several methods and seeds; the first method is what others are held against.
+
+    A method is a name, SCORE+PREFERENCE as in "sdi+psd", or "preset:NAME". Raises as `generate` does.
+    """
+    given = {**settings, "prompt": prompt}
+    config = laid_over(compare_verb.START, preset, given)
+    options = compare_verb.Compare(
+        methods=tuple(methods), seeds=seeds, out=Path(out), force=force, quiet=not progress, settings=config
+    )
+    plan = compare_verb.plan_of(options, lambda name: laid_over(compare_verb.START, name, given))
+    comparison, _ = compare_verb.carry_out(options, compare_verb.check(options, plan), ["splatgen.compare"])
+    return ComparisonResult(folder=comparison.folder, table=compare_verb.table(comparison))
+
+
+def load(source: Source, *, frame: str | None = None) -> Splats:
+    """The splats of a file (.ply, .splat, .spz, .glb) or a run; frame names the file's axes."""
+    from splatgen import formats
+
+    return formats.load(inputs.splat_file(_path(source)), frame=frame)
+
+
+def save(splats: Splats, path: str | os.PathLike[str], *, sh_degree: int | None = None) -> int:
+    """Write splats in the format of the suffix; returns how many were dropped as invisible or broken."""
+    from splatgen import formats
+
+    return formats.save(splats, path, sh_degree=sh_degree)
+
+
+def render(
+    source: Source,
+    *,
+    azimuth: float | Sequence[float] = (0.0, 90.0, 180.0, 270.0),
+    elevation: float = 15.0,
+    size: int = 256,
+    background: str = "white",
+    device: str = "auto",
+) -> Pictures:
+    """Pictures of splats, a file or a run from cameras around it, size x size; angles in degrees.
+
+    A file that is out of view or tiny is moved before the cameras, as the command line does.
+    """
+    import numpy as np
+    import torch
+
+    from splatgen.loop.results import pictures
+    from splatgen.scene.backgrounds import PLAIN
+    from splatgen.scene.cameras import orbit
+
+    if background not in PLAIN:
+        raise ValueError(f"background is {background!r}: choose one of {', '.join(PLAIN)}")
+    splats: Any = source if _is_splats(source) else _framed(_path(source))
+    angles = torch.tensor([azimuth] if isinstance(azimuth, int | float) else list(azimuth)).float()
+    cameras = orbit(angles, torch.full_like(angles, elevation), size=size)
+    seen = pictures(splats.to(checks.resolve_device(device).device), cameras, background)
+    return Pictures(rgb=np.stack(list(seen)))
+
+
+def _framed(path: Path) -> Splats:
+    """A file's or a run's splats before the cameras."""
+    from splatgen import formats
+
+    return inputs.framed(formats.read(inputs.splat_file(path)), path, "auto")
+
+
+def laid_over(usual: C, preset: str | None, settings: Mapping[str, Any]) -> C:
+    """Settings with the precedence of the command line: usual < preset < those given."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    base = usual if preset is None else arguments.with_preset(usual, preset)
+    chosen: C = configs.merge(base, given)
+    return chosen if base is usual else arguments.left_out(chosen, base)  # type: ignore[no-any-return]
+
+
+def _is_splats(source: Source) -> bool:
+    """Whether these are splats themselves, and no place to read them from."""
+    return not isinstance(source, RunResult | str | os.PathLike)
+
+
+def _path(source: Any) -> Path:
+    return source.folder if isinstance(source, RunResult) else Path(source)

@@ -1,0 +1,136 @@
+"""Every command of benchmarks/ that README, docs or the Makefile name, in a form that takes seconds.
+
+models.py and tiny_decoder.py run in test_benchmarks_models.py, gpu_rasterizers.py and gpu_truth.py in
+test_gpu_script.py, memory_estimate.py in test_footprint.py, shelf_quality.py in a test of its own below;
+triton_kernels.py runs in `make triton`. reward_parity.py needs packages of an environment that it makes
+itself from an index: here it says what it takes, `make reward-parity` runs it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import shelf_nets
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "benchmarks"
+PAGES = [ROOT / "README.md", ROOT / "Makefile", FOLDER / "README.md", *(ROOT / "docs").glob("*.md")]
+NAMED = {name for page in PAGES for name in re.findall(r"benchmarks/(\w+)\.py", page.read_text("utf-8"))}
+ELSEWHERE = {"models", "tiny_decoder", "shelf_quality", "triton_kernels"}
+ELSEWHERE |= {"gpu_rasterizers", "gpu_truth", "memory_estimate"}
+LESS = ["--captions", "1", "--seeds", "1", "--workers", "0"]
+TINY = {
+    "alignment": [
+        "--prior",
+        "toybox-mini",
+        *LESS,
+        "--arms",
+        "sds",
+        "dpo",
+        "--steps",
+        "2",
+        "--rows",
+        "OUT/rows",
+    ],
+    "gallery": ["OUT/gallery.png", "--prompts", "2", "--steps", "2", "--size", "24"],
+    "live_viewer": ["--tiny", "--out", "OUT/result.json"],
+    "mesh": ["--tiny", "--out", "OUT/result.json"],
+    "overhead": ["--steps", "7", "--out", "OUT/result.json"],
+    "rasterizer": ["--tiny", "--out", "OUT"],
+    "reward_step": ["--rounds", "1", "--views", "1", "--times", "0.5", "--threads", "1", "--latents", "8"],
+    "toybox_quality": ["--ceiling", *LESS, "--set", "steps=2", "--set", 'prior="toybox-mini"'],
+}
+TINY["alignment"] += ["--out", "OUT/result.json"]
+TINY["reward_step"] += ["--out", "OUT/result.json"]
+TINY["toybox_quality"] += ["--out", "OUT/result.json"]
+
+
+def run(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *words])
+    monkeypatch.syspath_prepend(str(FOLDER))
+    threads = torch.get_num_threads()
+    try:
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_every_named_command_is_run() -> None:
+    assert {"toybox_quality", "rasterizer"} <= NAMED
+    assert {*TINY, *ELSEWHERE, "reward_parity"} >= NAMED
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_command_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(name, [word.replace("OUT", str(tmp_path)) for word in TINY[name]], monkeypatch)
+    made = [p for p in tmp_path.iterdir() if p.suffix in (".json", ".png")]
+    assert made
+    for path in made:
+        if path.suffix == ".json":
+            assert json.loads(path.read_text(encoding="utf-8"))["machine"]
+
+
+def test_quality_on_the_shelf(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    shelf_of_boxes: object,
+) -> None:
+    """Against boxes, by tiny networks: every kind has its row, and a second call has nothing left to do."""
+    from splatgen.rewards import shelf as rewards
+
+    weights = shelf_nets.write(tmp_path / "weights")
+    monkeypatch.setattr(rewards, "weights_folder", lambda: weights)
+    words = [
+        "--singles",
+        "1",
+        "--pairs",
+        "1",
+        "--colours",
+        "1",
+        "--seeds",
+        "1",
+        "--ceiling",
+        "--workers",
+        "0",
+    ]
+    words += ["--set", "steps=2", "--set", f'prior_options.model="{weights}"', "--set", "reward=[]"]
+    words += ["--rows", str(tmp_path / "rows"), "--out", str(tmp_path / "found.json")]
+    run("shelf_quality", words, monkeypatch)
+    run("shelf_quality", words, monkeypatch)
+    rows = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["rows"]
+    assert len(rows) == 6
+    assert {(row["kind"], row["ceiling"]) for row in rows} == {
+        (kind, ceiling) for kind in ("single", "pair", "colour") for ceiling in (False, True)
+    }
+    assert "ceiling: all" in capsys.readouterr().out
+
+
+def test_the_ceiling_is_a_row_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Splats fitted to exact pictures; two more steps bring them nearer."""
+    errors = []
+    for steps in (1, 12):
+        words = [*LESS, "--seeds", "0", "--ceiling", "--set", f"steps={steps}"]
+        run("toybox_quality", [*words, "--out", str(tmp_path / "found.json")], monkeypatch)
+        (row,) = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["rows"]
+        assert row["ceiling"]
+        errors.append(row["psnr"])
+    assert errors[1] > errors[0] + 1.0
+    assert "ceiling: all" in capsys.readouterr().out
+
+
+def test_what_needs_an_environment_says_what_it_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run("reward_parity", ["--help"], monkeypatch)
+    assert stopped.value.code == 0
+    assert "--environment" in capsys.readouterr().out
