@@ -542,6 +542,7 @@ SAFE = (
     "atomic.",
     "formats.",
     "checkpoint.",
+    "kept.",
     "steering.",
     "metrics.",
     "trainer.",

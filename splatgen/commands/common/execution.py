@@ -35,11 +35,12 @@ def execute(job: Job, config: Method, *, as_json: bool, quiet: bool) -> int:
     """Run a job, print its result and return the exit code."""
     result, stop = carry_out(job, config, quiet=quiet)
     stopped = result.status == "stopped"
+    made = [Path(path).name for kind, path in files(result.run).items() if kind in RESULTS]
     if stopped:
         command = shlex.join(["splatgen", "resume", str(result.run.folder)])
-        print(f"splatgen: stopped after step {result.step}; continue with: {command}", file=sys.stderr)
+        kept = f"stopped after step {result.step}: {', '.join(made)}"
+        print(f"splatgen: {kept}; continue with: {command}", file=sys.stderr)
     elif not quiet:
-        made = [Path(path).name for kind, path in files(result.run).items() if kind in RESULTS]
         seconds = time.monotonic() - result.run.clock
         lost = run_folder.read(result.run).get("skipped")
         note = f" ({lost} steps were skipped: their numbers were not finite)" if lost else ""
