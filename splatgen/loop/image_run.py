@@ -36,7 +36,7 @@ from splatgen.loop.step import (
     score_rewards,
 )
 from splatgen.priors import Prior
-from splatgen.runs import checkpoint, lock, packing, run_folder, video
+from splatgen.runs import checkpoint, lock, packing, run_folder
 from splatgen.runs.rng import rng
 from splatgen.runs.run_folder import Run
 from splatgen.scene.cameras import Cameras, orbit
