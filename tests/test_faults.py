@@ -548,6 +548,7 @@ SAFE = (
     "atomic.",
     "formats.",
     "checkpoint.",
+    "kept.",
     "steering.",
     "metrics.",
     "trainer.",

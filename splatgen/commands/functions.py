@@ -150,7 +150,8 @@ def render(
 ) -> Pictures:
     """Pictures of splats, a file or a run from cameras around it, size x size; angles in degrees.
 
-    A file that is out of view or tiny is moved before the cameras, as the command line does.
+    As on the command line, a file that is out of view or tiny is moved before the cameras, and one that says
+    it is antialiased (mip) is rendered so.
     """
     import numpy as np
     import torch
@@ -161,18 +162,21 @@ def render(
 
     if background not in PLAIN:
         raise ValueError(f"background is {background!r}: choose one of {', '.join(PLAIN)}")
-    splats: Any = source if _is_splats(source) else _framed(_path(source))
+    given: Any = (source, False) if _is_splats(source) else _framed(_path(source))
+    splats, antialiased = given
     angles = torch.tensor([azimuth] if isinstance(azimuth, int | float) else list(azimuth)).float()
     cameras = orbit(angles, torch.full_like(angles, elevation), size=size)
-    seen = pictures(splats.to(checks.resolve_device(device).device), cameras, background)
+    placed = splats.to(checks.resolve_device(device).device)
+    seen = pictures(placed, cameras, background, antialiased=antialiased)
     return Pictures(rgb=np.stack(list(seen)))
 
 
-def _framed(path: Path) -> Splats:
-    """A file's or a run's splats before the cameras."""
+def _framed(path: Path) -> tuple[Splats, bool]:
+    """A file's or a run's splats before the cameras, and whether they are for an antialiased renderer."""
     from splatgen import formats
 
-    return inputs.framed(formats.read(inputs.splat_file(path)), path, "auto")
+    file = formats.read(inputs.splat_file(path))
+    return inputs.framed(file, path, "auto"), file.antialiased
 
 
 def laid_over(usual: C, preset: str | None, settings: Mapping[str, Any]) -> C:

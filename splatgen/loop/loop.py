@@ -97,8 +97,11 @@ class Subject(Steerable, Protocol):
     def restore(self) -> None:
         """Go back to the last checkpoint; raises FileNotFoundError or ValueError when there is none."""
 
+    def keep(self) -> None:
+        """Write what there is to look at, which a run leaves however it ends."""
+
     def write_results(self) -> dict[str, float]:
-        """Write what a finished run leaves; returns its final rewards."""
+        """Write what a finished run leaves, that included; returns its final rewards."""
 
     def totals(self) -> dict[str, Any]:
         """What run.json says of the end beside them."""
@@ -217,7 +220,7 @@ def _steps(
     subject.save()
     _check_counted(run, int(skipped), subject.state.step - first, why)
     status = "done" if subject.state.step >= pace.steps else "stopped"
-    watch.end(status)
+    watch.end("writing its files")
     return status
 
 

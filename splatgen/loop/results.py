@@ -1,4 +1,4 @@
-"""What a finished run leaves for its user: the .ply, a preview and a turntable."""
+"""What a run leaves for its user: the .ply and a preview, however it ended; a turntable when it is done."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from splatgen import formats
 from splatgen.config import OutputOptions
@@ -19,6 +20,7 @@ from splatgen.scene.backgrounds import PLAIN
 from splatgen.scene.cameras import Cameras, orbit, turntable
 from splatgen.scene.splats import Splats
 
+SHOWN = 256  # pixels: smaller images are enlarged by whole pixels, so that a viewer shows them
 PREVIEW_AZIMUTHS = (0.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0)
 
 
@@ -58,9 +60,21 @@ def write_turntable(
     return video.write_turntable(pictures(splats, cameras, background, antialiased=antialiased), stem)
 
 
-def write_results(run: Run, splats: Splats, options: OutputOptions) -> None:
-    """Everything of a finished run."""
+def write_object(run: Run, splats: Splats, options: OutputOptions) -> None:
+    """What there is of a run at any of its steps, first what matters most."""
     formats.save(splats, run.splats_ply, comments=[f"splatgen {__version__} {run.id}"])
     write_preview(splats, run.preview, size=options.size)
+
+
+def write_film(run: Run, splats: Splats, options: OutputOptions) -> None:
+    """The turntable of a finished run, unless it is to have none; splats are before the cameras."""
     if options.frames:
         write_turntable(splats, run.turntable, size=options.size, frames=options.frames)
+
+
+def write_images(images: Tensor, path: Path) -> None:
+    """Images [B, 3, S, S] in 0..1 side by side, as PNG; small ones enlarged by a whole factor."""
+    shown = (255.0 * images.detach().clamp(0.0, 1.0) + 0.5).byte().permute(0, 2, 3, 1).cpu().numpy()
+    factor = max(SHOWN // shown.shape[1], 1)
+    large = shown.repeat(factor, axis=1).repeat(factor, axis=2)
+    video.write_preview(list(large), path, columns=len(large))

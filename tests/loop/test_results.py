@@ -66,7 +66,9 @@ def test_the_preview_shows_eight_views_and_the_front_first(tmp_path):
 
 def test_a_finished_run_has_its_files(tmp_path):
     run = run_folder.create(tmp_path, "a red cube", command=["test"], config={})
-    results.write_results(run, cloud(), OutputOptions(frames=2, size=16))
+    options = OutputOptions(frames=2, size=16)
+    results.write_object(run, cloud(), options)
+    results.write_film(run, cloud(), options)
     loaded = formats.load(run.splats_ply)
     assert len(loaded) == 60
     order = loaded.means[:, 0].argsort(), cloud().means[:, 0].argsort()
@@ -78,7 +80,7 @@ def test_a_finished_run_has_its_files(tmp_path):
 
 def test_no_frames_no_turntable(tmp_path):
     run = run_folder.create(tmp_path, "a red cube", command=["test"], config={})
-    results.write_results(run, cloud(), OutputOptions(frames=0, size=16))
+    results.write_film(run, cloud(), OutputOptions(frames=0, size=16))
     assert not list(run.folder.glob("turntable*"))
 
 

@@ -16,6 +16,7 @@ from splatgen.commands.common.progress import Reporter, duration
 from splatgen.commands.common.signals import Stop, on_signals
 from splatgen.config import ImageConfig
 from splatgen.models.budget import not_compiled
+from splatgen.models.footprint import footprint
 from splatgen.models.memory import keep_freed
 from splatgen.priors import PRIORS
 from splatgen.runs import run_folder
@@ -34,11 +35,12 @@ def execute(job: Job, config: Method, *, as_json: bool, quiet: bool) -> int:
     """Run a job, print its result and return the exit code."""
     result, stop = carry_out(job, config, quiet=quiet)
     stopped = result.status == "stopped"
+    made = [Path(path).name for kind, path in files(result.run).items() if kind in RESULTS]
     if stopped:
         command = shlex.join(["splatgen", "resume", str(result.run.folder)])
-        print(f"splatgen: stopped after step {result.step}; continue with: {command}", file=sys.stderr)
+        kept = f"stopped after step {result.step}: {', '.join(made)}"
+        print(f"splatgen: {kept}; continue with: {command}", file=sys.stderr)
     elif not quiet:
-        made = [Path(path).name for kind, path in files(result.run).items() if kind in RESULTS]
         seconds = time.monotonic() - result.run.clock
         lost = run_folder.read(result.run).get("skipped")
         note = f" ({lost} steps were skipped: their numbers were not finite)" if lost else ""
@@ -74,7 +76,9 @@ def headline(config: Method, choice: Choice) -> str:
     chosen = f"{choice.note}: " if choice.note else ""
     reason = not_compiled(config, large=PRIORS[config.prior].large)
     plain = f" (not compiled: {reason})" if reason else ""
-    return f"{chosen}{rasterizer}, {prior} prior{plain}, {config.steps} steps, seed {config.seed}"
+    taken = footprint(config) if choice.device == "cuda" else None
+    memory = "" if taken is None else f", about {taken:.1f} GiB of GPU memory"
+    return f"{chosen}{rasterizer}, {prior} prior{plain}{memory}, {config.steps} steps, seed {config.seed}"
 
 
 def files(run: Run) -> dict[str, str]:
