@@ -339,9 +339,7 @@ class Session:
             lanes = list(self._status.lanes)
             lanes[n] = replace(lanes[n], **fields)
             message = next((lane.message for lane in lanes if lane.message), "")
-            self._status = replace(
-                self._status, lanes=tuple(lanes), state=together(lanes), message=message
-            )
+            self._status = replace(self._status, lanes=tuple(lanes), state=together(lanes), message=message)
             self._changed.notify_all()
 
     def _set(self, **fields: Any) -> None:

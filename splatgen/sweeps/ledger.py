@@ -10,6 +10,7 @@ sweep.jsonl grows by a row a run; of several rows of a run the last one counts. 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,16 +18,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from splatgen.config import from_dict, read_file, to_dict
-from splatgen.runs import atomic, run_folder
+from splatgen.runs import atomic, lock, run_folder
 from splatgen.runs.machine import machine_name
 from splatgen.runs.metrics import Metrics, read_metrics
 from splatgen.runs.version import __version__
 from splatgen.sweeps.plan import Plan, Task, line_up
 
-FILE, ROWS, TABLE, SHEET, LOCK = "sweep.json", "sweep.jsonl", "table.md", "sheet.png", ".lock"
+FILE, ROWS, TABLE, SHEET = "sweep.json", "sweep.jsonl", "table.md", "sheet.png"
 FINISHED = ("done", "diverged")  # run again, these would come out the same
 TIMES = ("cost/seconds",)  # what differs from one time to the next
 
@@ -77,32 +76,25 @@ def make_folder(out: Path, kind: str, prompts: Sequence[str]) -> Path:
 
 
 class Ledger:
-    """Writes a sweep's folder. Within `with`, no other process does; ValueError where one is at it."""
+    """Writes a sweep's folder. Within `with`, no other process does; BusyError where one is at it."""
 
     def __init__(self, folder: Path, plan: Plan, command: Sequence[str]) -> None:
         self.folder, self.plan = folder, plan
         self._command = list(command)
-        self._lock = filelock.FileLock(folder / LOCK)
+        self._exits = contextlib.ExitStack()
         self._rows: Metrics | None = None
         self._began = datetime.now(UTC)
         self.before = 0.0  # seconds of earlier sessions
 
     def __enter__(self) -> Ledger:
-        try:
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout:
-            raise ValueError(
-                f"{self.folder} is at work in another process: wait for it, or stop it with Ctrl-C"
-            ) from None
+        self._exits.enter_context(lock.held(self.folder))
         atomic.sweep(self.folder)
         self.before = _seconds(self.folder)
-        self._rows = Metrics(self.folder / ROWS)
+        self._rows = self._exits.enter_context(Metrics(self.folder / ROWS))
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._rows is not None:
-            self._rows.close()
-        self._lock.release()
+        self._exits.close()
 
     def known(self) -> dict[str, Outcome]:
         """The last outcome of every run of the plan that had its turn, by folder."""

@@ -63,7 +63,7 @@ class Alone:
 def carry_out(plan: Plan, folder: Path, crew: Crew, *, command: Sequence[str], watch: Callbacks) -> Sweep:
     """Make every run of a plan that `folder` doesn't hold yet, and the table of all of them.
 
-    Raises ValueError where another process is at work in the folder.
+    Raises BusyError where another process is at work in the folder.
     """
     tasks = plan.tasks()
     with Ledger(folder, plan, command) as ledger:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
@@ -21,7 +22,7 @@ from splatgen.loop.resident_models import ResidentModels
 from splatgen.models.budget import LoadOptions
 from splatgen.models.memory import is_lost_device, is_out_of_memory
 from splatgen.rewards import Reward, load_reward
-from splatgen.runs import run_folder
+from splatgen.runs import lock, run_folder
 from splatgen.runs.metrics import read_metrics
 from splatgen.runs.run_folder import Run
 from splatgen.scene.splats import Splats
@@ -30,6 +31,7 @@ from splatgen.sweeps.plan import Task
 from splatgen.worlds.toybox import evaluation as toybox
 from splatgen.worlds.toybox.grammar import parse
 
+LEFT_BEHIND = 60.0
 TRIES = 2  # of a run that fails for no reason of its own
 
 
@@ -60,6 +62,7 @@ class Worker:
         """A run to its end, from where it was, and what it came to."""
         folder = root / task.folder
         error = None
+        wait_until_free(folder)
         if not _is_done(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             error = self._attempt(task.config, folder, report, should_stop)
@@ -145,6 +148,14 @@ class Worker:
         if name not in self._judges:
             self._judges[name] = load_reward(name, LoadOptions())
         return self._judges[name]
+
+
+def wait_until_free(folder: Path) -> None:
+    """Until nobody works in a run's folder, or LEFT_BEHIND seconds: a driver that died takes its hands with
+    it, but not at once."""
+    end = time.monotonic() + LEFT_BEHIND
+    while time.monotonic() < end and lock.holder(folder) is not None:
+        time.sleep(0.2)
 
 
 def _is_done(folder: Path) -> bool:

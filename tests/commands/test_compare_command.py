@@ -153,7 +153,7 @@ def test_stdout_is_the_table_and_the_folder(printed: tuple[Path, str]) -> None:
     assert re.fullmatch(r"4 runs in \d+:\d\d\.", note.splitlines()[-1])
     assert last == str(folder)
     assert "-compare-a-red-cube-" in folder.name
-    files = {"sweep.json", "sweep.jsonl", "table.md", "sheet.png", ".lock"}
+    files = {"sweep.json", "sweep.jsonl", "table.md", "sheet.png"}
     assert {p.name for p in folder.iterdir()} == files | {"sds-0", "sds-1", "rewardsds-0", "rewardsds-1"}
 
 
