@@ -3,7 +3,7 @@
 A cut-out is colour times coverage, and coverage: four channels without a background.
 Autoencoder: `AutoencoderKL` on pixel_unshuffle(cut-out, 2).
 Diffusion: `UNet2DConditionModel` on its latents with v-prediction; words and the camera's own token reach it
-by cross-attention, the pooled text and the camera through its class embedding, and the rays of the pixels (see
+by cross-attention, the pooled text and the camera through its class embedding, and rays of pixels (see
 splatgen.worlds.shelf.rays) as channels beside the latents.
 Reward: two towers, see splatgen.worlds.towers.
 

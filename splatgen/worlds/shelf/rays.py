@@ -1,7 +1,7 @@
 """Where each pixel of a latent looks: the map of rays that a denoiser reads beside the latents.
 
-Convolutions know neither where in the picture they are nor what is seen from there; told both, a network need
-not spread the view over its maps by itself (ray maps as in CAT3D, Gao et al. 2024, of a fixed pinhole camera).
+Convolutions know neither where in the picture they are nor what is seen from there; told both, a network
+need not spread the view over its maps by itself (ray maps as in CAT3D, Gao et al. 2024, of a pinhole camera).
 
 Shapes: B views, S the side of the latents.
 """
