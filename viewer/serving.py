@@ -15,6 +15,7 @@ import websockets.asyncio.server
 
 from .access import Access
 from .dressing import dressed
+from .reconnection import Reconnection
 
 PORTS = 100  # tried, from the one that was asked for
 _log = logging.getLogger(__name__)
@@ -93,17 +94,18 @@ def _try(host: str, port: int) -> None:
 
 @contextlib.contextmanager
 def _guarded(access: Access, title: str) -> Iterator[list[bool]]:
-    """Within, web servers that websockets starts ask `access` first; yields whether one was started.
+    """Within, web servers of websockets ask `access` first, and pages come back; yields whether any started.
 
     viser has no hook for it: it hands its own first look at a request to `serve`, and keeps the server.
     """
     module: Any = websockets.asyncio.server
-    original = module.serve
+    original, coming_back = module.serve, Reconnection()
     started: list[bool] = []
 
     def guarded(*args: Any, process_request: Any, **options: Any) -> Any:
         started.append(True)
-        return original(*args, process_request=access.guard(dressed(process_request, title)), **options)
+        answer = coming_back.guard(dressed(process_request, title))
+        return original(*args, process_request=access.guard(answer), **options)
 
     module.serve = guarded
     try:

@@ -176,7 +176,8 @@ class StudioPage:
         """The runs' words and files, to the pages."""
         for lane in self.work.lanes:
             for message in waiting(lane.channel.messages):
-                self.status.tell(f"{lane.name}: {message}" if lane.name else message)
+                if lane.channel.folder is None:  # how it ended, and where, is in the line above
+                    self.status.tell(f"{lane.name}: {message}" if lane.name else message)
             for file in waiting(lane.channel.files):
                 self.save.deliver(file.name, file.content)
 

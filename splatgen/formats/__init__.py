@@ -68,15 +68,18 @@ def save(
     sh_degree: int | None = None,
     frame: str | None = None,
     clean: bool = True,
+    spz_version: int = 3,
 ) -> int:
     """Write splats atomically and return how many were dropped as invisible or broken.
 
     sh_degree pads with zeros (Unity wants 3) or cuts; None keeps the splats' own. With clean=False
-    nothing is dropped and broken splats raise ValueError.
+    nothing is dropped and broken splats raise ValueError. spz_version is of a .spz, 3 or 4.
     """
     if packed(path):
         raise ValueError(f"{Path(path).name!r} can't be written: {packed(path)}")
-    options = {} if frame is None else {"frame": frame}
+    options: dict[str, Any] = {} if frame is None else {"frame": frame}
+    if spz_version != 3 and Path(path).suffix.lower() == ".spz":
+        options["version"] = spz_version
     dropped: int = _module(path, WRITTEN).save(
         _file(splats), path, comments=comments, sh_degree=sh_degree, clean=clean, **options
     )

@@ -17,6 +17,7 @@ from splatgen.commands.common.studio_settings import Settings, told, vocabulary
 from splatgen.commands.common.viewer import settings
 from splatgen.config import Config
 from splatgen.loop.snapshot import Cloud, Command
+from splatgen.runs import lock
 
 if TYPE_CHECKING:
     from splatgen_viewer import studio_program as page
@@ -197,8 +198,9 @@ class StudioBackend:
 
     def delete(self, name: str) -> None:
         past = self._run(name)
-        if past.status == "running" and self._session.status.busy:
-            raise ValueError("it is at work: stop it first")
+        who = lock.holder(past.folder)
+        if who is not None:
+            raise ValueError(f"{past.name} is at work in {who}: stop it first")
         self._trash.put(past)
 
     def undo(self) -> str:
