@@ -19,6 +19,7 @@ VERBS = {  # name: (module, summary)
     "edit": ("splatgen.commands.edit", "change an object by words: a red cube -> a blue cube"),
     "image": ("splatgen.commands.image", "the same guidance on one image instead of an object"),
     "compare": ("splatgen.commands.compare", "several methods on one prompt, paired"),
+    "sweep": ("splatgen.commands.sweep", "many prompts with several methods, here or on a cluster"),
     "resume": ("splatgen.commands.resume", "continue a run that was stopped"),
     "studio": ("splatgen.commands.studio", "make one object after the other from a page in the browser"),
     "view": ("splatgen.commands.view", "a finished run or a splat file in the browser"),

@@ -15,10 +15,11 @@ from splatgen import config as configs
 from splatgen.commands import compare as compare_verb
 from splatgen.commands import edit as edit_verb
 from splatgen.commands import generate as generate_verb
-from splatgen.commands.common import arguments, checks, execution, inputs
+from splatgen.commands.common import arguments, checks, execution, inputs, sweeping
 from splatgen.commands.common.notebook import ComparisonResult, Pictures, RunResult
 from splatgen.config import Config
 from splatgen.config.validation import validate
+from splatgen.sweeps.table import table
 
 if TYPE_CHECKING:
     from splatgen.scene.splats import Splats
@@ -114,13 +115,14 @@ def compare(
     A method is a name, SCORE+PREFERENCE as in "sdi+psd", or "preset:NAME". Raises as `generate` does.
     """
     given = {**settings, "prompt": prompt}
-    config = laid_over(compare_verb.START, preset, given)
+    config = laid_over(sweeping.START, preset, given)
     options = compare_verb.Compare(
         methods=tuple(methods), seeds=seeds, out=Path(out), force=force, quiet=not progress, settings=config
     )
-    plan = compare_verb.plan_of(options, lambda name: laid_over(compare_verb.START, name, given))
-    comparison, _ = compare_verb.carry_out(options, compare_verb.check(options, plan), ["splatgen.compare"])
-    return ComparisonResult(folder=comparison.folder, table=compare_verb.table(comparison))
+    plan = compare_verb.plan_of(options, lambda name: laid_over(sweeping.START, name, given))
+    plan = compare_verb.check(options, plan)
+    sweep, _ = sweeping.carry_out(options, plan, ["splatgen.compare"], "compare")
+    return ComparisonResult(folder=sweep.folder, table=table(sweep))
 
 
 def load(source: Source, *, frame: str | None = None) -> Splats:

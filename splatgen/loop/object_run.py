@@ -164,19 +164,21 @@ def edit(
     *,
     out: Path,
     command: Sequence[str],
+    models: Models | None = None,
     report: Callable[[Progress], None] = ignore,
     should_stop: Callable[[], bool] = never,
     channel: Channel | None = None,
 ) -> Result:
     """Change splats that show config.source into config.prompt and write a run folder in `out`.
 
-    Raises ValueError for splats that show nothing, and for settings that an edit cannot use.
+    models are those of this config, where they are loaded already. Raises ValueError for splats that show
+    nothing, and for settings that an edit cannot use.
     """
     object_edit.check_source(splats, "the source", config.edit.fit)
     config = validate(object_edit.adapted(config, splats))
     object_edit.check_settings(config)
     device = pick_device(config)
-    models = load_models(config, device)
+    models = models or load_models(config, device)
     run = create_run(
         config, models, out, command, device, fill=lambda run: object_edit.save_source(run, splats)
     )

@@ -27,7 +27,7 @@ from splatgen.guidance.scores.base import Metrics
 from splatgen.loop import object_edit
 from splatgen.loop.clock import StageClock
 from splatgen.loop.encoding import encode, encoder_inputs, pull_back
-from splatgen.models.budget import BUDGETS, LoadOptions
+from splatgen.models.budget import BUDGETS, LoadOptions, decoded_at_once
 from splatgen.models.paging import take_turns
 from splatgen.priors import PRIORS, Conditioning, Prior, load_options_for, load_prior
 from splatgen.rasterizer import Render, render
@@ -148,7 +148,8 @@ def assemble(
     """
     budget = BUDGETS[config.budget]
     guidance = dataclasses.replace(config.guidance, batch=config.guidance.batch or budget.denoise)
-    options = dataclasses.replace(ensemble.options, batch=ensemble.options.batch or budget.decode)
+    at_once = decoded_at_once(budget, large=PRIORS[config.prior].large)
+    options = dataclasses.replace(ensemble.options, batch=ensemble.options.batch or at_once)
     take_turns((prior, *ensemble.rewards, *holdouts), budget.room)
     score = make_score(config, prior)
     models = Models(

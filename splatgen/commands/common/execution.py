@@ -17,6 +17,7 @@ from splatgen.commands.common.progress import Reporter, duration
 from splatgen.commands.common.signals import Stop, on_signals
 from splatgen.config import ImageConfig
 from splatgen.models.budget import not_compiled
+from splatgen.models.footprint import footprint
 from splatgen.models.memory import keep_freed
 from splatgen.priors import PRIORS
 from splatgen.rewards import JUDGES
@@ -91,7 +92,9 @@ def headline(config: Method, choice: Choice) -> str:
     chosen = f"{choice.note}: " if choice.note else ""
     reason = not_compiled(config, large=PRIORS[config.prior].large)
     plain = f" (not compiled: {reason})" if reason else ""
-    return f"{chosen}{rasterizer}, {prior} prior{plain}, {config.steps} steps, seed {config.seed}"
+    taken = footprint(config) if choice.device == "cuda" else None
+    memory = "" if taken is None else f", about {taken:.1f} GiB of GPU memory"
+    return f"{chosen}{rasterizer}, {prior} prior{plain}{memory}, {config.steps} steps, seed {config.seed}"
 
 
 def scores_explained(config: Method) -> list[str]:
