@@ -46,7 +46,7 @@ class RewardEntry:
 
 
 _TOYBOX, _SHELF = "splatgen.rewards.toybox", "splatgen.rewards.shelf"
-_FITS = "how well pictures fit the words, by {} of ours; exact pictures have {}"
+_FITS = "fit of pictures and words, by {} of ours; exact ones have {}"
 _LIKED = "how people would like the pictures for the words; good ones have about {}"
 _FOUR = "how four views together would be liked for the words; 0 is usual, 2 much"
 

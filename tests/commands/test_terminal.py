@@ -216,29 +216,6 @@ def test_log_is_kept_with_the_settings_and_needs_its_package(
     assert list((run / "tensorboard").glob("events.out.tfevents.*"))
 
 
-# Export starts at once
-
-
-def test_export_between_formats_imports_no_torch(tmp_path: Path) -> None:
-    from splatgen import formats
-    from splatgen.runs.rng import rng
-    from splatgen.scene.splats import random_ball
-
-    formats.save(
-        random_ball(rng(1, 0, "test"), count=50, radius=0.5, scale=0.1, opacity=0.5), tmp_path / "a.ply"
-    )
-    code = (
-        "import sys; from splatgen.cli import main\n"
-        "names = ['a.ply', 'b.spz', 'c.glb', 'd.splat', 'e.ply']\n"
-        "codes = [main(['export', *pair, '--recentre']) for pair in zip(names, names[1:])]\n"
-        "print(codes, 'torch' in sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.splitlines()[-1] == "[0, 0, 0, 0] False"
-
-
 # The shell completes
 
 

@@ -274,7 +274,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, case: str) -> None:
     whole = start(tmp_path / "whole", given)
     part = start(tmp_path / "part", given, should_stop=stop_at(2))
     assert (run_folder.read(part.run)["status"], part.step) == ("stopped", 2)
-    assert not (part.run.folder / "image.png").exists()
+    assert (part.run.folder / "image.png").exists()  # its last step, to look at
     part = image_run.resume(part.run.folder, command=["test"], should_stop=stop_at(1))
     part = image_run.resume(part.run.folder, command=["test"])
     assert (part.status, part.step) == ("done", STEPS)
