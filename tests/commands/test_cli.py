@@ -115,7 +115,7 @@ REFUSED = {  # words after `generate "a red cube"`: part of the message
     "--holdout-reward four": "the reward 'four' judges 4 views together",
     "--prior multi --views.count 6": "the prior 'multi' denoises 4 views together, give a multiple of 4",
     "--reward toybox-judge": "no reward 'toybox-judge'; it only watches: give it to --holdout-reward",
-    "--reward hpsv9": "no reward 'hpsv9'; did you mean 'hpsv2'",
+    "--reward hpsv9": "no reward 'hpsv9'; did you mean 'hpsv3'",
     "--holdout-reward jugde": "no reward 'jugde'; there are: toybox",
     "--reward toybox=high": "reward is 'toybox=high': write NAME or NAME=WEIGHT",
     "--reward toybox=nan": "reward toybox is nan: give a weight that is finite and not 0",
