@@ -208,9 +208,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     found = differences(rows)
     marks = stars(found)
     lines = [
-        f"{len(common)} pairs of caption and seed, {captions} captions; intervals over captions, 95 % each. Of "
-        f"{len(found)} differences {sum(m != '' for m in marks.values())} stay at 5 % after Holm's correction "
-        f"for their column (*), {sum(m == '**' for m in marks.values())} after that for the table (**).",
+        f"{len(common)} pairs of caption and seed, {captions} captions; intervals over captions, 95 % "
+        f"each. Of {len(found)} differences {sum(m != '' for m in marks.values())} stay at 5 % after "
+        f"Holm's correction for their column (*), {sum(m == '**' for m in marks.values())} after that "
+        f"for the table (**).",
         "",
         f"| arm | {' | '.join(MEASURES)} | calls | CPU s |",
         "|---" * (len(MEASURES) + 3) + "|",

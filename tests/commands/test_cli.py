@@ -46,27 +46,33 @@ needs_weights = pytest.mark.skipif(
 
 FLAGS = """
 --ascent.form --ascent.pure --ascent.start --ascent.straight-through --ascent.target --ascent.weight
---budget --config --densify.grow --densify.max-splats --densify.prune-opacity --densify.prune-scale
---densify.reset --densify.rounds --densify.split-scale --densify.start --densify.stop --device --dpo.form
---dpo.gap --force --guidance.anneal --guidance.batch --guidance.clamp --guidance.no-clamp
---guidance.no-perp-neg --guidance.perp-neg --guidance.rescale --guidance.scale --guidance.t-max
---guidance.t-min --guidance.t-min-start --guidance.times --guidance.view-prompts --guidance.weighting
---help --holdout-reward --host --init --ism.interval --ism.noise --ism.step --json --lr.decay-from
---lr.final --lr.means --lr.opacities --lr.quats --lr.scales --lr.sh --negative --out
+--bridge.flaws --bridge.quality --bridge.start --budget --config --densify.grow --densify.max-splats
+--densify.prune-opacity --densify.prune-scale --densify.reset --densify.rounds --densify.split-scale
+--densify.start --densify.stop --device --dpo.form --dpo.gap --force --guidance.anneal --guidance.batch
+--guidance.clamp --guidance.clip --guidance.clip-over --guidance.no-clamp --guidance.no-perp-neg
+--guidance.noise --guidance.noise-cell --guidance.noise-renewals
+--guidance.null-scale --guidance.perp-neg --guidance.rescale --guidance.scale --guidance.scale-end
+--guidance.scale-over --guidance.shift --guidance.t-max --guidance.t-min --guidance.t-min-start
+--guidance.times --guidance.view-limits --guidance.view-prompts --guidance.weighting --help --holdout-reward
+--host --init --ism.interval --ism.interval-start --ism.offset --ism.start --ism.step --ism.warmup --json
+--lr.betas --lr.decay-from --lr.final --lr.means --lr.means-fall --lr.opacities --lr.opacities-fall
+--lr.quats --lr.quats-fall --lr.scales --lr.scales-fall --lr.sh --lr.sh-fall --negative --nfsd.limit --out
 --output.checkpoint-seconds --output.frames --output.log-every --output.reward-every --output.size
 --patience --port --preference --preset --prior --prior.camera --prior.compile --prior.dtype --prior.lora
 --prior.lora-scale --prior.model --prior.no-camera --prior.no-compile --prior.no-t5 --prior.prediction
 --prior.preview --prior.revision --prior.t5 --psd.anneal --psd.gap --psd.interval --psd.learn --psd.lr
---psd.no-learn --psd.rho --psd.t-limit --psd.temperature --quiet --regularise.aspect --regularise.max-aspect
---regularise.max-radius --regularise.opacity --regularise.radius --regularise.scale --render.backend --reward
---reward.batch --reward.no-view-prompts --reward.units --reward.view-prompts --score --sdi.entropy
---sdi.entropy-at --sdi.no-renoise --sdi.renoise --sdi.scale --sdi.steps --sdi.tau --seed --splats.count
---splats.opacity --splats.radius --splats.scale --splats.sh-degree --steering --steps --viewer
---views.background --views.count --views.distance --views.elevation --views.fov --views.no-relative
---views.relative --views.size --vsd.camera --vsd.camera-dropout --vsd.lr --vsd.no-camera --vsd.prompt
---vsd.rank --vsd.weight-decay --weighted.bottom --weighted.bottom-weight --weighted.candidates
---weighted.lookahead --weighted.normalise --weighted.scale --weighted.start --weighted.stop
---weighted.strategy --weighted.temperature --weighted.top --weighted.top-weight --weights
+--psd.no-learn --psd.rho --psd.t-limit --psd.temperature --quiet --regularise.aspect --regularise.axes
+--regularise.depth-tv --regularise.mass --regularise.max-aspect --regularise.max-radius
+--regularise.normal-tv --regularise.opacity --regularise.position --regularise.radius --regularise.scale
+--regularise.tv --render.backend --reward --reward.batch --reward.no-view-prompts --reward.units
+--reward.view-prompts --score --sdi.entropy --sdi.entropy-at --sdi.no-renoise --sdi.renoise --sdi.reverse
+--sdi.scale --sdi.steps --sdi.tau --seed --splats.count --splats.opacity --splats.radius --splats.scale
+--splats.sh-degree --steering --steps --viewer --views.background --views.count --views.distance
+--views.elevation --views.elevation-law --views.fov --views.no-relative --views.relative --views.size
+--vsd.betas --vsd.camera --vsd.camera-dropout --vsd.eps --vsd.lr --vsd.no-camera --vsd.prompt --vsd.rank
+--vsd.start --vsd.weight-decay --weighted.bottom --weighted.bottom-weight --weighted.candidates
+--weighted.levels --weighted.lookahead --weighted.normalise --weighted.scale --weighted.start
+--weighted.stop --weighted.strategy --weighted.temperature --weighted.top --weighted.top-weight --weights
 """
 
 
@@ -153,7 +159,7 @@ def test_the_help_names_the_choices_and_the_methods(cli: Cli, monkeypatch: pytes
     monkeypatch.setenv("COLUMNS", "4000")
     text = re.sub(r"\x1b\[[0-9;]*m", "", cli("generate", "--help").out)
     for choice in (
-        "{sds,sdi,vsd,csd,ism}",
+        "{sds,sdi,vsd,csd,nfsd,ism,bridge}",
         "{none,weighted,dpo,psd,ascent}",
         "{auto,raw,standard,candidates}",
         "NAME[=WEIGHT] ...",
