@@ -71,7 +71,8 @@ def consistent(at: Surface, shape: torch.Size, seed: int) -> Tensor:
     background, have a field of their own on the screen, the same for all views. After Consistent Flow
     Distillation (Yan et al. 2025, section 4.3), which sums the texels of a surface.
 
-    Between two fields, f and f + 1, it is sqrt(1 - s) of the one and sqrt(s) of the other.
+    Between two fields, f and f + 1, it is sqrt(1 - s) of the one and sqrt(s) of the other. On CUDA this waits
+    for the device: which cells are seen is known only there.
     """
     first, share = int(math.floor(at.field)), at.field - math.floor(at.field)
     found = _field(at, shape, seed, first)
