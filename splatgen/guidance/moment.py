@@ -7,14 +7,14 @@ candidates, C x h x w the prior's space, H x W the render.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from splatgen.guidance.conditioning import Conditions, tile
 from splatgen.guidance.denoiser import Denoiser, Guided, amplitudes
-from splatgen.guidance.noise_field import Surface
+from splatgen.guidance.noise_field import Surface, chosen_surface
 from splatgen.priors import Conditioning, Prior
 from splatgen.runs.rng import rng
 from splatgen.scene.cameras import Cameras
@@ -83,6 +83,11 @@ class Moment:
     def amplitudes(self) -> tuple[Tensor, Tensor]:
         """alpha and sigma of every view, each [B, 1, 1, 1]."""
         return amplitudes(self.prior, self.t)
+
+    def seeing(self, depth: Tensor, alpha: Tensor) -> Moment:
+        """The same with what the views see, depth and alpha [B, 1, H, W], where noise is of one field."""
+        o = self.denoiser.options
+        return replace(self, surface=chosen_surface(o, self.fraction, depth, alpha, self.cameras))
 
     def noised(self, noises: Tensor, x: Tensor | None = None) -> Tensor:
         """x_t of every candidate: noises [K, B, C, h, w]; x is the render's unless given."""

@@ -29,7 +29,6 @@ from splatgen.guidance.conditioning import (
 from splatgen.guidance.denoiser import Denoiser
 from splatgen.guidance.distillation import Gradient, chosen_weighting, draw_times, gradient
 from splatgen.guidance.moment import Moment, Source
-from splatgen.guidance.noise_field import chosen_surface
 from splatgen.guidance.preferences import Preference, make_preference
 from splatgen.guidance.scores import Delta, Score, make_score
 from splatgen.guidance.scores.base import Metrics
@@ -37,7 +36,7 @@ from splatgen.loop import object_edit
 from splatgen.loop.clock import StageClock
 from splatgen.loop.encoding import encode, encoder_inputs, pull_back
 from splatgen.loop.seen_penalties import add, apart
-from splatgen.models.budget import BUDGETS, LoadOptions
+from splatgen.models.budget import BUDGETS, LoadOptions, decoded_at_once
 from splatgen.models.paging import take_turns
 from splatgen.priors import PRIORS, Conditioning, Prior, load_options_for, load_prior
 from splatgen.rasterizer import Render, render
@@ -160,7 +159,8 @@ def assemble(
     """
     budget = BUDGETS[config.budget]
     guidance = dataclasses.replace(config.guidance, batch=config.guidance.batch or budget.denoise)
-    options = dataclasses.replace(ensemble.options, batch=ensemble.options.batch or budget.decode)
+    at_once = decoded_at_once(budget, large=PRIORS[config.prior].large)
+    options = dataclasses.replace(ensemble.options, batch=ensemble.options.batch or at_once)
     take_turns((prior, *ensemble.rewards, *holdouts), budget.room)
     score = make_score(config, prior)
     models = Models(
@@ -297,8 +297,7 @@ def advance(config: Config, models: Models, scene: Scene) -> StepResult:
     x = encode(models.prior, inputs, models.encode)
     before = render_source(config, models, scene, cameras)
     moment = make_moment(config, models, step=scene.step, x=x, images=out.rgb, cameras=cameras, before=before)
-    shown = chosen_surface(config.guidance, moment.fraction, out.depth, out.alpha, cameras)
-    moment = dataclasses.replace(moment, surface=shown)
+    moment = moment.seeing(out.depth, out.alpha)
     found = gradient(moment, models.score, models.preference, models.ensemble)
     clock.mark()
 

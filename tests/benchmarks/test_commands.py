@@ -1,8 +1,9 @@
 """Every command of benchmarks/ that README, docs or the Makefile name, in a form that takes seconds.
 
-models.py and tiny_decoder.py run in test_benchmarks_models.py, shelf_quality.py in a test of its own
-below; triton_kernels.py runs in `make triton`. reward_parity.py needs packages of an
-environment that it makes itself from an index: here it says what it takes, `make reward-parity` runs it.
+models.py and tiny_decoder.py run in test_benchmarks_models.py, gpu_rasterizers.py and gpu_truth.py in
+test_gpu_script.py, memory_estimate.py in test_footprint.py, shelf_quality.py in a test of its own below;
+triton_kernels.py runs in `make triton`. reward_parity.py needs packages of an environment that it makes
+itself from an index: here it says what it takes, `make reward-parity` runs it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ FOLDER = ROOT / "benchmarks"
 PAGES = [ROOT / "README.md", ROOT / "Makefile", FOLDER / "README.md", *(ROOT / "docs").glob("*.md")]
 NAMED = {name for page in PAGES for name in re.findall(r"benchmarks/(\w+)\.py", page.read_text("utf-8"))}
 ELSEWHERE = {"models", "tiny_decoder", "shelf_quality", "triton_kernels"}
+ELSEWHERE |= {"gpu_rasterizers", "gpu_truth", "memory_estimate"}
 LESS = ["--captions", "1", "--seeds", "1", "--workers", "0"]
 TINY = {
     "alignment": [

@@ -46,33 +46,35 @@ needs_weights = pytest.mark.skipif(
 
 FLAGS = """
 --ascent.form --ascent.pure --ascent.start --ascent.straight-through --ascent.target --ascent.weight
---bridge.flaws --bridge.quality --bridge.start --budget --config --densify.grow --densify.max-splats
---densify.prune-opacity --densify.prune-scale --densify.reset --densify.rounds --densify.split-scale
---densify.start --densify.stop --device --dpo.form --dpo.gap --force --guidance.anneal --guidance.batch
---guidance.clamp --guidance.clip --guidance.clip-over --guidance.no-clamp --guidance.no-perp-neg
---guidance.noise --guidance.noise-cell --guidance.noise-renewals
---guidance.null-scale --guidance.perp-neg --guidance.rescale --guidance.scale --guidance.scale-end
---guidance.scale-over --guidance.shift --guidance.t-max --guidance.t-min --guidance.t-min-start
---guidance.times --guidance.view-limits --guidance.view-prompts --guidance.weighting --help --holdout-reward
---host --init --ism.interval --ism.interval-start --ism.offset --ism.start --ism.step --ism.warmup --json
---lr.betas --lr.decay-from --lr.final --lr.means --lr.means-fall --lr.opacities --lr.opacities-fall
---lr.quats --lr.quats-fall --lr.scales --lr.scales-fall --lr.sh --lr.sh-fall --negative --nfsd.limit --out
+--budget --config --densify.grow --densify.max-splats --densify.prune-opacity --densify.prune-scale
+--densify.reset --densify.rounds --densify.split-scale --densify.start --densify.stop --device --dpo.form
+--dpo.gap --force --guidance.anneal --guidance.batch --guidance.clamp --guidance.no-clamp
+--guidance.no-perp-neg --guidance.perp-neg --guidance.rescale --guidance.scale --guidance.t-max
+--guidance.t-min --guidance.t-min-start --guidance.times --guidance.view-prompts --guidance.weighting
+--help --holdout-reward --host --init --ism.interval --ism.offset --ism.step --json --log --lr.decay-from
+--lr.final --lr.means --lr.opacities --lr.quats --lr.scales --lr.sh --negative --open --out
 --output.checkpoint-seconds --output.frames --output.log-every --output.reward-every --output.size
 --patience --port --preference --preset --prior --prior.camera --prior.compile --prior.dtype --prior.lora
 --prior.lora-scale --prior.model --prior.no-camera --prior.no-compile --prior.no-t5 --prior.prediction
 --prior.preview --prior.revision --prior.t5 --psd.anneal --psd.gap --psd.interval --psd.learn --psd.lr
---psd.no-learn --psd.rho --psd.t-limit --psd.temperature --quiet --regularise.aspect --regularise.axes
---regularise.depth-tv --regularise.mass --regularise.max-aspect --regularise.max-radius
---regularise.normal-tv --regularise.opacity --regularise.position --regularise.radius --regularise.scale
---regularise.tv --render.backend --reward --reward.batch --reward.no-view-prompts --reward.units
---reward.view-prompts --score --sdi.entropy --sdi.entropy-at --sdi.no-renoise --sdi.renoise --sdi.reverse
---sdi.scale --sdi.steps --sdi.tau --seed --splats.count --splats.opacity --splats.radius --splats.scale
---splats.sh-degree --steering --steps --viewer --views.background --views.count --views.distance
---views.elevation --views.elevation-law --views.fov --views.no-relative --views.relative --views.size
---vsd.betas --vsd.camera --vsd.camera-dropout --vsd.eps --vsd.lr --vsd.no-camera --vsd.prompt --vsd.rank
---vsd.start --vsd.weight-decay --weighted.bottom --weighted.bottom-weight --weighted.candidates
---weighted.levels --weighted.lookahead --weighted.normalise --weighted.scale --weighted.start
---weighted.stop --weighted.strategy --weighted.temperature --weighted.top --weighted.top-weight --weights
+--psd.no-learn --psd.rho --psd.t-limit --psd.temperature --quiet --regularise.aspect --regularise.max-aspect
+--regularise.max-radius --regularise.opacity --regularise.radius --regularise.scale --render.backend --reward
+--reward.batch --reward.no-view-prompts --reward.units --reward.view-prompts --score --sdi.entropy
+--sdi.entropy-at --sdi.no-renoise --sdi.renoise --sdi.scale --sdi.steps --sdi.tau --seed --splats.count
+--splats.opacity --splats.radius --splats.scale --splats.sh-degree --steering --steps --viewer --viewer-wait
+--views.background --views.count --views.distance --views.elevation --views.fov --views.no-relative
+--views.relative --views.size --vsd.camera --vsd.camera-dropout --vsd.lr --vsd.no-camera --vsd.prompt
+--vsd.rank --vsd.weight-decay --weighted.bottom --weighted.bottom-weight --weighted.candidates
+--weighted.lookahead --weighted.normalise --weighted.scale --weighted.start --weighted.stop
+--weighted.strategy --weighted.temperature --weighted.top --weighted.top-weight --weights
+"""
+FLAGS += """
+--bridge.flaws --bridge.quality --bridge.start --guidance.clip --guidance.clip-over --guidance.noise
+--guidance.noise-cell --guidance.noise-renewals --guidance.null-scale --guidance.scale-end
+--guidance.scale-over --guidance.shift --guidance.view-limits --ism.interval-start --ism.start --ism.warmup
+--lr.betas --lr.means-fall --lr.opacities-fall --lr.quats-fall --lr.scales-fall --lr.sh-fall --nfsd.limit
+--regularise.axes --regularise.depth-tv --regularise.mass --regularise.normal-tv --regularise.position
+--regularise.tv --sdi.reverse --views.elevation-law --vsd.betas --vsd.eps --vsd.start --weighted.levels
 """
 
 
@@ -141,7 +143,8 @@ from splatgen import priors, rewards
 from splatgen.cli import main
 priors.PRIORS["frozen"] = priors.PriorEntry(loader="nowhere:load", adapter=False)
 priors.PRIORS["multi"] = priors.PriorEntry(loader="nowhere:load", views=4)
-rewards.REWARDS["four"] = rewards.JUDGES["four"] = rewards.RewardEntry(loader="nowhere:load", views=4)
+four = rewards.RewardEntry(loader="nowhere:load", about="x", views=4)
+rewards.REWARDS["four"] = rewards.JUDGES["four"] = four
 for words, message in {REFUSED!r}.items():
     with contextlib.redirect_stderr(io.StringIO()) as err:
         code = main(["generate", "a red cube", *words.split(), "--out", "out"])
@@ -406,8 +409,19 @@ def progress(step: int, **changes: Any) -> Any:
 
 def test_a_progress_line_says_everything() -> None:
     text = line(progress(6), progress(2))
-    assert text == "step 6/10  1.0 it/s  0:04 left  loss 0.5  1,234 splats  toybox 0.250"
+    assert text == " 60%  step 6/10  0:04 left  toybox 0.250  1.0 it/s  loss 0.5  1,234 splats"
     assert duration(3725.4) == "1:02:05"
+
+
+@pytest.mark.parametrize("room", range(20, 120, 7))
+def test_a_line_without_room_leaves_out_what_matters_least(room: int) -> None:
+    rewards = {"reward/toybox": 0.25, "holdout/a-very-long-name-of-a-reward": 0.5}
+    now = progress(6, rewards=rewards)
+    text = line(now, progress(2), room)
+    assert len(text) <= room
+    assert text.startswith(" 60%  step 6/10")
+    shown = text.split("  ")
+    assert shown == line(now, progress(2), 1000).split("  ")[: len(shown)]
 
 
 class Screen(io.StringIO):
@@ -731,7 +745,8 @@ def test_ctrl_c_saves_a_checkpoint_and_resume_goes_on(cli: Cli, tmp_path: Path) 
     assert f"splatgen resume {folder}" in err
     assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
     step = int(re.search(r"stopped after step (\d+)", err)[1])  # type: ignore[index]
-    assert cli("render", folder).code == 2
+    assert cli("render", folder, "--frames", "0", "--size", "32").code == 0
+    assert "splats.ply, preview.png" in err
     done = cli("resume", folder, "--steps", step + 2, "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["step"] == step + 2

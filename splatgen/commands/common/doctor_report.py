@@ -20,6 +20,7 @@ from splatgen.commands.common import doctor_models
 from splatgen.commands.common.doctor_models import Choice, Model
 from splatgen.commands.common.embedded import WORLDS, World, missing_weights
 from splatgen.config import Config
+from splatgen.models import footprint
 
 State = Literal["ok", "note", "bad"]  # bad: generate can't run
 
@@ -73,6 +74,7 @@ def examine(folder: str | None = None) -> Examination:
             *(finding for part in parts for finding in _attempt(part)),
             *map(_of_model, here),
             *_attempt(room),
+            Finding(name="GPU memory", state="ok", text=footprint.table()),
         ],
         models=here,
         choice=doctor_models.choose(here, _presets(), gpu=gpu_memory(), memory=main_memory()),
