@@ -32,9 +32,10 @@ class GuidanceOptions:
     from overhead. The embedded worlds know these; published are 45 or 30, and 60."""
     perp_neg: bool = False
     """Steer away from neighbouring views, perpendicular to the prompt (Perp-Neg); takes blended views."""
-    times: Literal["auto", "random", "annealed", "sqrt", "dreamtime"] = "auto"
-    """Stratified random times, or one for all views that falls from the first t_max to t_min over the run:
-    linearly, with the root of the steps, or as DreamTime has it; auto is annealed for sdi, else random."""
+    times: Literal["auto", "random", "shared", "annealed", "sqrt", "dreamtime"] = "auto"
+    """Stratified random times, a random one for all views, or one that falls from the first t_max to t_min
+    over the run: linearly, with the root of the steps, or as DreamTime has it; auto is annealed for sdi, else
+    random."""
     t_min: float = 0.1
     """Smallest diffusion time."""
     t_min_start: Annotated[float | None, arg(metavar="T", help_behavior_hint="")] = None

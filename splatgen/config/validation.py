@@ -171,7 +171,9 @@ def _check_preferences(config: Method) -> None:
     _check(all(0 <= s <= 1 for s in shares), "ascent.start, .pure, .straight_through", shares, "give 0 to 1")
     if config.preference == "psd":
         advice = "psd measures its pair by what guidance adds: give more than 1"
-        _check(guides(config.guidance), "guidance.scale", config.guidance.scale, advice)
+        for name in ("scale", "scale_end"):
+            scale = getattr(config.guidance, name)
+            _check(scale not in (0.0, 1.0), f"guidance.{name}", scale, advice)
         learns = p.learn and config.score in ("nfsd", "bridge")
         advice = f"{config.score} does not guide away from the negative alone: --psd.no-learn"
         _check(not learns, "psd.learn", p.learn, advice)

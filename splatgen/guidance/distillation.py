@@ -27,8 +27,8 @@ def weight(name: str, alpha: Tensor, sigma: Tensor) -> Tensor:
     """w(t) by name: sds (DreamFusion: sigma^2 = 1 - abar), uniform, sigma (sigma/alpha), fantasia3d, flow.
 
     For a flow sigma is t itself, and 1 - abar, the share of the noise in the power, is not sigma^2: there
-    sds is t^2. With flow, 1/alpha, the residual is that of velocities: RFDS's v - (n - x) (Yang et al. 2024,
-    eq. 6) is (e - n) / alpha, as e = x_t + alpha v.
+    sds is t^2. With flow, 1/alpha, the residual is that of velocities: RFDS's v - (n - x) (Yang et al. 2024)
+    is (e - n) / alpha, as e = x_t + alpha v.
     """
     match name:
         case "sds":
@@ -85,7 +85,7 @@ def annealed_time(options: GuidanceOptions, fraction: float, how: str = "anneale
 
 
 def dreamtime(fraction: float) -> float:
-    """DreamTime's time at a fraction of the run (Huang et al. 2023, arXiv 2306.12422, eq. 4 and 5).
+    """DreamTime's time at a fraction of the run (Huang et al. 2023, arXiv 2306.12422).
 
     The t of 1000 for which the weights W of all times from t on come nearest to that fraction of all weights:
     W is 1 from 0.5 to 0.8, and falls off as a Gaussian of deviation 0.3 above and 0.1 below.
@@ -102,9 +102,9 @@ def draw_times(
 ) -> Tensor:
     """The time of every item, [G]."""
     how = score.times if options.times == "auto" else options.times
-    if how != "random":
+    if how not in ("random", "shared"):
         return torch.full((items,), annealed_time(options, fraction, how))
-    t = sample_times(generator, items, *time_range(options, fraction))
+    t = sample_times(generator, items if how == "random" else 1, *time_range(options, fraction)).expand(items)
     return options.shift * t / (1.0 + (options.shift - 1.0) * t)
 
 

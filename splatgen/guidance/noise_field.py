@@ -69,7 +69,7 @@ def consistent(at: Surface, shape: torch.Size, seed: int) -> Tensor:
     that its part of the render shows, over the root of their count; a cell that several pixels show belongs
     to the first, so that no two pixels of a view share one. Pixels that own no cell, such as those of the
     background, have a field of their own on the screen, the same for all views. After Consistent Flow
-    Distillation (Yan et al. 2025, section 4.3), which sums the texels of a surface.
+    Distillation (Yan et al. 2025), which sums the texels of a surface.
 
     Between two fields, f and f + 1, it is sqrt(1 - s) of the one and sqrt(s) of the other. On CUDA this waits
     for the device: which cells are seen is known only there.

@@ -54,7 +54,7 @@ def penalty(params: Mapping[str, Tensor], options: RegulariseOptions) -> Tensor:
 def variation(image: Tensor) -> Tensor:
     """Total variation of [B, C, H, W]: 2 (mean squared difference of rows + that of columns).
 
-    As LucidDreamer and threestudio-3dgs compute it (zhaoqiuye's tv_loss).
+    As LucidDreamer and threestudio-3dgs compute it.
     """
     rows, columns = image.diff(dim=-2).square().mean(), image.diff(dim=-1).square().mean()
     total: Tensor = 2.0 * (rows + columns)

@@ -246,6 +246,10 @@ def test_values_that_can_not_work_are_refused(changes: dict[str, Any]) -> None:
             {"score": "nfsd", "preference": "psd"},
             "psd.learn is True: nfsd does not guide away from the negative alone: --psd.no-learn",
         ),
+        (
+            {"preference": "psd", "guidance": {"scale": 3.0, "scale_end": 1.0}},
+            "guidance.scale_end is 1.0: psd measures its pair by what guidance adds",
+        ),
         ({"score": "csd", "guidance": {"scale": 1.0}}, "csd is what guidance adds: give more than 1"),
         ({"preference": "psd", "guidance": {"scale": 1.0}}, "psd measures its pair by what guidance adds"),
         ({"reward": ["toybox=high"]}, "reward is 'toybox=high': write NAME or NAME=WEIGHT"),

@@ -145,7 +145,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "ism.offset": 0.1,
         "guidance.scale": 7.5,
         "guidance.weighting": "sigma",
-        "guidance.times": "random",
+        "guidance.times": "shared",
         "guidance.t_min": 0.02,
         "guidance.t_max": (0.98, 0.5),
         "guidance.anneal": (0, 1500 / 5000),

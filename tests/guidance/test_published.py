@@ -192,6 +192,16 @@ def test_dreamtime_stays_in_the_range_and_never_rises():
     assert (found[0], found[-1]) == pytest.approx((0.98, 0.02))
 
 
+def test_one_random_time_for_all_views_is_lucid_dreamers():
+    """ind_t is one number a step there; with `random` every view has its own."""
+    options = GuidanceOptions(t_min=0.02, t_max=(0.5, 0.5), times="shared")
+    found = [draw_times(options, SDS(), 0.0, 4, rng(0, step, "time")) for step in range(50)]
+    assert all(len(t.unique()) == 1 and t.shape == (4,) for t in found)
+    lowest, *_, highest = sorted(float(t[0]) for t in found)
+    assert 0.02 <= lowest < 0.1
+    assert 0.4 < highest <= 0.5
+
+
 def test_lucid_dreamers_range_of_times_is_expressible():
     """max_step + warmup_step (1 - step / 1500): 0.98 at first, 0.5 from step 1,500 of 5,000 on."""
     options = GuidanceOptions(t_min=0.02, t_max=(0.98, 0.5), anneal=(0.0, 0.3))

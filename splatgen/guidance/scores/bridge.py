@@ -13,7 +13,7 @@ from splatgen.guidance.scores.base import Noised, Score, gaussian
 
 
 class Bridge(Score):
-    """Score distillation as a bridge (McAllister et al. 2024, SDS-Bridge, section 4): SDS, then a pair.
+    """Score distillation as a bridge (McAllister et al. 2024, arXiv 2406.09417): SDS, then a pair.
 
         first   G = w(t) (e - n)
         second  G = w(t) s (e_{y, quality} - e_{y, flaws}),   from half of the run on

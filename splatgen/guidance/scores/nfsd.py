@@ -15,7 +15,7 @@ from splatgen.scene.uploads import upload
 
 
 class NFSD(Score):
-    """Noise-free score distillation (Katzir et al. 2023, eq. 8 to 10): the noise is named, not subtracted.
+    """Noise-free score distillation (Katzir et al. 2023, arXiv 2310.17590): no noise is subtracted.
 
         G = w(t) (d_D + s (e_y - e_0)),   d_D = e_0 for t < 0.2, else e_0 - e_n
 
