@@ -113,9 +113,11 @@ class VSDOptions:
     lr: float = 3e-3
     """AdamW's rate for them; published is 1e-4, for tens of thousands of steps (docs/alignment.md)."""
     weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
     """AdamW's, for them."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's."""
+    eps: float = 1e-8
+    """AdamW's."""
     start: Literal["linear", "normal"] = "linear"
     """How its first matrices start: as torch's linear layers do, U(-1, 1) / sqrt(width), or as published,
     N(0, 1 / rank^2); the second ones are 0."""

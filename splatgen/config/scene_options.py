@@ -66,11 +66,16 @@ class LearningOptions:
     final: float = 0.1
     """Share of the rates left at the end."""
     means_fall: Fall = None
+    """Of the rate of means, in place of these two: fractions of the run between which it falls, and the share
+    left."""
     scales_fall: Fall = None
+    """Of the rate of scales."""
     quats_fall: Fall = None
+    """Of the rate of quats."""
     opacities_fall: Fall = None
+    """Of the rate of opacities."""
     sh_fall: Fall = None
-    """Of one rate, in place of these two: fractions of the run between which it falls, and the share left."""
+    """Of the rate of sh."""
 
 
 @dataclass(frozen=True, kw_only=True)

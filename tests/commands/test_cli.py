@@ -166,6 +166,7 @@ def test_the_help_names_the_choices_and_the_methods(cli: Cli, monkeypatch: pytes
         "{none,weighted,dpo,psd,ascent}",
         "{auto,raw,standard,candidates}",
         "NAME[=WEIGHT] ...",
+        "reward3d with a four-view prior",
     ):
         assert choice in text
     for paper in ("RewardSDS", "RewardVSD", "DreamDPO", "DreamReward", "Perp-Neg"):
