@@ -12,16 +12,16 @@ from torch import Tensor
 
 from splatgen import formats
 from splatgen.config import OutputOptions
+from splatgen.loop.preview_views import framed, labelled, preview_cameras
 from splatgen.rasterizer import render
 from splatgen.runs import video
 from splatgen.runs.run_folder import Run
 from splatgen.runs.version import __version__
 from splatgen.scene.backgrounds import PLAIN
-from splatgen.scene.cameras import Cameras, orbit, turntable
+from splatgen.scene.cameras import Cameras, turntable
 from splatgen.scene.splats import Splats
 
 SHOWN = 256  # pixels: smaller images are enlarged by whole pixels, so that a viewer shows them
-PREVIEW_AZIMUTHS = (0.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0)
 
 
 def pictures(
@@ -38,11 +38,9 @@ def pictures(
 def write_preview(
     splats: Splats, path: Path, *, size: int, background: str = "white", antialiased: bool = False
 ) -> None:
-    """Eight views around the object, the front first, on one sheet."""
-    azimuth = torch.tensor(PREVIEW_AZIMUTHS)
-    cameras = orbit(azimuth, torch.full_like(azimuth, 15.0), size=size)
-    images = pictures(splats, cameras, background, antialiased=antialiased)
-    video.write_preview(list(images), path, columns=4)
+    """Eight named views of the object, which fills them, the front first, on one sheet."""
+    images = pictures(framed(splats), preview_cameras(size), background, antialiased=antialiased)
+    video.write_preview(list(labelled(images)), path, columns=4)
 
 
 def write_turntable(

@@ -51,7 +51,7 @@ FLAGS = """
 --dpo.gap --force --guidance.anneal --guidance.batch --guidance.clamp --guidance.no-clamp
 --guidance.no-perp-neg --guidance.perp-neg --guidance.rescale --guidance.scale --guidance.t-max
 --guidance.t-min --guidance.t-min-start --guidance.times --guidance.view-prompts --guidance.weighting
---help --holdout-reward --host --init --ism.interval --ism.noise --ism.step --json --lr.decay-from
+--help --holdout-reward --host --init --ism.interval --ism.noise --ism.step --json --log --lr.decay-from
 --lr.final --lr.means --lr.opacities --lr.quats --lr.scales --lr.sh --negative --open --out
 --output.checkpoint-seconds --output.frames --output.log-every --output.reward-every --output.size
 --patience --port --preference --preset --prior --prior.camera --prior.compile --prior.dtype --prior.lora
@@ -135,7 +135,8 @@ from splatgen import priors, rewards
 from splatgen.cli import main
 priors.PRIORS["frozen"] = priors.PriorEntry(loader="nowhere:load", adapter=False)
 priors.PRIORS["multi"] = priors.PriorEntry(loader="nowhere:load", views=4)
-rewards.REWARDS["four"] = rewards.JUDGES["four"] = rewards.RewardEntry(loader="nowhere:load", views=4)
+four = rewards.RewardEntry(loader="nowhere:load", about="x", views=4)
+rewards.REWARDS["four"] = rewards.JUDGES["four"] = four
 for words, message in {REFUSED!r}.items():
     with contextlib.redirect_stderr(io.StringIO()) as err:
         code = main(["generate", "a red cube", *words.split(), "--out", "out"])

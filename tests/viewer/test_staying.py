@@ -24,6 +24,14 @@ TINY = [*MINI, "--views.count", "1", "--views.size", "16", "--splats.count", "40
 RUN = ["generate", "a red cube", *TINY, "--steps", "4", "--output.frames", "0"]
 
 
+@pytest.fixture(autouse=True)
+def _heard():
+    """Whoever runs the tests in the background has Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class At:
     """An address of which the port is known."""
 
