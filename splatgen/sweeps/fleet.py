@@ -7,6 +7,7 @@ goes to another; one that kills its hand twice without having come further is li
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import socket
@@ -202,10 +203,11 @@ class Fleet:
                     self._refuse(post.node, f"no worker comes up there: {error}".splitlines()[0])
             return
         if isinstance(found, Report):
+            assert task is not None, "only what makes a task reports"
             if found.files is not None:
-                unpack(root / found.outcome.folder, found.files)
+                unpack(root / task.folder, found.files)
             name = "" if self.options.address == "local" else post.node.name
-            yield Outcome(**{**vars(found.outcome), "node": name})
+            yield dataclasses.replace(found.outcome, folder=task.folder, node=name)
         elif found is None:
             post.ready = True
         else:
@@ -248,21 +250,28 @@ def newest_step(folder: Path) -> int:
     return max((int(name) for name in names if name.isdigit()), default=-1)
 
 
+RAY = {  # of Ray's processes here; it reads these when it is imported
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # all: what it says of workers would go to stdout
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # its own future default, without which it warns
+}
+RAY_ALONE = {  # of a cluster of one machine
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # no cluster: it listens on loopback, on Linux too
+    "RAY_worker_niceness": "0",  # runs here are as fast as without Ray
+}
+
+
 def connect(options: FleetOptions) -> None:
     """Start Ray on this machine, or join a cluster; FleetError where none answers."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own future default
+    local = options.address == "local"
+    os.environ.update(RAY | (RAY_ALONE if local else {}))
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-    if options.address == "local":
-        os.environ.setdefault("RAY_worker_niceness", "0")  # runs here are as fast as without Ray
-        ray.init(
-            address="local", num_cpus=options.workers, include_dashboard=False, object_store_memory=STORE,
-            _node_ip_address="127.0.0.1", **quiet,
-        )  # fmt: skip
-        return
-    check_answers(options.address)
+    if local:
+        quiet |= {"num_cpus": options.workers, "include_dashboard": False, "object_store_memory": STORE}
+    else:
+        check_answers(options.address)
     try:
         ray.init(address=options.address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -249,3 +250,13 @@ def test_a_cluster_that_is_not_there_is_one_line(
     assert (done.code, done.out) == (3, "")
     assert message in done.err.splitlines()[-1]
     assert not list(tmp_path.iterdir())
+
+
+def test_the_benchmark_of_faults_runs(tmp_path: Path) -> None:
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "sweep_faults.py"
+    words = ["--kills", "0", "--tasks", "30", "--runs", "0", "--out", str(tmp_path / "found.json")]
+    subprocess.run([sys.executable, script, *words], check=True, timeout=600)
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["machine"]
+    assert found["overhead"]["tasks"] == 30
+    assert len(found["overhead"]["driver_mb"]) == 10

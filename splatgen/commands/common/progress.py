@@ -91,7 +91,9 @@ def line(progress: Progress, first: Progress, room: int | None = None) -> str:
     moves = done > 0 and seconds > 0
     parts += [f"{duration((progress.steps - progress.step) * seconds / done)} left"] if moves else []
     short = None if room is None else NAME_LENGTH
-    parts += [f"{key.partition('/')[2][:short] or key} {value:.3f}" for key, value in progress.rewards.items()]
+    parts += [
+        f"{key.partition('/')[2][:short] or key} {value:.3f}" for key, value in progress.rewards.items()
+    ]
     parts += [f"{done / seconds:.1f} it/s"] if moves else []
     parts += [] if math.isnan(progress.loss) else [f"loss {progress.loss:.4g}"]
     parts += [f"{progress.splats:,} splats"] if progress.splats else []  # images have none
