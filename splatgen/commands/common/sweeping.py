@@ -112,17 +112,23 @@ def takes_ray(options: SweepFlags) -> bool:
     return options.ray is not None or options.workers > 1
 
 
-def methods_of(options: SweepFlags, with_preset: Callable[[str], Config]) -> dict[str, Config]:
+def methods_of(
+    names: Sequence[str], given: Config, with_preset: Callable[[str], Config]
+) -> dict[str, Config]:
     """Each method's settings; with_preset gives those of the options over another preset."""
     bases = {}
-    for name in options.methods:
+    for name in names:
         if name.startswith(PRESET):
             preset = name.removeprefix(PRESET)
-            given = {"score": START.score, "preference": START.preference, **settings.read_preset(preset)}
-            chosen = {key: given[key] for key in ("score", "preference")}
+            preset_table = {
+                "score": START.score,
+                "preference": START.preference,
+                **settings.read_preset(preset),
+            }
+            chosen = {key: preset_table[key] for key in ("score", "preference")}
             bases[name] = settings.merge(with_preset(preset), chosen)
         else:
-            bases[name] = settings.merge(options.settings, slots(name))
+            bases[name] = settings.merge(given, slots(name))
     return bases
 
 
