@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import subprocess
 import sys
 import tempfile
@@ -182,7 +183,7 @@ def resume(truth: Truth) -> Row:
                 out=Path(folder) / str(stop_at),
                 command=["truth"],
                 report=report,
-                should_stop=lambda at=stop_at: reached[0] == at,
+                should_stop=functools.partial(lambda at: reached[0] == at, stop_at),
             )
             if done.status == "stopped":
                 done = object_run.resume(done.run.folder, command=["truth"])
@@ -204,11 +205,11 @@ def tests(seconds: float) -> Row:
 def plan(truth: Truth, until: float) -> Iterator[tuple[str, Callable[[], Row]]]:
     """What to look at, the most wanted first."""
     for backend in BACKENDS:
-        yield f"rasterizer {backend}", lambda backend=backend: rasterizer(truth, backend)
+        yield f"rasterizer {backend}", functools.partial(rasterizer, truth, backend)
     for score, preference in truth.cells():
-        yield f"step {score} {preference}", lambda s=score, p=preference: steps(truth, s, p)
-    yield "densify", lambda: densify(truth)
-    yield "resume", lambda: resume(truth)
+        yield f"step {score} {preference}", functools.partial(steps, truth, score, preference)
+    yield "densify", functools.partial(densify, truth)
+    yield "resume", functools.partial(resume, truth)
     if not truth.tiny:
         yield "tests", lambda: tests(until - time.monotonic())
 

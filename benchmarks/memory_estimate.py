@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 os.environ["PRETEND_META"] = "1"  # before the pretended device is imported
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +34,7 @@ from splatgen.guidance.distillation import gradient  # noqa: E402
 from splatgen.loop.encoding import encode, pull_back  # noqa: E402
 from splatgen.loop.step import Models, assemble, make_moment  # noqa: E402
 from splatgen.models.budget import BUDGETS  # noqa: E402
-from splatgen.priors import PRIORS, load_options_for  # noqa: E402
+from splatgen.priors import PRIORS, Prior, load_options_for  # noqa: E402
 from splatgen.rewards.ensemble import RewardEnsemble  # noqa: E402
 from splatgen.runs import atomic  # noqa: E402
 from splatgen.runs.rng import rng  # noqa: E402
@@ -115,9 +115,10 @@ class Bench:
         ensemble = RewardEnsemble(
             rewards=tuple(chosen), weights=(1.0,) * len(chosen), options=RewardOptions()
         )
-        made = assemble(given, random_models.prior(self.networks, self.how), ensemble, ())
-        for owner in (made.prior, *made.rewards):
-            owner.release()
+        made = assemble(given, cast("Prior", random_models.prior(self.networks, self.how)), ensemble, ())
+        made.prior.release()
+        for reward in made.rewards:
+            reward.release()
         return made
 
     def estimate(self, method: str, views: int | None = None) -> Estimate:

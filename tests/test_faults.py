@@ -535,7 +535,7 @@ WRITERS = {
         "pillow.fromarray(sheet).save": "within atomic.replacing",
         "pages[0].save": "into memory",
     },
-    "commands/common/past_runs.py": {"small.save": "into memory"},
+    "commands/common/past_runs.py": {"small.save": "into memory", "path.touch": "an empty mark"},
     "commands/common/notebook.py": {"Image.fromarray(np.concatenate(list(self.rgb), 1)).save": "into memory"},
     "commands/common/signals.py": {"os.write": "to stderr"},
     "worlds/shelf/gallery.py": {"render().save": "a picture of the repository, made again by its command"},

@@ -14,6 +14,7 @@ import viser
 import websockets.asyncio.server
 
 from .access import Access
+from .dressing import dressed
 from .reconnection import Reconnection
 
 PORTS = 100  # tried, from the one that was asked for
@@ -54,7 +55,7 @@ def serve(host: str, port: int, access: Access, title: str) -> Server:
     """A server that listens at a host, on a port or the next that is free. Raises OSError for a bad host."""
     rich.reconfigure(quiet=True)  # viser prints to stdout, where results go
     free = free_port(host, port)
-    with _guarded(access) as guarded:
+    with _guarded(access, title) as guarded:
         server = Server(host=host, port=free, label=title, verbose=False)
     if not guarded:
         server.stop()
@@ -92,7 +93,7 @@ def _try(host: str, port: int) -> None:
 
 
 @contextlib.contextmanager
-def _guarded(access: Access) -> Iterator[list[bool]]:
+def _guarded(access: Access, title: str) -> Iterator[list[bool]]:
     """Within, web servers of websockets ask `access` first, and pages come back; yields whether any started.
 
     viser has no hook for it: it hands its own first look at a request to `serve`, and keeps the server.
@@ -103,7 +104,8 @@ def _guarded(access: Access) -> Iterator[list[bool]]:
 
     def guarded(*args: Any, process_request: Any, **options: Any) -> Any:
         started.append(True)
-        return original(*args, process_request=access.guard(coming_back.guard(process_request)), **options)
+        answer = coming_back.guard(dressed(process_request, title))
+        return original(*args, process_request=access.guard(answer), **options)
 
     module.serve = guarded
     try:

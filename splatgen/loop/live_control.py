@@ -171,6 +171,7 @@ class LiveControl:
         later = [c for c in self.changes if c.step > change.step]  # of an earlier life of this run
         self.changes = [c for c in self.changes if c.step <= change.step] + [change, *later]
         steering.write(self.path, self.changes)
+        channel.messages.put(f"{change.setting} is {change.value:g} from step {change.step + 1:,} on")
 
 
 def show_end(subject: Steerable, channel: Channel, steps: int, status: str) -> None:

@@ -71,6 +71,22 @@ REWARDS = {
         loader="splatgen.rewards.clip:load",
         about="how near pictures and words are; those that fit have 20 to 35",
     ),
+    "clip-iqa": RewardEntry(
+        loader="splatgen.rewards.clip_iqa:load",
+        about="how good the pictures are, by opposite words, whatever the prompt; 0 to 1",
+    ),
+    "vqa": RewardEntry(
+        loader="splatgen.rewards.vqa:load",
+        about="how likely a language model says yes when asked whether they show the words; 0 to 1",
+    ),
+    "vqa-7b": RewardEntry(
+        loader="splatgen.rewards.vqa:load_7b",
+        about="how likely a larger language model says yes when asked whether they show the words; 0 to 1",
+    ),
+    "hpsv3": RewardEntry(
+        loader="splatgen.rewards.hpsv3:load",
+        about="how people would like the pictures for the words; good ones have 5 and more",
+    ),
     "aesthetic": RewardEntry(
         loader="splatgen.rewards.aesthetic:load", about="beauty of the pictures, whatever the words; 4 to 7"
     ),

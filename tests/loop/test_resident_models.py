@@ -40,8 +40,9 @@ from splatgen.config import (
 )
 from splatgen.config.validation import validate
 from splatgen.loop import lifecycle, object_run, resident_models
+from splatgen.loop.jobs import Job
 from splatgen.loop.resident_models import ResidentModels
-from splatgen.loop.session import Job, Session
+from splatgen.loop.session import Session
 from splatgen.loop.snapshot import Command
 from splatgen.loop.step import load_models
 from splatgen.runs import checkpoint, run_folder
@@ -220,7 +221,8 @@ import json, sys
 from pathlib import Path
 from splatgen.config import from_dict
 from splatgen.loop.resident_models import ResidentModels
-from splatgen.loop.session import Job, Session
+from splatgen.loop.jobs import Job
+from splatgen.loop.session import Session
 session = Session(ResidentModels(), check=lambda config: config, describe=str)
 for words in sys.argv[2:]:
     session.add(Job(config=from_dict(json.loads(words)), out=Path(sys.argv[1]), command=["test"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -64,17 +65,17 @@ def newer(a: Path, b: Path) -> bool:
     return a.stat().st_mtime_ns > b.stat().st_mtime_ns
 
 
-def check_suffix(path: Path) -> None:
+def check_suffix(path: Path, table: Mapping[str, str] = formats.FORMATS) -> None:
     """Raise Failure unless a format has the suffix."""
-    if path.suffix.lower() not in formats.FORMATS:
-        known = ", ".join(formats.FORMATS)
+    if path.suffix.lower() not in table:
+        known = ", ".join(table)
         hint = formats.packed(path) or f"the formats now are {known}"
         raise Failure(USAGE, f"{path} has no suffix of a splat format: {hint}")
 
 
 def check_output(path: Path) -> None:
     """Raise Failure for a file that no format is written to, or under a name that means another layout."""
-    check_suffix(path)
+    check_suffix(path, formats.WRITTEN)
     if formats.packed(path):
         raise Failure(USAGE, f"{path} would not be what its name says: {formats.packed(path)}")
 
