@@ -24,7 +24,7 @@ from pooled import results
 
 from splatgen.config import from_dict
 from splatgen.runs.machine import machine_name
-from splatgen.runs.statistics import paired_difference
+from splatgen.runs.statistics import Difference, holm, paired_difference
 from splatgen.worlds.toybox.grammar import Caption, kind, parse
 from splatgen.worlds.toybox.sampling import captions_by_kind
 
@@ -170,18 +170,47 @@ def by_caption(rows: Sequence[dict[str, Any]], key: str) -> dict[str, dict[str, 
     return {arm: {c: sum(v) / len(v) for c, v in captions.items()} for arm, captions in found.items()}
 
 
+LEVEL = 0.05  # of a wrong star anywhere in a column, and of a wrong pair of stars anywhere in a table
+
+
+def differences(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], Difference]:
+    """Every arm's paired difference to SDS over captions, by arm and measure; none where one caption is."""
+    found = {}
+    for key, _ in MEASURES.values():
+        values = by_caption(rows, key)
+        for name in values:
+            difference = None if name == "sds" else paired_difference(values[name], values["sds"])
+            if difference is not None and difference.p is not None:
+                found[name, key] = difference
+    return found
+
+
+def stars(found: dict[tuple[str, str], Difference]) -> dict[tuple[str, str], str]:
+    """One for a difference that stays after Holm's correction for its column, two for the whole table's."""
+    values = {cell: d.p for cell, d in found.items() if d.p is not None}
+    whole = holm(values)
+    columns: dict[tuple[str, str], float] = {}
+    for key in {key for _, key in values}:
+        columns |= holm({cell: p for cell, p in values.items() if cell[1] == key})
+    return {cell: "*" * ((columns[cell] <= LEVEL) + (whole[cell] <= LEVEL)) for cell in values}
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: SDS's means, then every arm's paired difference to it with a 95 % interval over captions.
 
-    Only pairs that every arm has are counted.
+    Only pairs that every arm has are counted. Intervals are of a cell alone; `stars` count all of them.
     """
     names = list(dict.fromkeys(row["arm"] for row in rows))
     held = [{(r["caption"], r["seed"]) for r in rows if r["arm"] == name} for name in names]
     common = set.intersection(*held)
     rows = [row for row in rows if (row["caption"], row["seed"]) in common]
     captions = len({caption for caption, _ in common})
+    found = differences(rows)
+    marks = stars(found)
     lines = [
-        f"{len(common)} pairs of caption and seed, {captions} captions; intervals over captions, 95 %.",
+        f"{len(common)} pairs of caption and seed, {captions} captions; intervals over captions, 95 % each. Of "
+        f"{len(found)} differences {sum(m != '' for m in marks.values())} stay at 5 % after Holm's correction "
+        f"for their column (*), {sum(m == '**' for m in marks.values())} after that for the table (**).",
         "",
         f"| arm | {' | '.join(MEASURES)} | calls | CPU s |",
         "|---" * (len(MEASURES) + 3) + "|",
@@ -192,12 +221,12 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for name in sorted(names, key=list(arms()).index):
         cells = [name]
         for key, digits in MEASURES.values():
-            mean = statistics.fmean(values[key][name].values())
-            difference = paired_difference(values[key][name], values[key]["sds"])
-            if name == "sds" or difference is None or difference.half is None:
-                cells.append(f"{mean:.{digits}f}")
+            difference = found.get((name, key))
+            if difference is None or difference.half is None:
+                cells.append(f"{statistics.fmean(values[key][name].values()):.{digits}f}")
             else:
-                cells.append(f"{difference.mean:+.{digits}f} ± {difference.half:.{digits}f}")
+                cell = f"{difference.mean:+.{digits}f} ± {difference.half:.{digits}f} {marks[name, key]}"
+                cells.append(cell.rstrip())
         cells += [f"{statistics.fmean(values[key][name].values()):.1f}" for key in ("calls", "cpu_seconds")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -47,7 +47,7 @@ class Method:
     steps: Annotated[int, arg(metavar="N")] = 400
     """Optimisation steps; every schedule scales with them."""
     seed: Annotated[int, arg(metavar="N")] = 0
-    """The same seed gives the same cameras, times and noises."""
+    """The same seed gives the same cameras, times and noises; random draws one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes CUDA where there is one."""
     patience: Annotated[int, arg(metavar="N")] = 20

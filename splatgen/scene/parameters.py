@@ -126,11 +126,15 @@ def load_scene(config: Config, folder: Path, device: str) -> tuple[Scene, dict[s
         return _unpacked(config, found, device)
 
 
-def _unpacked(config: Config, found: checkpoint.Checkpoint, device: str) -> tuple[Scene, dict[str, Any]]:
+def saved_splats(found: checkpoint.Checkpoint) -> Splats:
+    """The splats of a checkpoint, as they were."""
     tensors = found.parts["splats"]
     sh = torch.cat([tensors["sh0"], *([tensors["shN"]] if "shN" in tensors else [])], 1)
-    names = ("means", "quats", "scales", "opacities")
-    scene = new_scene(config, Splats(**{n: tensors[n] for n in names}, sh=sh), device)
+    return Splats(**{name: tensors[name] for name in ("means", "quats", "scales", "opacities")}, sh=sh)
+
+
+def _unpacked(config: Config, found: checkpoint.Checkpoint, device: str) -> tuple[Scene, dict[str, Any]]:
+    scene = new_scene(config, saved_splats(found), device)
     scene.step, scene.failures = found.step, int(found.state["failures"])
     states = packing.unpack(found.parts["optimizers"], found.state["optimizers"])
     for name, optimizer in scene.optimizers.items():

@@ -375,7 +375,7 @@ def test_the_file_of_a_run_is_what_its_splats_are(tmp_path):
         result, parts = run(tmp_path / "runs", channel, config(steps=1))
         part = page.wait(lambda m: m["type"] == "FileTransferPart")
         start = next(m for m in page.seen if m["type"] == "FileTransferStartDownload")
-    assert (start["filename"], start["save_immediately"]) == ("step-000000.ply", True)
+    assert (start["filename"], start["save_immediately"]) == ("a-red-cube-step-000000.ply", True)
     (tmp_path / "saved.ply").write_bytes(part["content"])
     first = starting_splats(config())
     assert torch.equal(formats.load(tmp_path / "saved.ply").means, first.means)
