@@ -174,7 +174,10 @@ def test_a_sweep_prints_its_plan_its_runs_and_its_table(swept: tuple[Path, str, 
     assert "1 prompt ('a red cube') more than once: taken once" in lines[0]
     assert "left out: 1 prompt ('a corgi')" in lines[1]
     assert "2 prompts x 2 methods x 1 seed: 4 runs, about 32 model calls, about 0:0" in lines[2]
-    assert sum(bool(re.search(r"\d/4 \w+, seed 0, a .*: done, IoU ", line)) for line in lines) == 4
+    assert (
+        sum(bool(re.search(r"\d/4 \w+, seed 0, a .*: done, toybox-mini -?0.*, IoU ", line)) for line in lines)
+        == 4
+    )
     assert out.splitlines()[-1] == str(folder)
     assert all(len(line) <= 80 for line in out.splitlines()[:-1])
     assert len(read_rows(folder)) == 4
