@@ -38,6 +38,7 @@ triton: setup
 	$(BIN)/pip install --disable-pip-version-check -q --no-deps triton==$(TRITON)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n auto tests/rasterizer/test_triton.py
 	$(BIN)/python -m pytest -q tests/rasterizer/test_triton_launch.py
+	TRITON_INTERPRET=1 PYTHONPATH=tests $(BIN)/python -m pretend pytest -q -p no:xdist tests/gpu/test_gpu_triton.py
 	$(BIN)/python benchmarks/triton_kernels.py --check
 
 # sweeps with several workers and on a cluster, under a real Ray on loopback; without it their tests are skipped

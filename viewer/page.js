@@ -7,18 +7,26 @@
     document.documentElement.setAttribute("data-mantine-color-scheme", dark.matches ? "dark" : "light"));
 
   const deeds = [];
-  const field = () => {
-    const label = [...document.querySelectorAll("label")].find((one) => one.textContent === "deeds");
+  const labelled = (text) => {
+    const label = [...document.querySelectorAll("label")].find((one) => one.textContent === text);
     return label && label.closest(".mantine-Flex-root");
   };
+  const toPrompt = () => {
+    const row = labelled("Prompt");
+    if (row) row.querySelector("input").focus();
+    return Boolean(row);
+  };
+  const field = () => labelled("deeds");
   const setter = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, "value").set;
   let counted = Date.now();
   setInterval(() => {
     const row = field();
     if (!row || !deeds.length) return;
     const input = row.querySelector("input"); // React reads the input's own setter, and its event
-    setter.call(input, `${(counted += 1)} ${deeds.shift()}`);
+    const deed = deeds.shift();
+    setter.call(input, `${(counted += 1)} ${deed}`);
     input.dispatchEvent(new Event("input", { bubbles: true }));
+    if (/^(again|word) /.test(deed)) toPrompt(); // which they fill
   }, 120);
 
   // A list may be drawn anew between press and release: what was pressed counts, wherever it is by then.
@@ -44,13 +52,7 @@
   const isTyping = (element) => /^(INPUT|TEXTAREA|SELECT)$/.test(element.tagName) || element.isContentEditable;
   addEventListener("keydown", (event) => {
     if (event.key === "Escape" && isTyping(event.target)) event.target.blur();
-    if (event.key === "Enter" && event.target === document.body) {
-      const label = [...document.querySelectorAll("label")].find((one) => one.textContent === "Prompt");
-      if (label) {
-        label.closest(".mantine-Flex-root").querySelector("input").focus();
-        event.preventDefault();
-      }
-    }
+    if (event.key === "Enter" && event.target === document.body && toPrompt()) event.preventDefault();
   });
 
   const holdsFiles = (event) => event.dataTransfer && [...event.dataTransfer.types].includes("Files");

@@ -95,6 +95,7 @@ class PastRuns:
         deeds.add("again", lambda of, _: self.request.start_from(of))
         deeds.add("continue", lambda of, _: self.request.tell(self.program.go_on(of)))
         deeds.add("star", self._do(self.program.star))
+        deeds.add("measure", self._do(self.program.measure))
         deeds.add("delete", self._do(self._delete))
         deeds.add("undo", self._do(lambda _: self._undo()))
         deeds.add("page", lambda of, _: self._turn(int(of)))
@@ -176,7 +177,7 @@ class PastRuns:
         """What differs between two."""
         if len(wanted) != 2 or any(name not in finished for name in wanted):
             return ""
-        found = attempt(self._tell, lambda: self.program.differences(*wanted)) or ()
+        found = attempt(_quietly, lambda: self.program.differences(*wanted)) or ()
         rows = "".join(
             f"<tr>{''.join(f'<td>{html.escape(value)}</td>' for value in row)}</tr>" for row in found
         )
@@ -185,11 +186,12 @@ class PastRuns:
         )
 
     def _row(self, run: PastRun) -> str:
-        picture = attempt(self._tell, lambda: self.program.thumbnail(run.name))
+        picture = attempt(_quietly, lambda: self.program.thumbnail(run.name))
         source = "" if picture is None else f"data:image/png;base64,{base64.b64encode(picture).decode()}"
         image = f'<img src="{source}" alt="">' if source else ""
         rewards = (f"{_judge(name, run.guided)} {value:.3f}" for name, value in run.rewards.items())
-        lines = (run.told, " · ".join(part for part in (run.status, run.when) if part), *rewards)
+        when = " · ".join(part for part in (run.status, run.when) if part)
+        lines = (run.told, when, *rewards, run.truth)
         said = "<br>".join(html.escape(line) for line in lines if line)
         star = button("★" if run.starred else "☆", "star", run.name, "Unstar" if run.starred else "Star")
         head = f"{star} <b>{html.escape(run.prompt)}</b>"
@@ -207,6 +209,8 @@ class PastRuns:
             suffixes = ("png",) if run.flat else ("ply", "spz", "glb", "html")
             found += "".join(button(f"Save .{s}", f"save-{s}", run.name) for s in suffixes)
         found += button("Again", "again", run.name, "Its settings into the fields") if run.again else ""
+        if run.measurable and not run.truth:
+            found += button("Against the truth", "measure", run.name, "The toybox knows the exact object")
         found += button("Continue", "continue", run.name) if run.goes_on else ""
         return found + button("Delete", "delete", run.name, "It can be brought back")
 
@@ -216,7 +220,7 @@ class PastRuns:
     def _large(self) -> str:
         if not self.picture:
             return ""
-        content = attempt(self._tell, lambda: self.program.picture(self.picture))
+        content = attempt(_quietly, lambda: self.program.picture(self.picture))
         if content is None:
             return ""
         source = base64.b64encode(content).decode()
@@ -240,6 +244,10 @@ class PastRuns:
     def _tell(self, refusal: Any) -> None:
         self.said.content = "" if refusal is None else alert(refusal.message)
         self.said.visible = refusal is not None
+
+
+def _quietly(_: Any) -> None:
+    """Of what is drawn again and again: words would wipe out those about what somebody asked for."""
 
 
 def labels(shown: Sequence[PastRun]) -> list[str]:

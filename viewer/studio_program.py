@@ -119,6 +119,8 @@ class PastRun:
     starred: bool = False
     flat: bool = False  # a picture, not an object
     guided: bool = False  # by its rewards, which say less of it then
+    measurable: bool = False  # the exact object is known
+    truth: str = ""  # how near to it this one is, once it was measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +186,9 @@ class Program(Protocol):
 
     def star(self, name: str) -> None:
         """Mark a past run, or take its mark away."""
+
+    def measure(self, name: str) -> None:
+        """Compare a past run with the exact object; its truth says what came of it."""
 
     def delete(self, name: str) -> None:
         """Put a past run away; it can be brought back until the studio ends."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -91,6 +92,7 @@ class Request:
         def _(event: Event) -> None:
             if event.client is not None:  # a page chose it, not `start_from`
                 self.fill(self.base.value, with_prompt=False)
+                self._advise(self.form())
 
     def form(self) -> Form:
         """What the fields hold now."""
@@ -119,10 +121,17 @@ class Request:
         try:
             form = self.form()
             refusal = self.program.begin(form)
-            advice = "" if refusal else self.program.advice(form)
-            self.tell(Refusal(message=advice) if advice else refusal)
+            self.tell(refusal)
+            if refusal is None:
+                self._advise(form)
         finally:
             self.generate.disabled = False
+
+    def _advise(self, form: Form) -> None:
+        """Say what is known against some settings, if anything."""
+        advice = attempt(self.tell, lambda: self.program.advice(form))
+        if advice:
+            self.said.content, self.said.visible = box(html.escape(advice)), True
 
     def tell(self, refusal: Refusal | None) -> None:
         """Say why a job was not begun, or clear what was said."""
@@ -134,9 +143,7 @@ class Request:
 
     def start_from(self, name: str) -> None:
         """Fill the fields with the settings of a past run, prompt and seed too."""
-        known = tuple(self.program.choices.bases)
-        self.base.options = (*known, name)
-        put(self.base, name)
+        self._name_base(name)
         self.fill(name, with_prompt=True)
 
     def hold(self, opened: Opened | None) -> None:
@@ -145,9 +152,15 @@ class Request:
         self.opened = opened.name if opened is not None and splats else ""
         self.source.visible = self.put_away.visible = splats
         if opened is not None and opened.form is not None:
+            self._name_base(opened.form.base)
             self._put(opened.form, with_prompt=True)
         if opened is not None:
-            self.said.content, self.said.visible = box(opened.told), True
+            self.said.content, self.said.visible = box(html.escape(opened.told)), True
+
+    def _name_base(self, name: str) -> None:
+        """Settings to start from that are no preset."""
+        self.base.options = (*self.program.choices.bases, name)
+        put(self.base, name)
 
     def show(self, work: Work) -> None:
         """Follow the job at work."""

@@ -54,12 +54,14 @@ def verbs() -> dict[str, type[Any]]:
         resume,
         runs,
         studio,
+        sweep,
         view,
         words,
     )
 
     kinds = (
-        generate.Generate, edit.Edit, image.Image, compare.Compare, resume.Resume, studio.Studio, view.View,
-        runs.Runs, render.Render, export.Export, fetch.Fetch, words.Words, Completion, doctor.Doctor,
+        generate.Generate, edit.Edit, image.Image, compare.Compare, sweep.Sweep, resume.Resume, studio.Studio,
+        view.View, runs.Runs, render.Render, export.Export, fetch.Fetch, words.Words, doctor.Doctor,
+        Completion,
     )  # fmt: skip
     return {kind.__name__.lower(): kind for kind in kinds}

@@ -98,7 +98,7 @@ def _list(folder: str | None, *, as_json: bool) -> None:
                 size = f"{row['gigabytes']:>5.2f} GB"
                 print(f"  {row['name']:<16}{size}  {row['state']:<11} {row['licence']}{gate}")
         print()
-    print("get one: splatgen fetch NAME (gated: its licence is to be accepted on the hub first)")
+    print("get one: splatgen fetch NAME; gated: accept its licence on the hub first")
 
 
 def _row(name: str, folder: str | None) -> dict[str, Any]:

@@ -9,9 +9,11 @@ from tyro.conf import Positional, Suppress, arg
 
 from splatgen.config.guidance_options import (
     AscentOptions,
+    BridgeOptions,
     DPOOptions,
     GuidanceOptions,
     ISMOptions,
+    NFSDOptions,
     PSDOptions,
     SDIOptions,
     VSDOptions,
@@ -56,14 +58,14 @@ class Method:
     prior: Annotated[str, arg(metavar="NAME")] = "toybox"
     """The diffusion model that guides: shelf, toybox or toybox-mini, the embedded ones; sd15, sd21, sdxl,
     sd3, sd35, deepfloyd or mvdream, whose weights `splatgen fetch` gets."""
-    score: Literal["sds", "sdi", "vsd", "csd", "ism"] = "sds"
+    score: Literal["sds", "sdi", "vsd", "csd", "nfsd", "ism", "bridge"] = "sds"
     """Where the noise of a step comes from, and what is subtracted from the prediction."""
     preference: Literal["none", "weighted", "dpo", "psd", "ascent"] = "none"
     """How the candidate noises of a step are merged by their rewards."""
     reward: Annotated[tuple[str, ...], arg(metavar="NAME[=WEIGHT] ...")] = ("auto",)
     """Rewards that score the renders, after the prompt, and guide a preference: shelf or toybox for the
-    embedded priors (auto), hpsv2, hpsv2.0, image-reward, pickscore, clip, aesthetic, aesthetic-v2; no name
-    turns scoring off."""
+    embedded priors (auto), hpsv2, hpsv2.0, hpsv3, image-reward, pickscore, clip, vqa, vqa-7b, clip-iqa,
+    aesthetic, aesthetic-v2, or reward3d with a four-view prior; no name turns scoring off."""
     holdout_reward: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ()
     """Rewards that are logged and never guide; also toybox-judge and shelf-judge."""
     weights: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
@@ -76,6 +78,8 @@ class Method:
     sdi: SDIOptions = field(default_factory=SDIOptions)
     vsd: VSDOptions = field(default_factory=VSDOptions)
     ism: ISMOptions = field(default_factory=ISMOptions)
+    nfsd: NFSDOptions = field(default_factory=NFSDOptions)
+    bridge: BridgeOptions = field(default_factory=BridgeOptions)
     weighted: WeightedOptions = field(default_factory=WeightedOptions)
     dpo: DPOOptions = field(default_factory=DPOOptions)
     psd: PSDOptions = field(default_factory=PSDOptions)

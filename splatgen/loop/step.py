@@ -11,13 +11,21 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from splatgen.config import Config, ImageConfig, Method, PriorOptions
-from splatgen.guidance.conditioning import PromptEmbedding, conditions, embed_prompt
+from splatgen.guidance.conditioning import (
+    PromptEmbedding,
+    PromptPair,
+    conditions,
+    embed_pair,
+    embed_prompt,
+    pair_conditions,
+)
 from splatgen.guidance.denoiser import Denoiser
 from splatgen.guidance.distillation import Gradient, chosen_weighting, draw_times, gradient
 from splatgen.guidance.moment import Moment, Source
@@ -27,6 +35,7 @@ from splatgen.guidance.scores.base import Metrics
 from splatgen.loop import object_edit
 from splatgen.loop.clock import StageClock
 from splatgen.loop.encoding import encode, encoder_inputs, pull_back
+from splatgen.loop.seen_penalties import add, apart
 from splatgen.models.budget import BUDGETS, LoadOptions, decoded_at_once
 from splatgen.models.paging import take_turns
 from splatgen.priors import PRIORS, Conditioning, Prior, load_options_for, load_prior
@@ -54,6 +63,8 @@ class Models:
     target: PromptEmbedding
     source: PromptEmbedding | None  # what an edit starts from
     negative: Conditioning  # one row
+    null: Conditioning  # one row, of the empty prompt
+    pair: PromptPair | None = None  # the second one of a bridge
     encode: int = 0  # images encoded at once, without a graph, and once more for the gradient; 0 keeps it
     halved: bool = False  # batches, because memory ran out
 
@@ -161,6 +172,8 @@ def assemble(
         target=embed_prompt(prior, config.prompt),
         source=embed_prompt(prior, config.source) if config.source else None,
         negative=prior.embed([config.negative]),
+        null=prior.embed([""]),
+        pair=embed_pair(prior, config.prompt, config.bridge) if config.score == "bridge" else None,
         encode=budget.encode,
     )
     told = view_prompts(config.prompt) if config.reward_options.view_prompts else (config.prompt,)
@@ -186,6 +199,7 @@ def render_views(config: Config, scene: Scene, fraction: float) -> tuple[Render,
         fov=v.fov,
         group=PRIORS[config.prior].views,
         relative=v.relative,
+        law=v.elevation_law,
     )
     back = background(config, scene.step, cameras)
     out = render(scene.splats, cameras, back, backend=config.render.backend)
@@ -196,7 +210,8 @@ def render_views(config: Config, scene: Scene, fraction: float) -> tuple[Render,
 
 def background(config: Config, step: int, cameras: Cameras) -> Tensor:
     """What is behind the splats in each view of a step, [B, 3]."""
-    return backgrounds(config.views.background, rng(config.seed, step, "background"), len(cameras))
+    group = PRIORS[config.prior].views
+    return backgrounds(config.views.background, rng(config.seed, step, "background"), len(cameras), group)
 
 
 def descend(config: Config, scene: Scene, out: Render, whole: Tensor) -> Tensor:
@@ -240,25 +255,26 @@ def make_moment(
     views = models.prior.views
     t = draw_times(g, models.score, fraction, len(x) // views, rng(config.seed, step, "time"))
     times = t.repeat_interleave(views).to(x.dtype)
-    negative = models.preference.negative(models.negative)
+    negative, null = models.preference.negative(models.negative), models.null
     plain = dataclasses.replace(g, view_prompts="none", perp_neg=False)
     source = None
     if models.source is not None and before is not None:
-        source = Source(x=before, conditions=conditions(models.source, negative, cameras, g))
+        source = Source(x=before, conditions=conditions(models.source, negative, cameras, g, null))
     return Moment(
         denoiser=models.denoiser,
         x=x.detach(),
         images=images.detach(),
         t=upload(times, x.device),
         times=times,
-        conditions=conditions(models.target, negative, cameras, g),
-        plain=lambda: conditions(models.target, negative, cameras, plain),
+        conditions=conditions(models.target, negative, cameras, g, null),
+        plain=lambda: conditions(models.target, negative, cameras, plain, null),
         cameras=cameras,
         prompts=reward_prompts(config, cameras),
         seed=config.seed,
         step=step,
         steps=config.steps,
         source=source,
+        pair=partial(pair_conditions, models.pair, negative, cameras, g, null) if models.pair else None,
     )
 
 
@@ -267,7 +283,8 @@ def reward_prompts(config: Method, cameras: Cameras) -> tuple[str, ...]:
     if not config.reward_options.view_prompts:
         return (config.prompt,) * len(cameras)
     angles = zip(cameras.azimuth.tolist(), cameras.elevation.tolist(), strict=True)
-    return tuple(view_prompt(config.prompt, view_word(a, e)) for a, e in angles)
+    limits = config.guidance.view_limits
+    return tuple(view_prompt(config.prompt, view_word(a, e, limits)) for a, e in angles)
 
 
 def advance(config: Config, models: Models, scene: Scene) -> StepResult:
@@ -280,6 +297,7 @@ def advance(config: Config, models: Models, scene: Scene) -> StepResult:
     x = encode(models.prior, inputs, models.encode)
     before = render_source(config, models, scene, cameras)
     moment = make_moment(config, models, step=scene.step, x=x, images=out.rgb, cameras=cameras, before=before)
+    moment = moment.seeing(out.depth, out.alpha)
     found = gradient(moment, models.score, models.preference, models.ensemble)
     clock.mark()
 
@@ -287,7 +305,9 @@ def advance(config: Config, models: Models, scene: Scene) -> StepResult:
     if moment.source is not None:
         weighting = chosen_weighting(config.guidance, models.score)
         value = value + object_edit.pull(moment, config.edit.keep, weighting)
+    aside = apart(config.regularise, scene.params, out, cameras)
     pull_back(models.prior, models.encode, x, value, inputs, out.rgb, found.on_render)
+    add(scene.params, aside)
     clock.mark()
 
     whole = {"render": out.rgb, "prediction": value, "reward": found.rewards}

@@ -48,6 +48,7 @@ class RewardEntry:
 _TOYBOX, _SHELF = "splatgen.rewards.toybox", "splatgen.rewards.shelf"
 _FITS = "fit of pictures and words, by {} of ours; exact ones have {}"
 _LIKED = "how people would like the pictures for the words; good ones have about {}"
+_YES = "how surely a language model says that the pictures show the words; 0 to 1"
 _FOUR = "how four views together would be liked for the words; 0 is usual, 2 much"
 
 REWARDS = {
@@ -71,6 +72,13 @@ REWARDS = {
         loader="splatgen.rewards.clip:load",
         about="how near pictures and words are; those that fit have 20 to 35",
     ),
+    "clip-iqa": RewardEntry(
+        loader="splatgen.rewards.clip_iqa:load",
+        about="how much nearer the pictures are to a good photo than to a bad one; 0 to 1",
+    ),
+    "vqa": RewardEntry(loader="splatgen.rewards.vqa:load", about=_YES),
+    "vqa-7b": RewardEntry(loader="splatgen.rewards.vqa:load_7b", about=_YES),
+    "hpsv3": RewardEntry(loader="splatgen.rewards.hpsv3:load", about=_LIKED.format("8 to 11")),
     "aesthetic": RewardEntry(
         loader="splatgen.rewards.aesthetic:load", about="beauty of the pictures, whatever the words; 4 to 7"
     ),

@@ -47,16 +47,22 @@ class Scene:
 
 def rates(options: LearningOptions, fraction: float) -> dict[str, float]:
     """Learning rate of every parameter at a fraction of the run: constant, then falling geometrically."""
-    late = max(fraction - options.decay_from, 0.0) / max(1.0 - options.decay_from, 1e-9)
-    factor = max(options.final, 1e-6) ** min(late, 1.0)
-    return {
-        "means": options.means * factor,
-        "scales": options.scales * factor,
-        "quats": options.quats * factor,
-        "opacities": options.opacities * factor,
-        "sh0": options.sh * factor,
-        "shN": options.sh / 20.0 * factor,
+    usual = (options.decay_from, 1.0, options.final)
+    found = {
+        "means": options.means * left(options.means_fall or usual, fraction),
+        "scales": options.scales * left(options.scales_fall or usual, fraction),
+        "quats": options.quats * left(options.quats_fall or usual, fraction),
+        "opacities": options.opacities * left(options.opacities_fall or usual, fraction),
+        "sh0": options.sh * left(options.sh_fall or usual, fraction),
     }
+    return {**found, "shN": found["sh0"] / 20.0}
+
+
+def left(fall: tuple[float, float, float], fraction: float) -> float:
+    """Share of a rate at a fraction of the run, for (from, to, share at the end): share^done."""
+    begin, end, share = fall
+    done = min(max(fraction - begin, 0.0) / max(end - begin, 1e-9), 1.0)
+    return float(max(share, 1e-6) ** done)
 
 
 def new_scene(config: Config, splats: Splats, device: str) -> Scene:
@@ -68,7 +74,7 @@ def new_scene(config: Config, splats: Splats, device: str) -> Scene:
         tensors["shN"] = sh[:, 1:]
     params = {name: torch.nn.Parameter(value.clone().contiguous()) for name, value in tensors.items()}
     optimizers: Optimizers = {
-        name: torch.optim.Adam([p], lr=1.0, betas=(0.9, 0.99), eps=1e-15) for name, p in params.items()
+        name: torch.optim.Adam([p], lr=1.0, betas=config.lr.betas, eps=1e-15) for name, p in params.items()
     }
     densifier = Densifier(config.densify, steps=config.steps, seed=config.seed)
     densifier.strategy.check_sanity(params, optimizers)

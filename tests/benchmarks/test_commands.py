@@ -79,6 +79,34 @@ def test_a_command_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
             assert json.loads(path.read_text(encoding="utf-8"))["machine"]
 
 
+def test_every_arm_of_the_alignment_can_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that no table has been measured for make a step; the settings of all are usable."""
+    from splatgen.config import from_dict, merge
+    from splatgen.config.validation import validate
+    from splatgen.loop.initial_splats import starting_splats
+    from splatgen.loop.step import advance, load_models
+    from splatgen.scene.parameters import new_scene
+
+    monkeypatch.syspath_prepend(str(FOLDER))
+    found = runpy.run_path(str(FOLDER / "alignment.py"), run_name="arms")
+    base = merge(from_dict(found["BASE"]), {"prompt": "a red cube", "prior": "toybox-mini"})
+    small = {
+        "steps": 2,
+        "reward": ["toybox-mini"],
+        "views": {"size": [16], "count": 2},
+        "splats": {"count": 60},
+    }
+    for name, settings in found["arms"]().items():
+        config = validate(merge(base, settings))
+        if name in found["further"]():
+            config = merge(config, small)
+            models, scene = load_models(config, "cpu"), new_scene(config, starting_splats(config), "cpu")
+            scene.step = 1
+            seen = advance(config, models, scene)
+            assert not seen.failed, name
+            assert torch.isfinite(seen.loss), name
+
+
 def test_quality_on_the_shelf(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

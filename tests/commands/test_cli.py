@@ -51,7 +51,7 @@ FLAGS = """
 --dpo.gap --force --guidance.anneal --guidance.batch --guidance.clamp --guidance.no-clamp
 --guidance.no-perp-neg --guidance.perp-neg --guidance.rescale --guidance.scale --guidance.t-max
 --guidance.t-min --guidance.t-min-start --guidance.times --guidance.view-prompts --guidance.weighting
---help --holdout-reward --host --init --ism.interval --ism.noise --ism.step --json --log --lr.decay-from
+--help --holdout-reward --host --init --ism.interval --ism.offset --ism.step --json --log --lr.decay-from
 --lr.final --lr.means --lr.opacities --lr.quats --lr.scales --lr.sh --negative --open --out
 --output.checkpoint-seconds --output.frames --output.log-every --output.reward-every --output.size
 --patience --port --preference --preset --prior --prior.camera --prior.compile --prior.dtype --prior.lora
@@ -67,6 +67,14 @@ FLAGS = """
 --vsd.rank --vsd.weight-decay --weighted.bottom --weighted.bottom-weight --weighted.candidates
 --weighted.lookahead --weighted.normalise --weighted.scale --weighted.start --weighted.stop
 --weighted.strategy --weighted.temperature --weighted.top --weighted.top-weight --weights
+"""
+FLAGS += """
+--bridge.flaws --bridge.quality --bridge.start --guidance.clip --guidance.clip-over --guidance.noise
+--guidance.noise-cell --guidance.noise-renewals --guidance.null-scale --guidance.scale-end
+--guidance.scale-over --guidance.shift --guidance.view-limits --ism.interval-start --ism.start --ism.warmup
+--lr.betas --lr.means-fall --lr.opacities-fall --lr.quats-fall --lr.scales-fall --lr.sh-fall --nfsd.limit
+--regularise.axes --regularise.depth-tv --regularise.mass --regularise.normal-tv --regularise.position
+--regularise.tv --sdi.reverse --views.elevation-law --vsd.betas --vsd.eps --vsd.start --weighted.levels
 """
 
 
@@ -115,7 +123,7 @@ REFUSED = {  # words after `generate "a red cube"`: part of the message
     "--holdout-reward four": "the reward 'four' judges 4 views together",
     "--prior multi --views.count 6": "the prior 'multi' denoises 4 views together, give a multiple of 4",
     "--reward toybox-judge": "no reward 'toybox-judge'; it only watches: give it to --holdout-reward",
-    "--reward hpsv9": "no reward 'hpsv9'; did you mean 'hpsv2'",
+    "--reward hpsv9": "no reward 'hpsv9'; did you mean 'hpsv3'",
     "--holdout-reward jugde": "no reward 'jugde'; there are: toybox",
     "--reward toybox=high": "reward is 'toybox=high': write NAME or NAME=WEIGHT",
     "--reward toybox=nan": "reward toybox is nan: give a weight that is finite and not 0",
@@ -154,10 +162,11 @@ def test_the_help_names_the_choices_and_the_methods(cli: Cli, monkeypatch: pytes
     monkeypatch.setenv("COLUMNS", "4000")
     text = re.sub(r"\x1b\[[0-9;]*m", "", cli("generate", "--help").out)
     for choice in (
-        "{sds,sdi,vsd,csd,ism}",
+        "{sds,sdi,vsd,csd,nfsd,ism,bridge}",
         "{none,weighted,dpo,psd,ascent}",
         "{auto,raw,standard,candidates}",
         "NAME[=WEIGHT] ...",
+        "reward3d with a four-view prior",
     ):
         assert choice in text
     for paper in ("RewardSDS", "RewardVSD", "DreamDPO", "DreamReward", "Perp-Neg"):

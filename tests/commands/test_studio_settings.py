@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import pytest
 from clouds import cloud
 
 from splatgen import formats
 from splatgen.commands import generate, studio
-from splatgen.commands.common import known_limits
+from splatgen.commands.common import known_limits, truth
 from splatgen.commands.common.past_runs import History, Trash, star
 from splatgen.commands.common.studio_backend import when
 from splatgen.commands.common.studio_files import OpenedFiles, differences, flat, table
@@ -72,7 +73,11 @@ def test_fields_that_cannot_be_are_told(settings, change, words):
 
 def test_a_judge_watches_where_the_world_has_one(files):
     usual = Settings(lambda _: Config(prompt="a red cube"), files)
-    assert usual.form(AS_STARTED, {}).held_out == "toybox-judge"
+    given = usual.form(AS_STARTED, {})
+    assert given.held_out == "toybox-judge"
+    for prior, judges in (("toybox", ("toybox-judge",)), ("shelf", ("shelf-judge",)), ("sd15", ())):
+        ((_, config),) = usual.variants(dataclasses.replace(given, prior=prior), {})
+        assert config.holdout_reward == judges
 
 
 def test_words_come_with_their_pictures():
@@ -170,6 +175,20 @@ def test_what_differs_between_two_runs(tmp_path):
     ]
     assert differences(one, one) == []
     assert flat({"a": {"b": 1}, "c": 2}) == {"a.b": 1, "c": 2}
+
+
+def test_an_object_of_the_toybox_is_held_against_the_exact_one(tmp_path):
+    made = run(tmp_path, "one", MINI)
+    formats.save(cloud(50), made.splats_ply)
+    other = run(tmp_path, "two", dataclasses.replace(MINI, prompt="a corgi"))
+    formats.save(cloud(50), other.splats_ply)
+    one, two = sorted(History(tmp_path).read(), key=lambda past: past.name)
+    assert re.fullmatch(
+        r"against the truth: silhouette 0\.\d\d of 1 \(IoU\), -?\d+\.\d dB", truth.measured(one)
+    )
+    assert truth.caption(two) is None
+    with pytest.raises(ValueError, match="nobody knows the exact picture of 'a corgi'"):
+        truth.measured(two)
 
 
 def test_times_are_told_as_they_are():

@@ -2,10 +2,14 @@
 
 import pytest
 import steps
+import tiny_qwen
 import torch
 from pretend import counted
 from pretend.device import NAME
 from steps import METHODS
+
+from splatgen.models.budget import LoadOptions
+from splatgen.rewards import load_reward
 
 ALL = [("sds", "weighted"), ("sdi", "psd"), ("vsd", "none")]
 FAMILIES = {  # the second of two versions need not do it all
@@ -78,3 +82,14 @@ def test_a_logged_row_is_of_events_in_the_queue():
     seen, _ = run(steps.config())
     assert set(seen.ms) == {"render", "model", "backward", "update"}
     assert all(value >= 0 for value in seen.ms.values())
+
+
+@pytest.mark.parametrize(("name", "write"), [("vqa", tiny_qwen.write_vqa), ("hpsv3", tiny_qwen.write_hpsv3)])
+def test_language_models_score_on_the_gpu(tmp_path, name, write):
+    write(tmp_path / name)
+    how = LoadOptions(device="cuda", precision="float16", weights=str(tmp_path), checkpointing=True)
+    reward = load_reward(name, how)
+    images = torch.rand(2, 3, 56, 84, device="cuda", requires_grad=True)
+    reward(images, ["a red cube", "a cat"]).sum().backward()
+    assert torch.isfinite(images.grad).all()
+    assert images.grad.abs().max() > 0

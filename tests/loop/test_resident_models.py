@@ -434,7 +434,9 @@ def test_variants_in_turns_come_to_what_each_would_alone(session, tmp_path, load
 
 def test_variants_go_on_side_by_side_and_each_can_be_stopped(session, tmp_path):
     session.add(variants(tmp_path, *({"seed": n} for n in range(3)), steps=NEVER_MET))
-    lanes = until(lambda: [lane.state for lane in session.status.lanes] == ["running"] * 3 and session.status.lanes)
+    lanes = until(
+        lambda: [lane.state for lane in session.status.lanes] == ["running"] * 3 and session.status.lanes
+    )
     for lane in lanes:
         until(lambda: (found := lane.channel.take()) is not None and found.step > 2)  # noqa: B023
     session.send(Command(kind="stop"), 1)

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from splatgen.commands.common import doctor_report, execution
+from splatgen.commands.common import checks, doctor_report, execution
+from splatgen.commands.common.errors import Failure
 from splatgen.config import from_dict
 from splatgen.models import footprint
 from splatgen.models.budget import BUDGETS
+from splatgen.models.weights import WeightsError
 from splatgen.rasterizer.backends import Choice
 
 CUDA = Choice(device="cuda", backend="gsplat")
@@ -86,6 +88,16 @@ def test_it_is_said_before_a_run_and_by_the_doctor():
     assert "GPU memory" not in execution.headline(config(), Choice(device="cpu"))
     (found,) = (f for f in doctor_report.examine().findings if f.name == "GPU memory")
     assert "under 8gb / 12gb / 16gb / 24gb: sd15 3.9 / 4.1 / 6.6 / 14.6" in found.text
+
+
+def test_a_reward_that_breaks_the_promise_by_itself_is_refused():
+    with pytest.raises(
+        Failure, match=r"vqa alone takes 7.0 GiB and --budget 8gb promises .* within 6:"
+    ) as found:
+        checks.check_models(config(budget="8gb", reward=["vqa"]))
+    assert found.value.code == 2
+    with pytest.raises(WeightsError, match="splatgen fetch vqa"):
+        checks.check_models(config(budget="12gb", reward=["vqa"]))
 
 
 def test_a_denoiser_that_is_not_compiled_is_said():

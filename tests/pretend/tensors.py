@@ -159,7 +159,7 @@ def operate(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if cuda and len(cuda) < len(tensors):
         check(func, args, [z for z in tensors if not isinstance(z, Cuda) and z.device.type == "cpu"])
     masks = func in INDEXED and any(isinstance(z, Cuda) and z.dtype == torch.bool for z in args[1])
-    if func in READ:
+    if func in READ and kwargs.get("output_size") is None:  # of a repetition: that shape is known
         wait(str(func).removeprefix("aten.").removesuffix(".default"))
     elif masks and (func is aten.index.Tensor or args[2].numel() != 1):
         wait("boolean index")

@@ -31,7 +31,7 @@ PROGRAM = next(filter(None, map(shutil.which, NAMES)), None)
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed: no browser tests")
 
 SIZE = {"width": 1000, "height": 600}  # the panels take 400 of it
-SECONDS = 30_000  # ms, for what happens at once on an idle machine
+SECONDS = 120_000  # ms, for what happens at once on an idle machine
 FLAGS = ("--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 GREEN = (0.0, 0.6, 0.0)
 

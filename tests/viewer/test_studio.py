@@ -246,7 +246,7 @@ def test_the_run_at_work_is_paused_steered_and_stopped_and_goes_on(tmp_path):
             text.replace(str(NEVER_MET), str(run_folder.read(Run(folder=folder))["steps"] + 3))
         )
         run_folder.update(Run(folder=folder), status="stopped")  # so that the shelf reads it again
-        it.rows(["Continue"])
+        it.rows(["Show", "Continue"])
         it.until(lambda: it.program.past()[0].told.count(f"{NEVER_MET:,}") == 0)
         it.click(0, "continue")
         it.until(lambda: it.session.status.state == "done")
@@ -582,6 +582,56 @@ def test_many_runs_are_on_several_pages(shelf, tmp_path):
         it.rows(*[["Show"]] * 2)
         it.deed("page", -PER_PAGE)
         it.rows(*[["Show"]] * PER_PAGE)
+
+
+def test_past_runs_are_searched_marked_put_away_and_brought_back(shelf, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(shelf, out)
+    with bench(out) as it:
+        it.until(lambda: it.names() == ["run-1", "run-0"])
+        it.page.fill("Search", "sds BLUE")
+        it.until(lambda: it.names() == ["run-1"])
+        it.page.fill("Search", "")
+        it.deed("star", "run-0")
+        it.until(lambda: "★" in it.viewer.studio.past_runs.list.content)
+        it.page.fill("Which", "starred")
+        it.until(lambda: it.names() == ["run-0"])
+        it.page.fill("Which", "all")
+        it.deed("measure", "run-0")
+        it.shows("against the truth: silhouette ")
+        it.deed("delete", "run-0")
+        it.until(lambda: it.names() == ["run-1"])
+        it.shows('data-deed="undo"')
+        it.deed("undo")
+        it.until(lambda: it.names() == ["run-1", "run-0"])
+        it.deed("delete", "run-1")
+        it.until(lambda: it.names() == ["run-0"])
+        it.program.close()
+    assert sorted(path.name for path in out.iterdir()) == ["broken", "run-0"]
+
+
+def test_a_result_is_saved_in_other_formats_under_its_prompt(shelf):
+    with bench(shelf) as it:
+        it.until(lambda: len(it.names()) == 2)
+        for suffix in (".spz", ".glb", ".html"):
+            name, content = it.program.file("run-1", suffix)
+            assert name == f"a-blue-sphere{suffix}"
+            assert len(content) > 500
+        with pytest.raises(ValueError, match="no picture"):
+            it.program.file("run-1", ".png")
+
+
+def test_an_object_that_is_opened_is_edited_into_the_prompt(shelf, tmp_path):
+    content = (shelf / "run-0" / "splats.ply").read_bytes()
+    with bench(tmp_path) as it:
+        opened = it.program.open("mine.ply", content)
+        it.viewer.studio.request.hold(opened)
+        it.viewer.studio.past_runs.bring(opened.name, "mine.ply", opened.cloud)
+        it.until(lambda: centres(it, "/past/0"))
+        assert it.generate(**{"It shows": "a red cube", "Prompt": "a blue sphere"}).state == "done"
+        it.shows("a red cube -&gt; a blue sphere")
+    (run,) = made(tmp_path)
+    assert (config_of(run).source, config_of(run).prompt) == ("a red cube", "a blue sphere")
 
 
 # The process

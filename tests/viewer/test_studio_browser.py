@@ -21,7 +21,7 @@ browser, page, shelf = shared.browser, shared.page, studio.shelf  # fixtures
 
 def wait(page, done):
     """Until something in this process is so, while the page goes on."""
-    shared.until(lambda: (page.wait_for_timeout(50), done())[1], seconds=60)
+    shared.until(lambda: (page.wait_for_timeout(50), done())[1], seconds=120)
 
 
 def finished(it, number):

@@ -18,6 +18,7 @@ from splatgen.commands.common.errors import MISSING, USAGE, Failure
 from splatgen.config import Config, ImageConfig, Method, PriorOptions
 from splatgen.config.hints import did_you_mean
 from splatgen.models import weights
+from splatgen.models.budget import BUDGETS
 from splatgen.priors import PRIORS
 from splatgen.rewards import JUDGES, REWARDS, RewardEntry
 from splatgen.runs import run_folder, sinks
@@ -156,6 +157,7 @@ def check_models(config: Method) -> None:
     rewards = (*config.rewards(), *config.holdout_reward)
     for name in rewards:
         if not JUDGES[name].embedded:
+            _check_room(name, config.budget)
             weights.find(name, config.weights)
     world, given = of_prior(config.prior), config.prior_options.model
     if world is not None:
@@ -174,6 +176,17 @@ def check_models(config: Method) -> None:
             _check_embedded(world, world.rewards[name], world.folder)
     if config.weights is not None and not Path(config.weights).is_dir():
         raise Failure(MISSING, f"--weights {config.weights} is no folder: give one that holds models by name")
+
+
+def _check_room(name: str, budget: str) -> None:
+    """Refuse a reward whose weights alone break what a budget promises."""
+    most, taken = BUDGETS[budget].most, weights.published(name).gigabytes * 1e9 / 2**30
+    if most and taken > most:
+        raise Failure(
+            USAGE,
+            f"{name} alone takes {taken:.1f} GiB and --budget {budget} promises to stay within {most:g}: "
+            "take a larger budget, or another reward",
+        )
 
 
 def takes_long(config: Method) -> str:

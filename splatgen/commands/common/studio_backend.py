@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from splatgen.commands.common import known_limits, studio_files
+from splatgen.commands.common import known_limits, studio_files, truth
 from splatgen.commands.common.embedded import VocabularyError
 from splatgen.commands.common.errors import describe
 from splatgen.commands.common.past_runs import History, PastRun, Trash, finished, star, thumbnail
@@ -51,6 +51,7 @@ class StudioBackend:
         self._session, self._out, self._command = session, out, command
         self._history, self._trash = History(out), Trash(out)
         self._runs: dict[str, PastRun] = {}
+        self._truths: dict[tuple[str, int], str] = {}  # by run and step
         self._files = studio_files.OpenedFiles(out)
         self._settings = Settings(read, self._files)
         self._number, self._steered = 0, dict[str, float]()  # of the job at work
@@ -196,6 +197,10 @@ class StudioBackend:
     def star(self, name: str) -> None:
         star(self._run(name))
 
+    def measure(self, name: str) -> None:
+        past = self._run(name)
+        self._truths[name, past.step] = truth.measured(past)
+
     def delete(self, name: str) -> None:
         past = self._run(name)
         who = lock.holder(past.folder)
@@ -234,6 +239,8 @@ class StudioBackend:
             starred=past.starred,
             flat=past.flat,
             guided=c.preference != "none",
+            measurable=past.splats is not None and truth.caption(past) is not None,
+            truth=self._truths.get((past.name, past.step), ""),
         )
 
 

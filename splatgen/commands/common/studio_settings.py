@@ -117,7 +117,11 @@ class Settings:
         chosen: dict[str, Any] = {name: getattr(form, name) for name in FIELDS}
         chosen["guidance"] = {"scale": form.scale}
         chosen["reward"], chosen["holdout_reward"] = form.rewards.split(), form.held_out.split()
+        moved = form.prior != base.prior and form.held_out == JUDGES.get(base.prior)
+        if moved:  # the judge was that of the base's world, and nobody's choice
+            chosen["holdout_reward"] = []
         config: Config = merge(selected(merge(base, chosen)), more(form.more))
+        config = watched(config) if moved else config
         if not form.opened:
             return config
         if form.source.strip():

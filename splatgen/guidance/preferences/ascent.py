@@ -22,7 +22,8 @@ class Ascent(Preference):
     form = "paper": G = w(t) (e - d_r - n) with d_r = weight dr/drender, r judged on the render, or on the
     one-step estimate at times up to `straight_through` (value of the estimate, gradient of the render).
     form = "code", the official one: weight c relu(target - r) is added to the loss |G|^2 / 2, where c is ten
-    to the difference of their decimal digits; for the last steps the reward alone, a million times.
+    to the difference of their decimal digits; for the last steps the reward alone, of the render at any time,
+    a million times.
     """
 
     def __init__(self, options: AscentOptions) -> None:
@@ -68,6 +69,8 @@ class Ascent(Preference):
     def _looked(self, moment: Moment, rows: Tensor, x0: Tensor, render: Tensor) -> Tensor:
         """What the rewards of some views look at: the render, or the value of the estimate at small times."""
         looked = render.clamp(0.0, 1.0)
+        if self._alone(moment):  # as the official code does
+            return looked
         early = moment.times[rows] <= self.options.straight_through
         if not bool(early.any()):  # a decoder can cost as much as a step
             return looked
