@@ -35,7 +35,7 @@ from splatgen import cli
 from splatgen.config import Config, ImageConfig, from_dict, merge
 from splatgen.config.methods import line_up, slots
 from splatgen.loop import comparison as comparing
-from splatgen.loop import image_run, object_run
+from splatgen.loop import image_run, model_cache, object_run
 from splatgen.loop.snapshot import Channel, Command, Snapshot
 from splatgen.loop.step import Models, load_models
 from splatgen.runs import checkpoint, run_folder, steering
@@ -199,6 +199,14 @@ SCENARIOS: dict[str, Callable[[], Scenario]] = {
             psd={"interval": 1, "t_limit": 1.0},
         )
     ),
+    "stages": lambda: generation(
+        config(
+            stages=[
+                {"share": 0.34, "guidance": {"scale": 3.0}},
+                {"share": 0.66, "score": "vsd", "vsd": {"rank": 1, "lr": 0.01}},
+            ]
+        )
+    ),
     "steered": steered,
     "edit": edition,
     "image": picture,
@@ -251,7 +259,7 @@ class Fuse:
     def arm(self) -> None:
         os_open = os.open
         if self.at == LOADING:
-            module: Any = object_run
+            module: Any = model_cache
             module.load_models = self.while_loading(module.load_models)
         for name in CALLS:
             setattr(os, name, self.counted(getattr(os, name)))
@@ -376,10 +384,10 @@ def share_networks() -> None:
     """Load networks once: it takes longer than the steps of a run. Scores and preferences are made anew."""
     networks = load_models(config(), "cpu")
 
-    def load(given: Config, _device: str) -> Models:
+    def load(given: Config, _device: str, *_loaders: object) -> Models:
         return comparing.fresh(given, networks)
 
-    modules: tuple[Any, ...] = (object_run, image_run, comparing)
+    modules: tuple[Any, ...] = (object_run, image_run, comparing, model_cache)
     for module in modules:
         module.load_models = load
 

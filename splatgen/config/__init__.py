@@ -12,6 +12,7 @@ from splatgen.config.guidance_options import (
     GuidanceOptions,
     ISMOptions,
     PSDOptions,
+    RefineOptions,
     SDIOptions,
     VSDOptions,
     WeightedOptions,
@@ -52,7 +53,7 @@ from splatgen.config.schema import (
 __all__ = [
     "AscentOptions", "Config", "ConfigError", "DPOOptions", "DensifyOptions", "EditOptions",
     "GuidanceOptions", "ISMOptions", "ImageConfig", "ImageOptions", "LearningOptions", "Method",
-    "OutputOptions", "PSDOptions", "PriorOptions", "RegulariseOptions", "RenderOptions", "RewardOptions",
-    "SDIOptions", "SplatOptions", "VSDOptions", "ViewOptions", "WeightedOptions", "convert", "from_dict",
-    "merge", "presets", "read_file", "read_preset", "to_dict",
+    "OutputOptions", "PSDOptions", "PriorOptions", "RefineOptions", "RegulariseOptions", "RenderOptions",
+    "RewardOptions", "SDIOptions", "SplatOptions", "VSDOptions", "ViewOptions", "WeightedOptions", "convert",
+    "from_dict", "merge", "presets", "read_file", "read_preset", "to_dict",
 ]  # fmt: skip

@@ -14,7 +14,8 @@ from typing import Any
 
 from splatgen.config import Config, ConfigError, Method
 from splatgen.config.hints import did_you_mean
-from splatgen.config.validation import PREFERENCES, RANKING, SCORES, validate
+from splatgen.config.schema import PREFERENCES, RANKING, SCORES
+from splatgen.config.validation import validate
 
 METHODS = {  # name: (score, preference)
     "sds": ("sds", "none"),
@@ -72,6 +73,11 @@ def line_up(bases: Mapping[str, Config], seeds: Sequence[int]) -> ComparisonPlan
     An option of a piece counts for the methods that use the piece. ConfigError when none does, when two are
     the same method or don't share what they are measured with, and when a method's settings can't be used.
     """
+    staged = next((name for name, base in bases.items() if base.stages), None)
+    if staged is not None:
+        raise ConfigError(
+            f"method {staged} has stages, and a comparison is of runs that have one: leave it out"
+        )
     used = {piece for base in bases.values() for piece in (base.score, base.preference)}
     for base in bases.values():
         _check_used(base, used, bases)

@@ -18,6 +18,8 @@ from splatgen.config import (
     ViewOptions,
     WeightedOptions,
 )
+from splatgen.config.schema import PREFERENCES, RANKING, SCORES
+from splatgen.config.stages import stages
 
 
 def _check(condition: bool, name: str, value: object, advice: str) -> None:
@@ -52,11 +54,6 @@ def _check_guidance(g: GuidanceOptions) -> None:
     _check(ordered, "guidance.t_min_start", start, "give t_min up to the first t_max")
     _check(max(g.t_max) < 1, "guidance.t_max", g.t_max, "give less than 1")
     _check_range(g.anneal, "guidance.anneal", 0, 1)
-
-
-SCORES = ("sdi", "vsd", "ism")  # those with options of their own
-PREFERENCES = ("weighted", "dpo", "psd", "ascent")
-RANKING = ("weighted", "dpo", "psd")  # those that have several candidates
 
 
 def _check_unused(config: Method) -> None:
@@ -96,6 +93,15 @@ def _check_scores(config: Method) -> None:
     _check(0 < i.interval < 1, "ism.interval", i.interval, "give more than 0 and less than 1")
     _check(0 < i.step <= 1, "ism.step", i.step, "give more than 0 up to 1")
     _check(i.noise >= 0, "ism.noise", i.noise, "give 0 or more")
+    r = config.refine
+    _check(0 < r.time < 1, "refine.time", r.time, "give more than 0 and less than 1")
+    _check(1 <= r.steps <= 1000, "refine.steps", r.steps, "give 1 to 1000")
+    _check(1 <= r.views <= 1000, "refine.views", r.views, "give 1 to 1000")
+    _check(1 <= r.rounds <= 1000, "refine.rounds", r.rounds, "give 1 to 1000")
+    _check(0 <= r.ssim <= 1, "refine.ssim", r.ssim, "give 0 to 1")
+    if config.score == "refine":
+        alone = "refine fits pictures, and no preference ranks those: leave it out"
+        _check(config.preference == "none", "preference", config.preference, alone)
     if config.preference in RANKING:
         alike = "without it the candidates are the same and there is nothing to rank: give more than 0"
         _check(config.score != "sdi" or s.entropy > 0, "sdi.entropy", s.entropy, alike)
@@ -243,7 +249,18 @@ def validate_method(config: Method) -> None:
 
 
 def validate(config: Config) -> Config:
-    """Return the config, or raise ConfigError naming the first setting that cannot be used."""
+    """Return the config, or raise ConfigError naming the first setting that cannot be used, and its stage."""
+    if not config.stages:
+        return _validate(config)
+    for stage in stages(config):
+        try:
+            _validate(stage.config)
+        except ConfigError as error:
+            raise ConfigError(f"{stage.label}: {error}") from error
+    return config
+
+
+def _validate(config: Config) -> Config:
     validate_method(config)
     _check_views(config.views)
     _check_splats(config.splats, config.densify)
@@ -266,6 +283,7 @@ def validate_image(config: ImageConfig) -> ImageConfig:
     """Return the config, or raise ConfigError naming the first setting that a 2D run cannot use."""
     validate_method(config)
     o = config.image
+    _check(config.score != "refine", "score", config.score, "refine is for splats: use another")
     _check(0 < o.lr <= 1000, "image.lr", o.lr, "give more than 0, up to 1000")
     _check(1 <= o.count <= 64, "image.count", o.count, "give 1 to 64")
     _check(o.checkpoint_seconds >= 0, "image.checkpoint_seconds", o.checkpoint_seconds, "give 0 or more")

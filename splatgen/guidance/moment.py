@@ -42,9 +42,10 @@ class Moment:
     cameras: Cameras  # on the CPU
     prompts: tuple[str, ...]  # B, as rewards read them
     seed: int
-    step: int
-    steps: int
+    step: int  # of the run
+    steps: int  # of the stage
     source: Source | None = None
+    begin: int = 0  # step at which the stage began
 
     @property
     def prior(self) -> Prior:
@@ -57,8 +58,8 @@ class Moment:
 
     @property
     def fraction(self) -> float:
-        """Of the run that is done."""
-        return self.step / self.steps
+        """Of the stage that is done: of the run, where that has but one."""
+        return (self.step - self.begin) / self.steps
 
     def rng(self, purpose: str) -> torch.Generator:
         return rng(self.seed, self.step, purpose)

@@ -1,4 +1,4 @@
-"""Models that stay loaded from one run to the next, and a thread that makes one run at a time.
+"""A thread that makes one run at a time, with models that stay loaded from one to the next.
 
 request -> checks -> models (kept or loaded) -> run
 """
@@ -6,7 +6,6 @@ request -> checks -> models (kept or loaded) -> run
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -14,75 +13,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
-from splatgen.config import Config, PriorOptions
-from splatgen.loop import lifecycle, object_run
+from splatgen.config import Config
+from splatgen.config.stages import stages
+from splatgen.loop import object_run
 from splatgen.loop.loop import Progress, Result
+from splatgen.loop.model_cache import ResidentModels, collect
 from splatgen.loop.snapshot import Channel, Command
-from splatgen.loop.step import Models, load_models
-from splatgen.models.budget import LoadOptions
-from splatgen.priors import Prior, load_options_for, load_prior
-from splatgen.rewards import Reward, load_reward
+from splatgen.loop.step import Models
 
 State = Literal["idle", "loading", "running", "paused", "writing", "done", "stopped", "failed"]
 BUSY = ("loading", "running", "paused", "writing")
 
-PriorKey = tuple[str, PriorOptions, LoadOptions]  # what its loader is told
-RewardKey = tuple[str, LoadOptions]
-
 _log = logging.getLogger(__name__)
-
-
-class ResidentModels:
-    """The networks of the last run, kept under what their loaders were told.
-
-    A loader is told everything that its network depends on but the content of the files, which is read once.
-    """
-
-    def __init__(self) -> None:
-        self._priors: dict[PriorKey, Prior] = {}  # one, or none
-        self._rewards: dict[RewardKey, Reward] = {}
-
-    def models(self, config: Config) -> Models:
-        """The models of a run, with a score and a preference of its own; raises what loaders and `embed` do.
-
-        What this run has no use for is let go before anything is loaded.
-        """
-        device = lifecycle.pick_device(config)
-        how = load_options_for(config, device)
-        names = (*config.rewards(), *config.holdout_reward)
-        self._let_go({(config.prior, config.prior_options, how)}, {(name, how) for name in names})
-        return load_models(config, device, self._prior, self._reward)
-
-    def _prior(self, *key: *PriorKey) -> Prior:
-        if key not in self._priors:
-            self._priors[key] = load_prior(*key)
-        return self._priors[key]
-
-    def _reward(self, *key: *RewardKey) -> Reward:
-        if key not in self._rewards:
-            self._rewards[key] = load_reward(*key)
-        return self._rewards[key]
-
-    def clear(self) -> None:
-        """Let everything go."""
-        self._let_go(set(), set())
-
-    def _let_go(self, prior: set[PriorKey], rewards: set[RewardKey]) -> None:
-        """All but these."""
-        before = len(self._priors) + len(self._rewards)
-        self._priors = {key: self._priors[key] for key in self._priors if key in prior}
-        self._rewards = {key: self._rewards[key] for key in self._rewards if key in rewards}
-        if len(self._priors) + len(self._rewards) < before:
-            collect()
-
-
-def collect() -> None:
-    """Give back the memory of what nobody holds any more; half a second, where diffusers is loaded."""
-    gc.collect()  # networks are full of cycles
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,13 +172,14 @@ class Session:
 
     def _run(self, job: Job) -> Result | None:
         """None when there is none to make, or it was asked to stop before it began."""
-        models = self._models(job.config)
+        models = self._models(job)
         if job.load or self._halt.is_set():
             return None
         self._set(state="running")
         given: dict[str, Any] = {
             "command": job.command,
             "models": models,
+            "load": self._resident.models,
             "report": self._report,
             "should_stop": self._halt.is_set,
             "channel": self._status.channel,
@@ -245,11 +188,14 @@ class Session:
             return object_run.resume(job.folder, **given)
         return object_run.generate(job.config, out=job.out, **given)
 
-    def _models(self, config: Config) -> Models | None:
-        if config.init == "shap-e":  # it needs the room, and comes before the models
+    def _models(self, job: Job) -> Models | None:
+        """None where the run has to load them: it knows when, and those of each of its stages."""
+        if job.config.init == "shap-e":  # it needs the room, and comes before the models
             self._resident.clear()
             return None
-        return self._resident.models(config)
+        if job.config.stages and not job.load:
+            return None
+        return self._resident.models(stages(job.config)[0].config)
 
     def _report(self, progress: Progress) -> None:
         if progress.step >= progress.steps:

@@ -98,7 +98,7 @@ class StepResult:
     picture: Tensor  # [B, 3, H, W]
     prompts: tuple[str, ...]  # B, as rewards read them
     whole: dict[str, Tensor]  # [] by what may be not finite: whether it is
-    found: Gradient
+    found: Gradient | None  # None where no score gave one
     cameras: Cameras
 
     @property
@@ -233,9 +233,10 @@ def make_moment(
     images: Tensor,  # [B, 3, H, W]
     cameras: Cameras,
     before: Tensor | None,  # [B, C, h, w] what an edit started from
+    begin: int = 0,
 ) -> Moment:
-    """A step as score and preference see it."""
-    g, fraction = config.guidance, step / config.steps
+    """A step as score and preference see it; config is its stage's, which began at the step `begin`."""
+    g, fraction = config.guidance, (step - begin) / config.steps
     views = models.prior.views
     t = draw_times(g, models.score, fraction, len(x) // views, rng(config.seed, step, "time"))
     times = t.repeat_interleave(views).to(x.dtype)
@@ -258,6 +259,7 @@ def make_moment(
         step=step,
         steps=config.steps,
         source=source,
+        begin=begin,
     )
 
 
@@ -272,13 +274,22 @@ def reward_prompts(config: Method, cameras: Cameras) -> tuple[str, ...]:
 def advance(config: Config, models: Models, scene: Scene) -> StepResult:
     """One step of the optimisation."""
     clock = StageClock(scene.params["means"].device)
-    out, cameras = render_views(config, scene, scene.step / config.steps)
+    out, cameras = render_views(config, scene, scene.fraction(config.steps))
     clock.mark()
 
     inputs = encoder_inputs(config.prior, out, background(config, scene.step, cameras))
     x = encode(models.prior, inputs, models.encode)
     before = render_source(config, models, scene, cameras)
-    moment = make_moment(config, models, step=scene.step, x=x, images=out.rgb, cameras=cameras, before=before)
+    moment = make_moment(
+        config,
+        models,
+        step=scene.step,
+        x=x,
+        images=out.rgb,
+        cameras=cameras,
+        before=before,
+        begin=scene.begin,
+    )
     found = gradient(moment, models.score, models.preference, models.ensemble)
     clock.mark()
 

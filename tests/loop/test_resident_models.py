@@ -39,8 +39,9 @@ from splatgen.config import (
     to_dict,
 )
 from splatgen.config.validation import validate
-from splatgen.loop import lifecycle, object_run, resident_models
-from splatgen.loop.resident_models import Job, ResidentModels, Session
+from splatgen.loop import lifecycle, model_cache, object_run
+from splatgen.loop.model_cache import ResidentModels
+from splatgen.loop.resident_models import Job, Session
 from splatgen.loop.snapshot import Command
 from splatgen.loop.step import load_models
 from splatgen.runs import checkpoint, run_folder
@@ -99,8 +100,8 @@ def loads(monkeypatch):
 
         return wrapper
 
-    monkeypatch.setattr(resident_models, "load_prior", counted(resident_models.load_prior))
-    monkeypatch.setattr(resident_models, "load_reward", counted(resident_models.load_reward))
+    monkeypatch.setattr(model_cache, "load_prior", counted(model_cache.load_prior))
+    monkeypatch.setattr(model_cache, "load_reward", counted(model_cache.load_reward))
     return found
 
 
@@ -149,14 +150,14 @@ def test_what_changed_is_loaded_and_the_rest_stays(loads, change, more):
 def test_the_old_prior_goes_before_the_new_one_comes(monkeypatch):
     kept = ResidentModels()
     old = weakref.ref(kept.models(config()).prior)
-    load = resident_models.load_prior
+    load = model_cache.load_prior
 
     def loaded(name, *options):
         gc.disable()  # what is gone by now was let go on purpose
         assert old() is None
         return load(name, *options)
 
-    monkeypatch.setattr(resident_models, "load_prior", loaded)
+    monkeypatch.setattr(model_cache, "load_prior", loaded)
     try:
         assert kept.models(config(prior_options=PriorOptions(camera=False))).prior is not None
     finally:
@@ -218,7 +219,8 @@ RESIDENT = """
 import json, sys
 from pathlib import Path
 from splatgen.config import from_dict
-from splatgen.loop.resident_models import Job, ResidentModels, Session
+from splatgen.loop.model_cache import ResidentModels
+from splatgen.loop.resident_models import Job, Session
 session = Session(ResidentModels(), check=lambda config: config, describe=str)
 for words in sys.argv[2:]:
     session.start(Job(config=from_dict(json.loads(words)), out=Path(sys.argv[1]), command=["test"]))
@@ -409,14 +411,14 @@ def test_another_run_stops_the_one_at_work_and_only_the_last_that_waits_is_made(
 
 def test_stopped_while_it_loads_a_run_leaves_no_folder(session, tmp_path, monkeypatch):
     loading, go = threading.Event(), threading.Event()
-    load = resident_models.load_prior
+    load = model_cache.load_prior
 
     def slow(*options):
         loading.set()
         assert go.wait(60)
         return load(*options)
 
-    monkeypatch.setattr(resident_models, "load_prior", slow)
+    monkeypatch.setattr(model_cache, "load_prior", slow)
     session.start(job(tmp_path))
     assert loading.wait(60)
     assert session.status.state == "loading"

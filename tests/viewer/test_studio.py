@@ -27,8 +27,9 @@ from splatgen.commands import studio as verb
 from splatgen.commands.common import studio_backend
 from splatgen.commands.common.errors import Failure
 from splatgen.config import ConfigError, from_dict, read_file
-from splatgen.loop import lifecycle, object_run, resident_models
-from splatgen.loop.resident_models import ResidentModels, Session
+from splatgen.loop import lifecycle, model_cache, object_run
+from splatgen.loop.model_cache import ResidentModels
+from splatgen.loop.resident_models import Session
 from splatgen.runs import run_folder
 from splatgen.runs.run_folder import Run
 
@@ -147,8 +148,8 @@ def is_splats(message):
 
 def test_two_prompts_in_a_row_and_the_second_loads_nothing(tmp_path, monkeypatch):
     loads = []
-    load = resident_models.load_prior
-    monkeypatch.setattr(resident_models, "load_prior", lambda *args: (loads.append(args[0]), load(*args))[1])
+    load = model_cache.load_prior
+    monkeypatch.setattr(model_cache, "load_prior", lambda *args: (loads.append(args[0]), load(*args))[1])
     with bench(tmp_path) as it:
         assert it.value("Prompt") == "a red cube"
         first = it.generate()
@@ -168,7 +169,7 @@ def test_two_prompts_in_a_row_and_the_second_loads_nothing(tmp_path, monkeypatch
 
 def test_models_are_loaded_before_the_first_press(tmp_path, monkeypatch):
     with bench(tmp_path, ahead=True) as it:
-        monkeypatch.setattr(resident_models, "load_prior", None)
+        monkeypatch.setattr(model_cache, "load_prior", None)
         assert it.generate(Prompt="a blue sphere").state == "done"
 
 

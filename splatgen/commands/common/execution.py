@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from splatgen.commands.common.checks import resolve
 from splatgen.commands.common.progress import Reporter, duration
 from splatgen.commands.common.signals import Stop, on_signals
-from splatgen.config import ImageConfig
+from splatgen.config import Config, ImageConfig
+from splatgen.config.stages import stages
 from splatgen.models.budget import not_compiled
 from splatgen.models.memory import keep_freed
 from splatgen.priors import PRIORS
@@ -70,11 +71,19 @@ def headline(config: Method, choice: Choice) -> str:
     rasterizer = names[choice.backend] if choice.backend else f"CPU rasterizer ({cpu})"
     if isinstance(config, ImageConfig):  # nothing is rendered
         rasterizer = choice.device.upper()
-    prior = "embedded toybox" if config.prior == "toybox" else config.prior
     chosen = f"{choice.note}: " if choice.note else ""
+    if isinstance(config, Config) and config.stages:
+        told = ", ".join(f"{s.name or s.number}: {described(s.config)}" for s in stages(config))
+        return f"{chosen}{rasterizer}, {told}, seed {config.seed}"
+    return f"{chosen}{rasterizer}, {described(config)}, seed {config.seed}"
+
+
+def described(config: Method) -> str:
+    """Prior and length of a run or a stage."""
+    prior = "embedded toybox" if config.prior == "toybox" else config.prior
     reason = not_compiled(config, large=PRIORS[config.prior].large)
     plain = f" (not compiled: {reason})" if reason else ""
-    return f"{chosen}{rasterizer}, {prior} prior{plain}, {config.steps} steps, seed {config.seed}"
+    return f"{prior} prior{plain}, {config.steps} steps"
 
 
 def files(run: Run) -> dict[str, str]:

@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from splatgen.commands.common.arguments import check_heard
 from splatgen.commands.common.embedded import VocabularyError, of_prior
 from splatgen.commands.common.errors import describe
 from splatgen.commands.common.past_runs import History, PastRun, finished, thumbnail
 from splatgen.commands.common.viewer import settings
 from splatgen.config import Config, ConfigError, merge, presets
-from splatgen.config.validation import PREFERENCES, SCORES
+from splatgen.config.schema import PREFERENCES, SCORES
+from splatgen.config.stages import selections, stages
 from splatgen.loop.snapshot import Cloud, Command
 from splatgen.priors import PRIORS
 
@@ -140,8 +142,10 @@ class StudioBackend:
         return self._page.Refusal(message=message)
 
     def _config(self, form: page.Form) -> Config:
-        chosen = {name: getattr(form, name) for name in FIELDS}
-        return merge(selected(merge(self._base(form.base), chosen)), more(form.more))  # type: ignore[no-any-return]
+        base, chosen = self._base(form.base), {name: getattr(form, name) for name in FIELDS}
+        config: Config = merge(selected(merge(base, chosen)), more(form.more))
+        check_heard(config, base)
+        return config
 
     def _base(self, name: str) -> Config:
         """The settings of a preset under the words of the command line, or of a past run."""
@@ -160,11 +164,10 @@ class StudioBackend:
 
     def _entry(self, past: PastRun) -> page.PastRun:
         c = past.config
-        method = c.score if c.preference == "none" else f"{c.score} + {c.preference}"
         return self._page.PastRun(
             name=past.name,
             prompt=f"{c.source} -> {c.prompt}" if c.source else c.prompt,
-            told=f"{method}, {c.prior}, {c.steps:,} steps, seed {c.seed}",
+            told=f"{method_of(c)}, {c.steps:,} steps, seed {c.seed}",
             status=past.status,
             rewards=past.rewards,
             finished=past.splats is not None,
@@ -178,9 +181,19 @@ def names_of(field: str) -> tuple[str, ...]:
     return tuple(typing.get_args(typing.get_type_hints(Config)[field]))
 
 
+def method_of(config: Config) -> str:
+    """Score, preference and prior, of each stage where there are several."""
+    told = []
+    for stage in stages(config):
+        c = stage.config
+        method = c.score if c.preference == "none" else f"{c.score} + {c.preference}"
+        told.append(f"{stage.name}: {method}, {c.prior}" if stage.name else f"{method}, {c.prior}")
+    return " → ".join(told)
+
+
 def selected(config: Config) -> Config:
     """Without options of a score or preference that is not the chosen one: they would be refused."""
-    unused = [name for name in (*SCORES, *PREFERENCES) if name not in (config.score, config.preference)]
+    unused = [name for name in (*SCORES, *PREFERENCES) if name not in selections(config)]
     return replace(config, **{name: type(getattr(config, name))() for name in unused})
 
 

@@ -9,6 +9,7 @@ from splatgen.config import Method
 from splatgen.guidance.scores.base import Noised, Score
 from splatgen.guidance.scores.delta import Delta
 from splatgen.guidance.scores.ism import ISM
+from splatgen.guidance.scores.refine import Refine
 from splatgen.guidance.scores.sdi import SDI
 from splatgen.guidance.scores.sds import CSD, SDS
 from splatgen.guidance.scores.vsd import VSD
@@ -28,5 +29,7 @@ def make_score(config: Method, prior: Prior) -> Score:
             return SDI(config.sdi)
         case "ism":
             return ISM(config.ism)
+        case "refine":
+            return Refine(config.refine)
         case "vsd":
             return VSD(config.vsd, prior, config.seed)
