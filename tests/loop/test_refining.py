@@ -6,13 +6,14 @@ import dataclasses
 import os
 
 import pytest
+import shelf_nets
 import torch
 from analytic import GaussianPrior
 
 from splatgen import formats
 from splatgen.commands.common.errors import USAGE, Failure
 from splatgen.commands.generate import Generate, check
-from splatgen.config import ConfigError, from_dict
+from splatgen.config import ConfigError, from_dict, merge
 from splatgen.config.validation import validate
 from splatgen.guidance.scores.refine import Refine
 from splatgen.loop import object_run, refining
@@ -164,6 +165,17 @@ def test_every_view_of_a_round_has_its_turn_and_its_own_background():
     assert refining.chosen(dataclasses.replace(given, seed=1), scene, 2).tolist() in ([0, 1], [2, 3], [4, 5])
     scene.step = 30
     assert refining.round_began(given, scene) == 30
+
+
+def test_a_prior_of_cut_outs_is_shown_what_it_decodes_on(tmp_path, cloud):
+    nets = shelf_nets.write(tmp_path / "nets", "autoencoder", "prior")
+    small = {"views": 2, "steps": 2, "rounds": 1}
+    given = config(prompt="a taxi", prior="shelf", prior_options={"model": str(nets)}, init=cloud, steps=2)
+    given = merge(given, {"refine": small, "views": {"background": "white"}})
+    assert torch.equal(refining.round_views(given, 0, 16)[1], torch.full((2, 3), 0.5))
+    result = start(tmp_path / "runs", given)
+    assert result.status == "done"
+    assert tensors(result.run)["score/pictures"].shape == (2, 3, 16, 16)
 
 
 def test_renders_and_pictures_are_compared_at_the_smaller_side():
