@@ -24,7 +24,7 @@ from pooled import results
 
 from splatgen.config import from_dict
 from splatgen.runs.machine import machine_name
-from splatgen.runs.statistics import paired_difference
+from splatgen.runs.statistics import Difference, holm, paired_difference
 from splatgen.worlds.toybox.grammar import Caption, kind, parse
 from splatgen.worlds.toybox.sampling import captions_by_kind
 
@@ -88,7 +88,39 @@ def arms() -> dict[str, dict[str, Any]]:
     found["ascent, last 30% pure"] = {"preference": "ascent", "ascent": {"pure": 0.3}}
     found["sdi, min-max, N=4"] = {"score": "sdi", **weighted("min-max", 4, 1)}
     found["vsd at 3e-3, min-max, N=4"] = {**found["vsd at 3e-3"], **weighted("min-max", 4, 1)}
-    return found
+    return found | further()
+
+
+def further() -> dict[str, dict[str, Any]]:
+    """Arms of scores and options that came later; the toybox reads no words for flaws or quality."""
+    branches = {"scale": 1.0, "scale_end": 2.0, "null_scale": [1.0, 0.0], "scale_over": [0.0, 0.5]}
+    return {
+        "csd": {"score": "csd"},
+        "csd, from null to negative": {"score": "csd", "guidance": branches},
+        "nfsd": {"score": "nfsd"},
+        "bridge": {"score": "bridge"},
+        "ism": {"score": "ism"},
+        "ism, warm-up": {
+            "score": "ism",
+            "ism": {"interval_start": 0.1},
+            "guidance": {"t_max": [0.98, 0.5], "anneal": [0.0, 0.3]},
+        },
+        "sdi, 4 reverse steps": {"score": "sdi", "sdi": {"reverse": 4}},
+        "scale from 3 to 1": {"guidance": {"scale": 3.0, "scale_end": 1.0}},
+        "gradient clipped, 0.5 to 2": {"guidance": {"clip": [0.5, 2.0]}},
+        "weighting dmd": {"guidance": {"weighting": "dmd"}},
+        "times sqrt": {"guidance": {"times": "sqrt"}},
+        "times dreamtime": {"guidance": {"times": "dreamtime"}},
+        "times shifted by 3": {"guidance": {"shift": 3.0}},
+        "one field of noise": {"guidance": {"noise": "world"}},
+        "backgrounds white or black": {"views": {"background": "white-or-black"}},
+        "elevations mixed": {"views": {"elevation_law": "mixed"}},
+        "betas of torch": {"lr": {"betas": [0.9, 0.999]}},
+        "positions fall first": {"lr": {"means_fall": [0.0, 0.6, 0.02]}},
+        "total variation": {"regularise": {"tv": 1.0}},
+        "depth and normal variation": {"regularise": {"depth_tv": 0.1, "normal_tv": 0.1}},
+        "psd, no limit of time": {"preference": "psd", "psd": {"t_limit": 1.0}},
+    }
 
 
 def captions(count: int, salt: str) -> list[Caption]:
@@ -170,18 +202,48 @@ def by_caption(rows: Sequence[dict[str, Any]], key: str) -> dict[str, dict[str, 
     return {arm: {c: sum(v) / len(v) for c, v in captions.items()} for arm, captions in found.items()}
 
 
+LEVEL = 0.05  # of a wrong star anywhere in a column, and of a wrong pair of stars anywhere in a table
+
+
+def differences(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], Difference]:
+    """Every arm's paired difference to SDS over captions, by arm and measure; none where one caption is."""
+    found = {}
+    for key, _ in MEASURES.values():
+        values = by_caption(rows, key)
+        for name in values:
+            difference = None if name == "sds" else paired_difference(values[name], values["sds"])
+            if difference is not None and difference.p is not None:
+                found[name, key] = difference
+    return found
+
+
+def stars(found: dict[tuple[str, str], Difference]) -> dict[tuple[str, str], str]:
+    """One for a difference that stays after Holm's correction for its column, two for the whole table's."""
+    values = {cell: d.p for cell, d in found.items() if d.p is not None}
+    whole = holm(values)
+    columns: dict[tuple[str, str], float] = {}
+    for key in {key for _, key in values}:
+        columns |= holm({cell: p for cell, p in values.items() if cell[1] == key})
+    return {cell: "*" * ((columns[cell] <= LEVEL) + (whole[cell] <= LEVEL)) for cell in values}
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: SDS's means, then every arm's paired difference to it with a 95 % interval over captions.
 
-    Only pairs that every arm has are counted.
+    Only pairs that every arm has are counted. Intervals are of a cell alone; `stars` count all of them.
     """
     names = list(dict.fromkeys(row["arm"] for row in rows))
     held = [{(r["caption"], r["seed"]) for r in rows if r["arm"] == name} for name in names]
     common = set.intersection(*held)
     rows = [row for row in rows if (row["caption"], row["seed"]) in common]
     captions = len({caption for caption, _ in common})
+    found = differences(rows)
+    marks = stars(found)
     lines = [
-        f"{len(common)} pairs of caption and seed, {captions} captions; intervals over captions, 95 %.",
+        f"{len(common)} pairs of caption and seed, {captions} captions; intervals over captions, 95 % "
+        f"each. Of {len(found)} differences {sum(m != '' for m in marks.values())} stay at 5 % after "
+        f"Holm's correction for their column (*), {sum(m == '**' for m in marks.values())} after that "
+        f"for the table (**).",
         "",
         f"| arm | {' | '.join(MEASURES)} | calls | CPU s |",
         "|---" * (len(MEASURES) + 3) + "|",
@@ -192,12 +254,12 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for name in sorted(names, key=list(arms()).index):
         cells = [name]
         for key, digits in MEASURES.values():
-            mean = statistics.fmean(values[key][name].values())
-            difference = paired_difference(values[key][name], values[key]["sds"])
-            if name == "sds" or difference is None or difference.half is None:
-                cells.append(f"{mean:.{digits}f}")
+            difference = found.get((name, key))
+            if difference is None or difference.half is None:
+                cells.append(f"{statistics.fmean(values[key][name].values()):.{digits}f}")
             else:
-                cells.append(f"{difference.mean:+.{digits}f} ± {difference.half:.{digits}f}")
+                cell = f"{difference.mean:+.{digits}f} ± {difference.half:.{digits}f} {marks[name, key]}"
+                cells.append(cell.rstrip())
         cells += [f"{statistics.fmean(values[key][name].values()):.1f}" for key in ("calls", "cpu_seconds")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

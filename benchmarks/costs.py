@@ -23,16 +23,21 @@ from splatgen.config import Config, RewardOptions, from_dict
 from splatgen.loop.initial_splats import starting_splats
 from splatgen.loop.out_of_memory import lighter, within_memory
 from splatgen.loop.step import Models, StepResult, advance, assemble
-from splatgen.models.budget import LoadOptions, load_options
+from splatgen.models.budget import LoadOptions
 from splatgen.models.memory import is_out_of_memory
-from splatgen.priors import PRIORS
+from splatgen.priors import load_options_for
 from splatgen.rewards.ensemble import RewardEnsemble
 from splatgen.scene.parameters import Scene, new_scene
 
 PROMPT = "a corgi wearing a top hat"
 TIME = 0.5  # of every view: half of a look-ahead, and low enough for psd to learn
 SAME = 1e-3  # of G in float32: the largest difference, in units of its root mean square
-SETTINGS = {"sd15x4": ("sd15", 4), "mvdreamx4": ("mvdream", 4), "sd15x1": ("sd15", 1)}  # prior, views
+SETTINGS = {  # prior, views
+    "sd15x4": ("sd15", 4),
+    "mvdreamx4": ("mvdream", 4),
+    "sd15x1": ("sd15", 1),
+    "sdxlx1": ("sdxl", 1),
+}
 _WEIGHTED = {"candidates": 4, "lookahead": 1, "stop": 1.0}
 METHODS: dict[str, dict[str, Any]] = {
     "sds": {"preference": "none"},
@@ -73,6 +78,7 @@ class Bench:
     rounds: int = 5
     _parts: random_models.Networks | None = None
     _tower: Any = None  # of the reward
+    _kept: tuple[str, bool, bool] | None = None  # prior, whether networks take turns, in what precision
 
     @property
     def sizes(self) -> dict[str, random_models.Sizes]:
@@ -96,12 +102,16 @@ class Bench:
         )
 
     def load_options(self, config: Config) -> LoadOptions:
-        return load_options(config, self.device.name, PRIORS[config.prior].half)
+        return load_options_for(config, self.device.name)
 
     def networks(self, config: Config) -> random_models.Networks:
-        """Made once for all jobs of a prior; the compiled ones are made by themselves."""
-        if self._parts is None or self._parts.name != config.prior:
+        """Made once for all jobs of a prior that keep them alike; compiled ones are made by themselves."""
+        how = self.load_options(config)
+        kept = (config.prior, how.paged, how.rough)
+        if self._parts is None or self._kept != kept:
+            self._tower = None
             self.forget()
+            self._kept = kept
             self._parts = random_models.networks(
                 config.prior, self.sizes[config.prior], self.load_options(config)
             )

@@ -13,10 +13,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
-import json
 import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -34,10 +32,9 @@ import torch  # noqa: E402
 from splatgen.config import Config, RewardOptions, from_dict  # noqa: E402
 from splatgen.guidance.distillation import gradient  # noqa: E402
 from splatgen.loop.encoding import encode, pull_back  # noqa: E402
-from splatgen.loop.step import assemble, make_moment  # noqa: E402
+from splatgen.loop.step import Models, assemble, make_moment  # noqa: E402
 from splatgen.models.budget import BUDGETS  # noqa: E402
 from splatgen.priors import PRIORS, Prior, load_options_for  # noqa: E402
-from splatgen.rewards import Reward  # noqa: E402
 from splatgen.rewards.ensemble import RewardEnsemble  # noqa: E402
 from splatgen.runs import atomic  # noqa: E402
 from splatgen.runs.rng import rng  # noqa: E402
@@ -45,13 +42,15 @@ from splatgen.scene.cameras import sample_orbit  # noqa: E402
 
 GIB = 2.0**30
 VIEWS = {"sd15": 4, "sdxl": 1, "mvdream": 4}
-SCORES = ("sds", "csd", "sdi", "ism", "vsd")
-PREFERENCES: dict[str, dict[str, Any]] = {
-    "none": {},
-    "weighted": {"weighted": {"candidates": 4, "lookahead": 1, "stop": 1.0}},
-    "dpo": {},
-    "psd": {"psd": {"interval": 1, "t_limit": 1.0}},
-    "ascent": {"ascent": {"start": 0.0, "straight_through": 1.0}},
+_CANDIDATES = {"candidates": 4, "lookahead": 1, "stop": 1.0}
+_PSD = {"preference": "psd", "psd": {"interval": 1, "t_limit": 1.0}}
+METHODS: dict[str, dict[str, Any]] = {  # csd, sdi, ism need what sds does, dpo less than weighted
+    "sds": {},
+    "weighted": {"preference": "weighted", "weighted": _CANDIDATES},
+    "psd": _PSD,
+    "ascent": {"preference": "ascent", "ascent": {"start": 0.0, "straight_through": 1.0}},
+    "vsd": {"score": "vsd"},
+    "vsd+psd": {"score": "vsd", **_PSD},
 }
 
 
@@ -61,8 +60,7 @@ class Estimate:
 
     prior: str
     views: int
-    score: str
-    preference: str
+    method: str
     budget: str
     models: float  # before the step
     encode: float
@@ -79,7 +77,7 @@ class Estimate:
         return not self.bound or self.peak <= self.bound
 
 
-def config(prior: str, score: str, preference: str, budget: str, views: int) -> Config:
+def config(prior: str, method: str, budget: str, views: int) -> Config:
     """Guided, at times of one half, in the prior's own size."""
     return from_dict(
         {
@@ -87,78 +85,88 @@ def config(prior: str, score: str, preference: str, budget: str, views: int) -> 
             "prior": prior,
             "budget": budget,
             "steps": 1000,
-            "score": score,
-            "preference": preference,
             "guidance": {"scale": 7.5, "t_min": 0.5, "t_max": [0.5, 0.5], "view_prompts": "none"},
             "views": {"count": views, "size": [random_models.FULL[prior].side]},
-            **PREFERENCES[preference],
+            **METHODS[method],
         }
     )
 
 
-def estimate(prior: str, score: str, preference: str, budget: str, views: int) -> Estimate:
-    """One step of one method, with HPSv2 where a reward is asked."""
-    given = config(prior, score, preference, budget, views)
-    how = dataclasses.replace(load_options_for(given, "cuda"), text_device="cuda")  # it goes either way
-    networks = random_models.networks(prior, random_models.FULL[prior], how)
-    rewards: tuple[Reward, ...] = ()
-    if preference != "none":
-        tower = random_models.image_tower(random_models.HPSV2, how)
-        rewards = (random_models.reward(tower, random_models.HPSV2, how),)
-    ensemble = RewardEnsemble(rewards=rewards, weights=(1.0,) * len(rewards), options=RewardOptions())
-    models = assemble(given, cast("Prior", random_models.prior(networks, how)), ensemble, ())
-    models.prior.release()
-    for reward in models.rewards:
-        reward.release()
-    held, peaks = torch.cuda.memory_allocated(), []
-    torch.cuda.reset_peak_memory_stats()
+class Bench:
+    """The networks of a prior under a budget, made once for all methods; vsd has to come last."""
 
-    def mark() -> None:
-        peaks.append(torch.cuda.max_memory_allocated() / GIB)
+    def __init__(self, prior: str, budget: str) -> None:
+        gc.collect()  # of the one before: networks are full of cycles
+        given = config(prior, "sds", budget, VIEWS[prior])
+        how = load_options_for(given, "cuda")
+        self.how = dataclasses.replace(how, text_device="cuda")  # text encoders go, wherever they are
+        self.prior, self.budget = prior, budget
+        self.networks = random_models.networks(prior, random_models.FULL[prior], self.how)
+        self.tower: Any = None  # HPSv2's
+
+    def models(self, given: Config) -> Models:
+        """A run's, with HPSv2 where a preference asks for it."""
+        if given.preference == "none":
+            self.tower = None
+            gc.collect()
+        else:
+            self.tower = self.tower or random_models.image_tower(random_models.HPSV2, self.how)
+        chosen = [random_models.reward(self.tower, random_models.HPSV2, self.how)] if self.tower else []
+        ensemble = RewardEnsemble(
+            rewards=tuple(chosen), weights=(1.0,) * len(chosen), options=RewardOptions()
+        )
+        made = assemble(given, cast("Prior", random_models.prior(self.networks, self.how)), ensemble, ())
+        made.prior.release()
+        for reward in made.rewards:
+            reward.release()
+        return made
+
+    def estimate(self, method: str, views: int | None = None) -> Estimate:
+        """One step."""
+        views = views or VIEWS[self.prior]
+        given = config(self.prior, method, self.budget, views)
+        models, peaks = self.models(given), []
+        held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
 
-    side, group = given.views.size[0], PRIORS[prior].views
-    cameras = sample_orbit(rng(0, 0, "cameras"), views=views, size=side, elevation=(0.0, 30.0), group=group)
-    images = torch.empty(views, 3, side, side, device="cuda", requires_grad=True)
-    x = encode(models.prior, (images,), models.encode)
-    mark()
-    moment = make_moment(given, models, step=0, x=x, images=images, cameras=cameras, before=None)
-    found = gradient(moment, models.score, models.preference, models.ensemble)
-    mark()
-    pull_back(models.prior, models.encode, x, found.value, (images,), images, found.on_render)
-    mark()
-    return Estimate(
-        prior=prior,
-        views=views,
-        score=score,
-        preference=preference,
-        budget=budget,
-        models=held / GIB,
-        encode=peaks[0],
-        guidance=peaks[1],
-        backward=peaks[2],
-        bound=BUDGETS[budget].most if VIEWS[prior] == views else 0.0,
-    )
+        def mark() -> None:
+            peaks.append(torch.cuda.max_memory_allocated() / GIB)
+            torch.cuda.reset_peak_memory_stats()
+
+        side, group = given.views.size[0], PRIORS[self.prior].views
+        cameras = sample_orbit(
+            rng(0, 0, "cameras"), views=views, size=side, elevation=(0.0, 30.0), group=group
+        )
+        images = torch.empty(views, 3, side, side, device="cuda", requires_grad=True)
+        x = encode(models.prior, (images,), models.encode)
+        mark()
+        moment = make_moment(given, models, step=0, x=x, images=images, cameras=cameras, before=None)
+        found = gradient(moment, models.score, models.preference, models.ensemble)
+        mark()
+        pull_back(models.prior, models.encode, x, found.value, (images,), images, found.on_render)
+        mark()
+        return Estimate(
+            prior=self.prior,
+            views=views,
+            method=method,
+            budget=self.budget,
+            models=held / GIB,
+            **dict(zip(("encode", "guidance", "backward"), peaks, strict=True)),
+            bound=BUDGETS[self.budget].most if views == VIEWS[self.prior] else 0.0,
+        )
 
 
-def cells(priors: Sequence[str], budgets: Sequence[str]) -> Iterator[tuple[str, str, str, str]]:
-    """Every preference with sds, and every other score with none, psd and weighted."""
-    for prior in priors:
-        for budget in budgets:
-            for score in SCORES:
-                for preference in PREFERENCES if score in ("sds", "vsd") else ("none", "psd"):
-                    yield prior, score, preference, budget
-
-
-def measured(prior: str, score: str, preference: str, budget: str, views: int | None = None) -> Estimate:
-    """One row in a process where other rows may have been; nothing of them is left."""
-    gc.collect()  # networks are full of cycles
-    random_models.draw = lambda network: None  # shapes have no values
-    return estimate(prior, score, preference, budget, views or VIEWS[prior])
+def cells(priors: Sequence[str], budgets: Sequence[str]) -> Iterator[tuple[str, str, int]]:
+    """Prior, budget and views; without a budget SD 1.5's views make a difference."""
+    for budget in budgets:
+        for prior in priors:
+            yield prior, budget, VIEWS[prior]
+            if (prior, budget) == ("sd15", "none"):
+                yield prior, budget, 1
 
 
 def line(row: Estimate) -> str:
-    what = f"{row.prior} x {row.views} {row.score} {row.preference} {row.budget}"
+    what = f"{row.prior} x {row.views} {row.method} {row.budget}"
     stages = f"encode {row.encode:.2f}, guidance {row.guidance:.2f}, backward {row.backward:.2f}"
     bound = f" of {row.bound:.1f}{'' if row.kept else ': BROKEN'}" if row.bound else ""
     return f"{what}: {row.peak:.2f} GiB{bound} (models {row.models:.2f}; {stages})"
@@ -171,25 +179,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="result JSON")
     parser.add_argument("--priors", nargs="+", choices=VIEWS, default=list(VIEWS))
     parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=list(BUDGETS))
-    parser.add_argument("--scores", nargs="+", choices=SCORES, default=list(SCORES))
-    parser.add_argument("--preferences", nargs="+", choices=PREFERENCES, default=list(PREFERENCES))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     args = parser.parse_args(argv)
-    pretend.install()
-    rows = []
-    for cell in cells(args.priors, args.budgets):
-        if cell[1] in args.scores and cell[2] in args.preferences:
-            begin = time.process_time()
-            rows.append(measured(*cell))
-            print(f"{line(rows[-1])} [{time.process_time() - begin:.1f} s]", flush=True)
-    if args.out:
-        report = {"date": datetime.now(UTC).strftime("%Y%m%d"), "torch": torch.__version__}
-        found = [{**asdict(row), "peak": row.peak} for row in rows]
-        atomic.write_json(args.out, {**report, "rows": json.loads(json.dumps(found), parse_float=_short)})
+    prepare()
+    rows: list[Estimate] = []
+    for prior, budget, views in cells(args.priors, args.budgets):
+        bench = Bench(prior, budget)
+        for method in args.methods:
+            rows.append(bench.estimate(method, views))
+            print(line(rows[-1]), flush=True)
+            if args.out:
+                write(args.out, rows)
     return 0 if all(row.kept for row in rows) else 1
 
 
-def _short(text: str) -> float:
-    return round(float(text), 3)
+def prepare() -> None:
+    """From here on this process has a device of shapes, and networks without numbers."""
+    pretend.install()
+    random_models.draw = lambda network: None
+    random_models.ASIDE = "meta"  # gigabytes, otherwise
+
+
+def write(path: Path, rows: Sequence[Estimate]) -> None:
+    """All rows so far; GiB in hundredths."""
+    named = [{**asdict(row), "peak": row.peak} for row in rows]
+    short = [{k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()} for row in named]
+    date = datetime.now(UTC).strftime("%Y%m%d")
+    atomic.write_json(path, {"date": date, "torch": torch.__version__, "unit": "GiB", "rows": short})
 
 
 if __name__ == "__main__":

@@ -121,7 +121,7 @@ class NaiveStep:
 
     def looked_ahead(self, moment: Moment, x: Tensor) -> Tensor:
         """Deterministic DDIM from the step's time, which all views share, down a grid to 0."""
-        steps, start = self.config.weighted.lookahead, float(moment.t[0])
+        steps, start = self.config.weighted.lookahead, float(moment.times[0])
         times = [start, *(n / steps for n in range(steps - 1, 0, -1) if n / steps < start)]
         for n, here in enumerate(times):
             t = torch.full_like(moment.t, here)

@@ -28,6 +28,7 @@ from splatgen.priors.stable_diffusion import StableDiffusionPrior
 from splatgen.rewards.clip import ClipReward, open_clip_text
 from splatgen.rewards.pictures import padded
 
+ASIDE = "cpu"  # where networks wait that take turns on the device
 N = TypeVar("N", bound=torch.nn.Module)
 Settings = dict[str, Any]
 
@@ -296,7 +297,7 @@ def random_network(
     """
     with torch.device("meta"), quiet():
         network = kind(**settings).to(torch_dtype(load_options))
-    network.to_empty(device=device or ("cpu" if load_options.paged else load_options.device))
+    network.to_empty(device=device or (ASIDE if load_options.paged else load_options.device))
     draw(network)
     return placed(frozen(network), load_options, device=device)
 

@@ -159,12 +159,13 @@ def moment_at(prior: StableDiffusionPrior, x: Tensor, t: float, options: Guidanc
     """A step on latents [B, C, h, w], all views at one time."""
     cameras = turntable(len(x), size=prior.resolution)
     told = conditions(embed_prompt(prior, PROMPT), prior.embed([""]), cameras, options)
+    times = torch.full((len(x),), t, dtype=x.dtype)
     return Moment(
         denoiser=Denoiser(prior, options),
         x=x,
         images=prior.decode(x),
-        t=torch.full((len(x),), t, dtype=x.dtype, device=x.device),
-        times=torch.full((len(x),), t, dtype=x.dtype),
+        t=times.to(x.device),
+        times=times,
         conditions=told,
         plain=lambda: told,
         cameras=cameras,

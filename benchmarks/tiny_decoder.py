@@ -65,12 +65,13 @@ def moment_at(prior: Prior, prompt: str, x: Tensor, t: float, options: GuidanceO
     """A step on latents [B, C, h, w] seen from as many sides, all at one time."""
     cameras = turntable(len(x), size=prior.resolution)
     told = conditions(embed_prompt(prior, prompt), prior.embed([""]), cameras, options)
+    times = torch.full((len(x),), t)
     return Moment(
         denoiser=Denoiser(prior, options),
         x=x,
         images=x,  # nothing reads it here
-        t=torch.full((len(x),), t, device=x.device),
-        times=torch.full((len(x),), t),
+        t=times.to(x.device),
+        times=times,
         conditions=told,
         plain=lambda: told,
         cameras=cameras,
@@ -85,7 +86,7 @@ def moment_at(prior: Prior, prompt: str, x: Tensor, t: float, options: GuidanceO
 def picture(moment: Moment, steps: int) -> Tensor:
     """What the prior makes of the moment's noise x [B, C, h, w] from its time down, by deterministic DDIM."""
     x = moment.x[None]
-    levels = falling(moment.t, steps)
+    levels = falling(moment.times, steps).to(x.device)
     for here, there in itertools.pairwise(levels):
         x = ddim_step(moment.prior, x, moment.guided(x, t=here).eps, here, there)
     return x[0]

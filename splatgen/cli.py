@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
+import secrets
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -16,15 +19,27 @@ VERBS = {  # name: (module, summary)
     "edit": ("splatgen.commands.edit", "change an object by words: a red cube -> a blue cube"),
     "image": ("splatgen.commands.image", "the same guidance on one image instead of an object"),
     "compare": ("splatgen.commands.compare", "several methods on one prompt, paired"),
+    "sweep": ("splatgen.commands.sweep", "many prompts with several methods, here or on a cluster"),
+    "eval": ("splatgen.commands.eval", "finished runs measured by the papers' metrics"),
+    "report": ("splatgen.commands.report", "a sweep as one page: tables, plots, pictures"),
     "resume": ("splatgen.commands.resume", "continue a run that was stopped"),
     "studio": ("splatgen.commands.studio", "make one object after the other from a page in the browser"),
     "view": ("splatgen.commands.view", "a finished run or a splat file in the browser"),
+    "runs": ("splatgen.commands.runs", "the runs in a folder: list, find, delete"),
     "render": ("splatgen.commands.render", "a turntable and a preview of a run or a .ply"),
     "export": ("splatgen.commands.export", "write splats for other programs"),
     "fetch": ("splatgen.commands.fetch", "get the weights of a prior or reward, or list them"),
     "words": ("splatgen.commands.words", "what the embedded prior knows, with pictures"),
+    "completion": ("splatgen.commands.completion", "a script that completes words in bash, zsh or tcsh"),
     "doctor": ("splatgen.commands.doctor", "what this machine can run, and the next command"),
 }
+
+PLAIN_WORDS = {
+    "generate": 1,
+    "image": 1,
+    "compare": 1,
+    "edit": 2,
+}  # verbs with a prompt: words before options
 
 HELP = """\
 usage: splatgen VERB [OPTIONS]
@@ -37,8 +52,8 @@ splatgen VERB --help lists a verb's options, splatgen --version the version.
 
 Progress goes to stderr, result paths to stdout. Exit codes: 0 done; 2 wrong usage, settings or input
 file (also one that is missing); 3 a model or dependency is missing; 4 the run diverged; 5 out of memory;
-6 disk or other I/O; 130 after Ctrl-C and 143 after TERM, with a checkpoint. SPLATGEN_DEBUG=1 shows
-tracebacks.
+6 disk or other I/O; 130 after Ctrl-C, 143 after TERM, 129 after HUP, with a checkpoint. SPLATGEN_DEBUG=1
+shows tracebacks.
 
     splatgen generate "a red cube on top of a blue sphere"
 """
@@ -78,12 +93,38 @@ def dispatch(words: Sequence[str]) -> int:
         return 0
     if verb not in VERBS:
         raise ValueError(unknown_verb(verb))
-    code: int = importlib.import_module(VERBS[verb][0]).main(rest)
+    code: int = importlib.import_module(VERBS[verb][0]).main(prepared(verb, rest))
     return code
 
 
+def prepared(verb: str, words: Sequence[str]) -> list[str]:
+    """The words of a verb, a number for `--seed random`; ValueError for a prompt without quotes."""
+    unquoted = [word for word in _leading(words) if word]
+    most = PLAIN_WORDS.get(verb)
+    if most is not None and len(unquoted) > most:
+        before, prompt = unquoted[: most - 1], " ".join(unquoted[most - 1 :])
+        command = " ".join(["splatgen", verb, *map(shlex.quote, before), f'"{prompt[:200]}"'])
+        raise ValueError(f"a prompt of several words stands in quotes: {command}")
+    return seeded(words)
+
+
+def _leading(words: Sequence[str]) -> list[str]:
+    """The words before the first option."""
+    return list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+
+
+def seeded(words: Sequence[str]) -> list[str]:
+    """A number for `--seed random`, the same wherever it is read again."""
+    drawn = str(secrets.randbelow(2**31))
+    found = [f"--seed={drawn}" if word == "--seed=random" else word for word in words]
+    for n, word in enumerate(found[:-1]):
+        if word == "--seed" and found[n + 1] == "random":
+            found[n + 1] = drawn
+    return found
+
+
 def help_text() -> str:
-    return HELP.format(verbs="\n".join(f"    {name:<10}{text}" for name, (_, text) in VERBS.items()))
+    return HELP.format(verbs="\n".join(f"    {name:<11}{text}" for name, (_, text) in VERBS.items()))
 
 
 def unknown_verb(word: str) -> str:

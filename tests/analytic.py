@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from splatgen.config import GuidanceOptions
-from splatgen.guidance.conditioning import conditions, embed_prompt
+from splatgen.config import BridgeOptions, GuidanceOptions
+from splatgen.guidance.conditioning import conditions, embed_pair, embed_prompt, pair_conditions
 from splatgen.guidance.denoiser import Denoiser
 from splatgen.guidance.distillation import draw_times, gradient, inject
 from splatgen.guidance.moment import Moment, Source
@@ -210,27 +210,31 @@ def moment(
     negative: str | Conditioning = "",  # a text or one embedded row
     source: Source | None = None,
     images: Tensor | None = None,  # [B, 3, H, W] the render; x decoded unless given
+    pair: BridgeOptions | None = None,  # the words of a second pair of prompts
 ) -> Moment:
     """One step of a run as scores and preferences see it."""
     cameras = turntable(len(x), size=x.shape[-1]) if cameras is None else cameras
     times = torch.full((len(x),), t, dtype=x.dtype) if isinstance(t, float) else t.to(x)
     told = embed_prompt(prior, prompt)
     behind = prior.embed([negative]) if isinstance(negative, str) else negative
-    plain = GuidanceOptions(view_prompts="none")
+    plain, null = GuidanceOptions(view_prompts="none"), prior.embed([""])
     return Moment(
         denoiser=Denoiser(prior, options),
         x=x.detach(),
         images=prior.decode(x).detach() if images is None else images.detach(),
         t=times,
         times=times,
-        conditions=conditions(told, behind, cameras, options),
-        plain=lambda: conditions(told, behind, cameras, plain),
+        conditions=conditions(told, behind, cameras, options, null),
+        plain=lambda: conditions(told, behind, cameras, plain, null),
         cameras=cameras,
         prompts=(prompt,) * len(x),
         seed=seed,
         step=step,
         steps=steps,
         source=source,
+        pair=None
+        if pair is None
+        else lambda: pair_conditions(embed_pair(prior, prompt, pair), behind, cameras, options, null),
     )
 
 

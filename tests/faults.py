@@ -28,14 +28,16 @@ def refused(code: int, out: str, err: str, expected: int = 6) -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """Hash of all that a run or a comparison leaves but dates, times, the run's id, and its film."""
+    """Hash of all that a run or a sweep leaves but dates, times, memory, ids, and its film."""
     digest = hashlib.sha256()
-    if (folder / "comparison.json").is_file():
-        content = json.loads((folder / "comparison.json").read_text())
-        digest.update(canonical({key: content[key] for key in ("complete", "seeds", "methods")}))
-        for run in content["runs"]:
-            run["numbers"].pop("cost/seconds", None)
-            digest.update(canonical(run) + _run(folder / run["folder"]))
+    if (folder / "sweep.json").is_file():
+        content = json.loads((folder / "sweep.json").read_text())
+        digest.update(canonical({key: content[key] for key in ("complete", "prompts", "seeds", "methods")}))
+        rows = [json.loads(line) for line in (folder / "sweep.jsonl").read_text().splitlines()]
+        for row in sorted({row["folder"]: row for row in rows}.values(), key=lambda row: row["folder"]):
+            row["numbers"].pop("cost/seconds", None)
+            digest.update(canonical(row | {"memory_mb": None}) + _run(folder / row["folder"]))
+        digest.update((folder / "table.md").read_bytes())
         digest.update((folder / "sheet.png").read_bytes())
     else:
         digest.update(_run(folder))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import dataclasses
 import functools
 import gc
 import io
@@ -33,14 +34,17 @@ from faults import fingerprint, only
 
 from splatgen import cli
 from splatgen.config import Config, ImageConfig, from_dict, merge
-from splatgen.config.methods import line_up, slots
-from splatgen.loop import comparison as comparing
-from splatgen.loop import image_run, model_cache, object_run
+from splatgen.config.methods import slots
+from splatgen.loop import image_run, object_run, resident_models
 from splatgen.loop.snapshot import Channel, Command, Snapshot
-from splatgen.loop.step import Models, load_models
+from splatgen.loop.step import Models, assemble, load_models
 from splatgen.runs import checkpoint, run_folder, steering
 from splatgen.runs.rng import rng
 from splatgen.scene.splats import random_ball
+from splatgen.sweeps.ledger import make_folder
+from splatgen.sweeps.plan import line_up
+from splatgen.sweeps.sweep import Alone, Callbacks, carry_out
+from splatgen.sweeps.worker import Worker
 
 SEED = 7  # of the moments
 LOADING = 0  # the moment at which the networks are loaded, before all system calls
@@ -118,15 +122,17 @@ def picture() -> Scenario:
 
 def comparison() -> Scenario:
     base = config(steps=2)
-    plan = line_up({name: merge(base, slots(name)) for name in ("sds", "rewardsds")}, [3])
-    watch = comparing.Callbacks(
-        begin=lambda *_: lambda _: None, end=lambda _: None, should_stop=lambda: False
-    )
-    compare = functools.partial(comparing.compare, plan, truth=False, command=["test"], watch=watch)
+    plan = line_up(["a red cube"], {name: merge(base, slots(name)) for name in ("sds", "rewardsds")}, [3])
+    watch = Callbacks(begin=lambda _: lambda _: None, end=lambda _: None, should_stop=lambda: False)
+
+    def sweep(folder: Path) -> None:
+        crew = Alone(worker=Worker(["test"], truth=False))
+        carry_out(plan, folder, crew, command=["test"], watch=watch)
+
     return Scenario(
-        begin=lambda out: compare(out=out),
-        go_on=lambda folder: compare(out=folder.parent, folder=folder),
-        begun=lambda folder: (folder / "comparison.json").is_file(),
+        begin=lambda out: sweep(make_folder(out, "compare", plan.prompts)),
+        go_on=sweep,
+        begun=lambda folder: (folder / "sweep.json").is_file(),
     )
 
 
@@ -259,7 +265,7 @@ class Fuse:
     def arm(self) -> None:
         os_open = os.open
         if self.at == LOADING:
-            module: Any = model_cache
+            module: Any = resident_models
             module.load_models = self.while_loading(module.load_models)
         for name in CALLS:
             setattr(os, name, self.counted(getattr(os, name)))
@@ -384,10 +390,11 @@ def share_networks() -> None:
     """Load networks once: it takes longer than the steps of a run. Scores and preferences are made anew."""
     networks = load_models(config(), "cpu")
 
-    def load(given: Config, _device: str, *_loaders: object) -> Models:
-        return comparing.fresh(given, networks)
+    def load(given: Config, *_: Any) -> Models:
+        ensemble = dataclasses.replace(networks.ensemble, options=given.reward_options)
+        return assemble(given, networks.prior, ensemble, networks.holdouts)
 
-    modules: tuple[Any, ...] = (object_run, image_run, comparing, model_cache)
+    modules: tuple[Any, ...] = (object_run, image_run, resident_models)
     for module in modules:
         module.load_models = load
 

@@ -14,7 +14,9 @@ from splatgen.worlds.shelf import model
 from splatgen.worlds.towers import RewardConfig
 
 AUTOENCODER = model.AutoencoderConfig(size=16, channels=(8, 16), latents=8)
-PRIOR = model.PriorConfig(side=4, latents=8, channels=(16, 32), text_width=16, text_layers=1, heads=2)
+PRIOR = model.PriorConfig(
+    side=4, latents=8, channels=(16, 32), text_width=16, text_layers=1, heads=2, rays=True
+)
 REWARD = RewardConfig(size=16, channels=(16, 24), embed=16, text_width=16, text_layers=1, heads=2, patch=2)
 SIZES: dict[str, tuple[str, Any]] = {
     "autoencoder": ("autoencoder", AUTOENCODER),

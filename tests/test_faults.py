@@ -23,17 +23,20 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from splatgen.cli import main
-from splatgen.commands import compare, resume
+from splatgen.commands import resume
 from splatgen.commands.common import checks, errors
 from splatgen.config import Config, DensifyOptions, SplatOptions
 from splatgen.config.validation import validate
-from splatgen.loop import comparison, object_run
+from splatgen.loop import object_run
 from splatgen.loop.initial_splats import starting_splats
 from splatgen.rasterizer import render
 from splatgen.runs import atomic, checkpoint, metrics, run_folder, steering
 from splatgen.runs.rng import rng
 from splatgen.scene.cameras import turntable
 from splatgen.scene.parameters import Scene, load_scene, new_scene, save_scene, update
+from splatgen.sweeps import ledger
+from splatgen.sweeps.plan import line_up
+from splatgen.sweeps.worker import Worker
 from splatgen.worlds.toybox import weights_folder
 
 SOURCE = Path(run_folder.__file__).parents[1]
@@ -235,17 +238,18 @@ def test_any_json_as_metrics_is_rewound_or_refused(
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.one_of(
-        JSON, st.fixed_dictionaries({"methods": JSON, "seeds": JSON}), st.fixed_dictionaries({"runs": JSON})
-    )
+    st.one_of(JSON, st.fixed_dictionaries({"methods": JSON, "seeds": JSON, "prompts": JSON}), st.lists(JSON))
 )
-def test_any_json_as_a_comparison_is_read_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, data: Any
-) -> None:
-    folder = tmp_path_factory.mktemp("comparison")
-    (folder / "comparison.json").write_text(json.dumps(data))
-    said(lambda: compare.reopen(compare.Compare(resume=folder), folder), 2)
-    said(lambda: comparison.earlier(folder), 2)
+def test_any_json_as_a_sweep_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
+    folder = tmp_path_factory.mktemp("sweep")
+    (folder / ledger.FILE).write_text(json.dumps(data))
+    said(lambda: ledger.read_plan(folder), 2)
+    rows = data if isinstance(data, list) else [data]
+    row = {"prompt": "a", "method": "b", "seed": 0, "folder": "c", "status": "done"}
+    rows += [{**row, name: value} for value in rows for name in (*row, "numbers")]
+    for entry in rows:
+        (folder / ledger.ROWS).write_text(json.dumps(entry) + "\n{}\n")
+        said(lambda: ledger.read_rows(folder), 2)
 
 
 @pytest.mark.parametrize("name", ["run.json", "config.json", "metrics.jsonl", "steering.jsonl"])
@@ -262,15 +266,16 @@ def test_bytes_that_are_none_of_ours_are_refused_with_the_files_name(
     assert checkpoints(run) == kept
 
 
-@needs_weights
-@pytest.mark.parametrize("data", [{}, {"status": "done"}, {"status": "done", "rewards": 3}])
-def test_a_run_of_a_comparison_that_is_none_of_its_runs_is_named(tmp_path: Path, data: Any) -> None:
+@pytest.mark.parametrize("data", [{"status": "done"}, {"status": "done", "rewards": 3}])
+def test_a_run_of_a_sweep_that_is_none_of_its_runs_is_named(tmp_path: Path, data: Any) -> None:
     (tmp_path / "sds-0").mkdir()
     (tmp_path / "sds-0" / "run.json").write_text(json.dumps(data))
     (tmp_path / "sds-0" / "metrics.jsonl").write_text('{"step": 0}\n')
-    text = said(lambda: comparison.read_outcome(tmp_path, "sds", 0, comparison.measuring(None)), 2)
+    (tmp_path / "sds-0" / "splats.ply").touch()
+    (task,) = line_up(["a red cube"], {"sds": Config()}, [0]).tasks()
+    text = said(lambda: Worker(["test"], truth=False).make(task, tmp_path), 2)
     assert text is not None
-    assert "sds-0 is no run of this comparison" in text
+    assert "sds-0 is no run of this sweep" in text
 
 
 @needs_weights
@@ -442,7 +447,7 @@ def test_two_of_the_same_second_and_the_same_id_are_two_folders(
         if kind == "run":
             run_folder.create(tmp_path, "a red cube", command=["test"], config={})
         else:
-            comparison.make_folder(tmp_path, "a red cube")
+            ledger.make_folder(tmp_path, "compare", ["a red cube"])
     middle = "" if kind == "run" else "compare-"
     names = [f"20260102-030405-{middle}a-red-cube-{token * 6}" for token in "ab"]
     assert sorted(os.listdir(tmp_path)) == names
@@ -522,14 +527,16 @@ WRITERS = {
     "runs/checkpoint.py": {"safetensors.torch.save": "into memory"},
     "formats/__init__.py": {"_module(path).save": "of the modules beside it"},
     "formats/ply.py": {"data.write": "within atomic.replacing"},
-    "loop/comparison.py": {"sheet.save": "within atomic.replacing"},
+    "sweeps/sheet.py": {"sheet.save": "within atomic.replacing"},
+    "sweeps/report.py": {"frames[0].save": "into memory"},
+    "sweeps/ledger.py": {"self._rows.write": "of runs/metrics.py"},
     "runs/video.py": {
         "path.touch": "the temporary file of atomic.replacing",
         "pipe.write": "to ffmpeg, which writes within atomic.replacing",
         "pillow.fromarray(sheet).save": "within atomic.replacing",
         "pages[0].save": "into memory",
     },
-    "commands/common/past_runs.py": {"small.save": "into memory"},
+    "commands/common/past_runs.py": {"small.save": "into memory", "path.touch": "an empty mark"},
     "commands/common/notebook.py": {"Image.fromarray(np.concatenate(list(self.rgb), 1)).save": "into memory"},
     "commands/common/signals.py": {"os.write": "to stderr"},
     "worlds/shelf/gallery.py": {"render().save": "a picture of the repository, made again by its command"},
@@ -542,10 +549,12 @@ SAFE = (
     "atomic.",
     "formats.",
     "checkpoint.",
+    "kept.",
     "steering.",
     "metrics.",
     "trainer.",
     "subject.",
+    "ledger.",
     "self.subject.",
 )
 WRITING = {"write", "write_text", "write_bytes", "save", "save_file", "touch", "dump", "tofile", "savez"}

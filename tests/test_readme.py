@@ -29,7 +29,7 @@ def test_the_readme_shows_every_verb():
 def test_generate_lines_are_read(words, tmp_path):
     (tmp_path / "my.toml").write_text("steps = 5\n")
     argv = [str(tmp_path / w) if w == "my.toml" else w for w in words[2:]]
-    options, config = generate.read(argv)
+    options, config = generate.read(cli.prepared("generate", argv))
     assert config.prompt
     assert options.preset is None or options.preset in presets()
 
@@ -57,7 +57,7 @@ def test_every_line_that_can_be_typed_is_understood(words):
     if words[0].startswith("-"):
         assert cli.main(words) == 0
         return
-    assert arguments.parse(KINDS[words[0]], words[0], words[1:])
+    assert arguments.parse(KINDS[words[0]], words[0], cli.prepared(words[0], words[1:]))
 
 
 def test_make_targets_exist():

@@ -19,10 +19,10 @@ ROOT = Path(__file__).resolve().parent.parent
 # Bottom up.
 ROOMS = (
     "config", "runs", "scene", "models", "rasterizer", "formats",
-    "worlds", "priors", "rewards", "guidance", "loop", "commands",
+    "worlds", "priors", "rewards", "guidance", "loop", "sweeps", "commands",
 )  # fmt: skip
 FLOOR = {room: floor for floor, room in enumerate(ROOMS)}
-MOST_ROOMS, MOST_FILES, MOST_LINES = 12, 3, 350
+MOST_ROOMS, MOST_FILES, MOST_LINES = 13, 3, 350
 SOURCES = sorted((ROOT / "splatgen").rglob("*.py"))
 VIEWER = sorted((ROOT / "viewer").rglob("*.py"))
 BANNED_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "yaml"}

@@ -37,14 +37,23 @@ class Candidates:
 
 
 def page(candidates: Sequence[Candidate], gap: float | None, strength: float | None) -> str:
-    """The panel's HTML."""
+    """The panel's HTML; gap and strength are the means over all views of the last row that was logged."""
     figures = "".join(figure(candidate) for candidate in candidates)
-    told = [
-        f"{name} {value:.4g}" for name, value in (("gap", gap), ("strength", strength)) if value is not None
-    ]
+    shown = gap_of(candidates)
+    mean = f" (all views: {gap:.3f})" if gap is not None and shown is not None else ""
+    told = [f"win − lose = {shown:.3f}{mean}"] if shown is not None else []
+    told += [f"gap {gap:.4g}"] if gap is not None and shown is None else []
+    told += [f"strength {strength:.4g}"] if strength is not None else []
     pair = f'<div style="padding-top: 0.5em">{" · ".join(told)}</div>' if told else ""
     row = f'<div style="display: flex; flex-wrap: wrap; gap: 0.5em">{figures}</div>'
     return f'<div style="padding: 0.75em 1em; font-size: 0.75em; line-height: 1.4">{row}{pair}</div>'
+
+
+def gap_of(candidates: Sequence[Candidate]) -> float | None:
+    """How far apart the two pictures of a pair are, as their captions round it; None for no pair."""
+    by_role = {candidate.role: candidate.reward for candidate in candidates}
+    win, lose = by_role.get("win"), by_role.get("lose")
+    return None if win is None or lose is None else round(win, 3) - round(lose, 3)
 
 
 def figure(candidate: Candidate) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import html
 import threading
 from collections.abc import Mapping
 
 import viser
 
 from splatgen.loop.snapshot import Channel, Command, Snapshot
+
+from .deeds import alert, box
 
 MOST = {"guidance.scale": 1000.0, "lr.factor": 100.0}
 
@@ -69,25 +72,47 @@ class Save:
 
 
 class Settings:
-    """A number a setting, and a button that sends those that were changed."""
+    """A number a setting, and a button that sends those that were changed; what cannot be is said."""
 
     def __init__(self, gui: viser.GuiApi, channel: Channel, settings: Mapping[str, float]) -> None:
-        self.sent = dict(settings)
+        self.channel, self.sent = channel, dict(settings)
         self.fields = {name: field(gui, name, value) for name, value in settings.items()}
         self.apply = gui.add_button("Apply", hint="From the next step on; written to steering.jsonl")
+        self.said = gui.add_html("", visible=False)
+        self.apply.on_click(lambda _: self._send())
 
-        @self.apply.on_click
-        def _(_: object) -> None:
-            for name, entry in self.fields.items():
-                value = float(entry.value)
-                if value != self.sent[name]:
-                    self.sent[name] = value
-                    channel.send(Command(kind="set", setting=name, value=value))
+    def _send(self) -> None:
+        lines = []
+        for name, entry in self.fields.items():
+            value = float(entry.value)
+            if value == self.sent[name]:
+                continue
+            wrong = refusal(name, value)
+            if wrong:
+                lines.append(alert(wrong))
+                entry.value = self.sent[name]  # type: ignore[misc]
+                continue
+            self.sent[name] = value
+            self.channel.send(Command(kind="set", setting=name, value=value))
+            lines.append(box(f"{html.escape(label(name))} is {value:g} from the next step on"))
+        self.said.content = "".join(lines) or box("nothing was changed")
+        self.said.visible = True
+
+
+def refusal(name: str, value: float) -> str:
+    """Why a setting cannot have a value; empty when it can."""
+    if name.startswith("reward."):
+        return ""
+    most = MOST.get(name, float("inf"))
+    return "" if 0.0 <= value <= most else f"{label(name)} is {value:g}: give 0 to {most:,.0f}"
+
+
+def label(name: str) -> str:
+    """A setting as on the command line but for the words before its dot."""
+    kind, _, short = name.partition(".")
+    return f"reward {short}" if kind == "reward" else {"lr.factor": "learning rates ×"}.get(name, name)
 
 
 def field(gui: viser.GuiApi, name: str, value: float) -> viser.GuiNumberHandle[float]:
-    """Of a setting, named as on the command line but for the words before its dot."""
-    kind, _, short = name.partition(".")
-    label = f"reward {short}" if kind == "reward" else {"lr.factor": "learning rates ×"}.get(name, name)
-    least = None if kind == "reward" else 0.0
-    return gui.add_number(label, float(value), min=least, max=MOST.get(name), step=0.01)
+    """Of a setting. It has no limits of its own: a browser would move a number to them without a word."""
+    return gui.add_number(label(name), float(value), step=0.01)

@@ -13,8 +13,8 @@ from .history import History
 
 # title, and how the names of its columns begin
 CHARTS = (
-    ("reward", "reward/"),
-    ("held-out reward", "holdout/"),
+    ("reward (sought, where it guides)", "reward/"),
+    ("held-out reward (only watches)", "holdout/"),
     ("loss", "loss"),
     ("splats", "splats/count"),
     ("reward gap of the pair", "preference/gap"),

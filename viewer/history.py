@@ -46,6 +46,15 @@ class History:
             value = row.get(name)
             column.append(float(value) if isinstance(value, int | float) else math.nan)
 
+    def rows(self) -> list[dict[str, float]]:
+        """What was added, row by row."""
+        names = list(self.columns)
+        columns = [self.columns[name] for name in names]
+        return [
+            {"step": step, **{name: column[n] for name, column in zip(names, columns, strict=True)}}
+            for n, step in enumerate(self.steps)
+        ]
+
     def last(self, name: str) -> float | None:
         """The newest number of a column."""
         column = self.columns.get(name)

@@ -11,7 +11,9 @@ from splatgen.loop.snapshot import Cloud, Snapshot
 
 from .poses import FOV, first_position, pose
 
-BACKGROUNDS = {"white": 255, "grey": 128, "black": 0}
+AS_PAGE = "as the page"
+BACKGROUNDS: dict[str, int | None] = {AS_PAGE: None, "white": 255, "grey": 128, "black": 0}
+LINES = (230, 60, 150)  # of cameras: seen on white, grey and black
 MOST_CAMERAS = 16
 FRUSTUM, THICKNESS = 0.15, 0.006  # of a camera and its lines, world units
 
@@ -20,7 +22,8 @@ class Scene:
     """Splats upright, seen from the front at first; the camera belongs to each page."""
 
     def __init__(self, server: viser.ViserServer, reach: float) -> None:
-        self.scene = server.scene
+        self.scene, self.server = server.scene, server
+        self.reach = reach
         self.splats: viser.GaussianSplatHandle | None = None
         self.frustums: list[viser.CameraFrustumHandle] = []
         self.scene.set_up_direction("+y")
@@ -31,8 +34,13 @@ class Scene:
 
     def _controls(self, gui: viser.GuiApi) -> None:
         self.with_cameras = gui.add_checkbox("Cameras", False, hint="Where the last step looked from")
-        self.background = gui.add_dropdown("Background", tuple(BACKGROUNDS), initial_value="white")
-        self._paint("white")
+        self.background = gui.add_dropdown("Background", tuple(BACKGROUNDS), initial_value=AS_PAGE)
+        reset = gui.add_button("Reset view", hint="From the front, as at first (R); F looks at the middle")
+        reset.on_click(lambda event: self._place_camera(event.client, turn=True))
+        key = gui.add_command("Reset view", hotkey="R")
+        key.on_trigger(lambda event: self._place_camera(event.client, turn=True))
+        key = gui.add_command("Frame the object", hotkey="F")
+        key.on_trigger(lambda event: self._place_camera(event.client, turn=False))
 
         @self.background.on_update
         def _(_: object) -> None:
@@ -44,7 +52,23 @@ class Scene:
                 frustum.visible = self.with_cameras.value
 
     def _paint(self, name: str) -> None:
-        self.scene.set_background_image(np.full((1, 1, 3), BACKGROUNDS[name], np.uint8), format="png")
+        level = BACKGROUNDS[name]
+        image = None if level is None else np.full((1, 1, 3), level, np.uint8)
+        self.scene.set_background_image(image, format="png")
+
+    def _place_camera(self, client: viser.ClientHandle | None, *, turn: bool) -> None:
+        """One page's camera to where it was at first; without turn, as near, from where it looks now."""
+        if client is None:
+            return
+        camera = client.camera
+        position = np.array(first_position(self.reach))
+        if not turn:
+            way = np.array(camera.position) - np.array(camera.look_at)
+            position = way * (np.linalg.norm(position) / max(float(np.linalg.norm(way)), 1e-9))
+        with client.atomic():
+            camera.up_direction = (0.0, 1.0, 0.0)
+            camera.position = position
+            camera.look_at = (0.0, 0.0, 0.0)
 
     def update(self, snapshot: Snapshot) -> None:
         self._draw(snapshot.cloud)
@@ -72,5 +96,5 @@ class Scene:
     def _frustum(self, name: str, fov: float) -> viser.CameraFrustumHandle:
         shown = self.with_cameras.value
         return self.scene.add_camera_frustum(
-            name, math.radians(fov), 1.0, scale=FRUSTUM, thickness=THICKNESS, visible=shown
+            name, math.radians(fov), 1.0, scale=FRUSTUM, thickness=THICKNESS, color=LINES, visible=shown
         )

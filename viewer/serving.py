@@ -14,6 +14,8 @@ import viser
 import websockets.asyncio.server
 
 from .access import Access
+from .dressing import dressed
+from .reconnection import Reconnection
 
 PORTS = 100  # tried, from the one that was asked for
 _log = logging.getLogger(__name__)
@@ -53,7 +55,7 @@ def serve(host: str, port: int, access: Access, title: str) -> Server:
     """A server that listens at a host, on a port or the next that is free. Raises OSError for a bad host."""
     rich.reconfigure(quiet=True)  # viser prints to stdout, where results go
     free = free_port(host, port)
-    with _guarded(access) as guarded:
+    with _guarded(access, title) as guarded:
         server = Server(host=host, port=free, label=title, verbose=False)
     if not guarded:
         server.stop()
@@ -91,18 +93,19 @@ def _try(host: str, port: int) -> None:
 
 
 @contextlib.contextmanager
-def _guarded(access: Access) -> Iterator[list[bool]]:
-    """Within, web servers that websockets starts ask `access` first; yields whether one was started.
+def _guarded(access: Access, title: str) -> Iterator[list[bool]]:
+    """Within, web servers of websockets ask `access` first, and pages come back; yields whether any started.
 
     viser has no hook for it: it hands its own first look at a request to `serve`, and keeps the server.
     """
     module: Any = websockets.asyncio.server
-    original = module.serve
+    original, coming_back = module.serve, Reconnection()
     started: list[bool] = []
 
     def guarded(*args: Any, process_request: Any, **options: Any) -> Any:
         started.append(True)
-        return original(*args, process_request=access.guard(process_request), **options)
+        answer = coming_back.guard(dressed(process_request, title))
+        return original(*args, process_request=access.guard(answer), **options)
 
     module.serve = guarded
     try:

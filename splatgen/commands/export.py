@@ -45,6 +45,8 @@ class Export:
     """Write a closed mesh with colours instead, as .glb, .obj or .ply: of renders from all around."""
     faces: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """Triangles of the mesh, at most; 40,000 to 90,000 when not given."""
+    spz_version: Annotated[Literal[3, 4] | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Of a .spz: 3, which every reader knows, or 4, which is smaller; 3 when not given."""
     overwrite: Switch = False
     """Replace OUTPUT if it exists."""
 
@@ -82,6 +84,8 @@ def check(options: Export) -> None:
         raise Failure(USAGE, f"{what}: add --mesh")
     else:
         check_output(options.output)
+    if options.spz_version is not None and suffix != ".spz":
+        raise Failure(USAGE, f"--spz-version is of a .spz, and {options.output} is none: leave it out")
     if options.output.exists() and not options.overwrite:
         raise Failure(USAGE, f"{options.output} exists: use another name, or --overwrite")
 
@@ -97,6 +101,7 @@ def write_splats(file: SplatFile, options: Export, comments: list[str], note: st
         sh_degree=options.sh,
         frame=_frame(options.frame),
         clean=False,
+        spz_version=options.spz_version or 3,
     )
     print(f"splatgen: {len(file):,} splats{note}", file=sys.stderr)
     lost = formats.losses(file, options.output, sh_degree=options.sh)

@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from splatgen.commands.common import checks, cost
 from splatgen.commands.common.arguments import Switch, parse
+from splatgen.commands.common.doctor_models import kind
 from splatgen.commands.common.errors import USAGE, Failure
+from splatgen.config import Config
 from splatgen.models import weights
 from splatgen.models.catalogue import PUBLISHED, published
+from splatgen.priors import PRIORS
 
 if TYPE_CHECKING:
     from splatgen.models.download import DownloadPlan
@@ -25,6 +29,14 @@ NOTE = (
     "Files go into the Hugging Face cache, or below --weights. A model whose licence has to be accepted is "
     "given to a login of Hugging Face: `hf auth login`, or HF_TOKEN. Interrupted, the same command goes on."
 )
+
+
+KINDS = {
+    "prior": "priors, for --prior:",
+    "reward": "rewards, for --reward and --holdout-reward:",
+    "decoder": "small decoders, for previews of latents (--prior.preview):",
+    "shapes": "first shapes, for --init:",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +78,6 @@ def main(argv: Sequence[str]) -> int:
 
 def _check_name(name: str) -> None:
     """Raise for what can't be fetched: ValueError for an unknown name, Failure for a part of splatgen."""
-    from splatgen.priors import PRIORS
     from splatgen.rewards import JUDGES
 
     if any(name in table and table[name].embedded for table in (PRIORS, JUDGES)):
@@ -79,10 +90,15 @@ def _list(folder: str | None, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"models": rows}))
         return
-    for row in rows:
-        gate = ", after accepting its licence" if row["gate"] else ""
-        print(f"{row['name']:<16}{row['gigabytes']:>6.2f} GB  {row['state']:<11} {row['licence']}{gate}")
-    print("\nget one: splatgen fetch NAME")
+    for name, title in KINDS.items():
+        print(title)
+        for row in rows:
+            if row["kind"] == name:
+                gate = ", gated" if row["gate"] else ""
+                size = f"{row['gigabytes']:>5.2f} GB"
+                print(f"  {row['name']:<16}{size}  {row['state']:<11} {row['licence']}{gate}")
+        print()
+    print("get one: splatgen fetch NAME; gated: accept its licence on the hub first")
 
 
 def _row(name: str, folder: str | None) -> dict[str, Any]:
@@ -90,6 +106,7 @@ def _row(name: str, folder: str | None) -> dict[str, Any]:
     state = "missing" if here is None else "here" if here.whole else "incomplete"
     return {
         "name": name,
+        "kind": kind(name),
         "gigabytes": model.gigabytes,
         "state": state,
         "licence": model.licence,
@@ -109,6 +126,9 @@ def _fetch(options: Fetch, folder: str | None) -> None:
         for name in dict.fromkeys(options.names):
             if not _is_here(name, folder, options):
                 tell(_headline(name))
+                slow = checks.takes_long(Config(prior=name, steps=cost.USUAL_STEPS)) if name in PRIORS else ""
+                if slow:
+                    tell(slow)
                 plans.append(
                     download.plan(
                         name,

@@ -15,10 +15,11 @@ from splatgen import config as configs
 from splatgen.commands import compare as compare_verb
 from splatgen.commands import edit as edit_verb
 from splatgen.commands import generate as generate_verb
-from splatgen.commands.common import arguments, checks, execution, inputs
+from splatgen.commands.common import arguments, checks, execution, inputs, sweeping
 from splatgen.commands.common.notebook import ComparisonResult, Pictures, RunResult
 from splatgen.config import Config
 from splatgen.config.validation import validate
+from splatgen.sweeps.table import table
 
 if TYPE_CHECKING:
     from splatgen.scene.splats import Splats
@@ -114,13 +115,14 @@ def compare(
     A method is a name, SCORE+PREFERENCE as in "sdi+psd", or "preset:NAME". Raises as `generate` does.
     """
     given = {**settings, "prompt": prompt}
-    config = laid_over(compare_verb.START, preset, given)
+    config = laid_over(sweeping.START, preset, given)
     options = compare_verb.Compare(
         methods=tuple(methods), seeds=seeds, out=Path(out), force=force, quiet=not progress, settings=config
     )
-    plan = compare_verb.plan_of(options, lambda name: laid_over(compare_verb.START, name, given))
-    comparison, _ = compare_verb.carry_out(options, compare_verb.check(options, plan), ["splatgen.compare"])
-    return ComparisonResult(folder=comparison.folder, table=compare_verb.table(comparison))
+    plan = compare_verb.plan_of(options, lambda name: laid_over(sweeping.START, name, given))
+    plan = compare_verb.check(options, plan)
+    sweep, _ = sweeping.carry_out(options, plan, ["splatgen.compare"], "compare")
+    return ComparisonResult(folder=sweep.folder, table=table(sweep))
 
 
 def load(source: Source, *, frame: str | None = None) -> Splats:
@@ -148,7 +150,8 @@ def render(
 ) -> Pictures:
     """Pictures of splats, a file or a run from cameras around it, size x size; angles in degrees.
 
-    A file that is out of view or tiny is moved before the cameras, as the command line does.
+    As on the command line, a file that is out of view or tiny is moved before the cameras, and one that says
+    it is antialiased (mip) is rendered so.
     """
     import numpy as np
     import torch
@@ -159,18 +162,21 @@ def render(
 
     if background not in PLAIN:
         raise ValueError(f"background is {background!r}: choose one of {', '.join(PLAIN)}")
-    splats: Any = source if _is_splats(source) else _framed(_path(source))
+    given: Any = (source, False) if _is_splats(source) else _framed(_path(source))
+    splats, antialiased = given
     angles = torch.tensor([azimuth] if isinstance(azimuth, int | float) else list(azimuth)).float()
     cameras = orbit(angles, torch.full_like(angles, elevation), size=size)
-    seen = pictures(splats.to(checks.resolve_device(device).device), cameras, background)
+    placed = splats.to(checks.resolve_device(device).device)
+    seen = pictures(placed, cameras, background, antialiased=antialiased)
     return Pictures(rgb=np.stack(list(seen)))
 
 
-def _framed(path: Path) -> Splats:
-    """A file's or a run's splats before the cameras."""
+def _framed(path: Path) -> tuple[Splats, bool]:
+    """A file's or a run's splats before the cameras, and whether they are for an antialiased renderer."""
     from splatgen import formats
 
-    return inputs.framed(formats.read(inputs.splat_file(path)), path, "auto")
+    file = formats.read(inputs.splat_file(path))
+    return inputs.framed(file, path, "auto"), file.antialiased
 
 
 def laid_over(usual: C, preset: str | None, settings: Mapping[str, Any]) -> C:

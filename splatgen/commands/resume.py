@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +16,7 @@ from splatgen import config as settings
 from splatgen.commands.common import checks
 from splatgen.commands.common.arguments import Switch, parse
 from splatgen.commands.common.errors import USAGE, Failure
-from splatgen.commands.common.execution import execute
+from splatgen.commands.common.execution import execute, summary
 from splatgen.commands.common.viewer import ViewerOptions, watched
 from splatgen.config import ImageConfig, Method
 from splatgen.config.stages import lengthened
@@ -60,6 +62,33 @@ def check(options: Resume) -> Method:
     return config
 
 
+def is_done(options: Resume) -> bool:
+    """Whether there is nothing left to do; the settings and the files of the end are looked at."""
+    run = run_folder.open_run(options.run)
+    about = run_folder.read(run)
+    steps = read(run, None).steps
+    whole = run.splats_ply.is_file() or (run.folder / "image.png").is_file()
+    return about.get("status") == "done" and whole and options.steps in (None, steps)
+
+
+def say_done(options: Resume) -> int:
+    """Where a finished run is, and what can be done with it; the exit code."""
+    from splatgen.loop.loop import Result
+
+    run = run_folder.open_run(options.run)
+    steps = read(run, None).steps
+    print(
+        f"splatgen: this run is done, after {steps:,} steps: nothing is left to do; --steps "
+        f"{2 * steps} makes it longer",
+        file=sys.stderr,
+    )
+    text = (
+        json.dumps(summary(Result(run=run, status="done", step=steps))) if options.json else str(run.folder)
+    )
+    print(text, flush=True)
+    return 0
+
+
 def loop(config: Method) -> ModuleType:
     """The module whose `resume` continues such a run. Imports torch."""
     from splatgen.loop import image_run, object_run
@@ -70,6 +99,8 @@ def loop(config: Method) -> ModuleType:
 def main(argv: Sequence[str]) -> int:
     options = parse(Resume, "resume", argv)
     config = check(options)
+    if is_done(options):
+        return say_done(options)
     with watched(options.viewing, config, options.run) as channel:
         continued = loop(config)
         shown = {} if channel is None else {"channel": channel}  # the run of an image has none

@@ -19,6 +19,7 @@ from splatgen.commands.common import arguments, checks
 from splatgen.commands.common.arguments import SettingsFlags, StagesFile
 from splatgen.commands.common.signals import on_signals
 from splatgen.commands.common.studio_backend import StudioBackend, in_words
+from splatgen.commands.common.studio_settings import watched
 from splatgen.commands.common.viewer import ViewerAddress, served
 from splatgen.config import Config
 from splatgen.config.stages import stages
@@ -26,7 +27,7 @@ from splatgen.config.validation import validate
 from splatgen.models.memory import keep_freed
 
 if TYPE_CHECKING:
-    from splatgen.loop.resident_models import Session
+    from splatgen.loop.session import Session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,35 +51,43 @@ def main(argv: Sequence[str]) -> int:
     check(options)
     if checks.resolve(options.settings).device == "cpu":  # imports torch
         keep_freed()
-    from splatgen.loop.model_cache import ResidentModels
-    from splatgen.loop.resident_models import Session
+    from splatgen.loop.resident_models import ResidentModels
+    from splatgen.loop.session import Session
 
     session = Session(ResidentModels(), check=functools.partial(checked, options.out), describe=in_words)
-    session.prepare(first(options.settings))
+    session.prepare(first(watched(options.settings)))
+    program = workshop(session, options, argv)
     with on_signals() as stop:
         try:
-            with opened(workshop(session, options, argv), options.place):
+            with opened(program, options.place):
                 while not stop.requested():
                     time.sleep(0.1)
-                at_work = session.status.busy
+                at_work, waiting = session.status.busy, len(session.waiting)
                 last = session.close()  # the page sees it
         finally:
             session.close(timeout=0.0)
-    if not at_work or last.state != "stopped" or last.folder is None:
+            program.close()
+    if waiting:
+        print(f"splatgen: {waiting} that waited in the queue are not made", file=sys.stderr)
+    stopped = [lane.folder for lane in last.lanes if lane.state == "stopped" and lane.folder is not None]
+    if not at_work or not stopped:
         return 0
-    command = shlex.join(["splatgen", "resume", str(last.folder)])
-    print(f"splatgen: the run was stopped; continue it with: {command}", file=sys.stderr)
+    for folder in stopped:
+        command = shlex.join(["splatgen", "resume", str(folder)])
+        print(f"splatgen: the run was stopped; continue it with: {command}", file=sys.stderr)
     return stop.exit_code
 
 
 def read(argv: Sequence[str]) -> Studio:
-    """The options; SystemExit or ConfigError when they are wrong. Free prompts where they can be made."""
+    """The options; SystemExit or ConfigError when they are wrong. The prior is what `generate` would take."""
     options = arguments.read(Studio, "studio", argv, note=NOTE)
-    named = any(word.partition("=")[0] == "--prior" for word in argv)
-    chosen = named or options.preset is not None or options.config is not None
-    if not chosen and options.settings.device != "cpu" and generate.can_run(generate.USUAL, options.settings):
-        return arguments.read(Studio, "studio", ["--preset", generate.USUAL, *argv], note=NOTE)
-    return options
+    names = {word.partition("=")[0] for word in argv}
+    if options.preset is not None or options.config is not None or "--prior" in names:
+        return options
+    usual = generate.usual_preset(options.settings)
+    if usual is None:
+        return options
+    return arguments.read(Studio, "studio", ["--preset", usual, *argv], note=NOTE)
 
 
 def check(options: Studio) -> None:
@@ -111,7 +120,11 @@ def first(config: Config) -> Config:
 
 
 def checked(out: Path, config: Config) -> Config:
-    """A config that can be run, as `splatgen generate` would check it."""
+    """A config that can be run, as `splatgen generate` or `splatgen edit` would check it."""
+    if config.source:
+        from splatgen.commands import edit
+
+        config = edit.check_prompts(validate(config), force=False)
     return generate.check(generate.Generate(out=out), validate(config))
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import queue
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from splatgen.commands.common import still
 from splatgen.commands.common.arguments import parse
 from splatgen.commands.common.checks import resolve_device
 from splatgen.commands.common.inputs import framed, splat_file
@@ -22,10 +21,8 @@ from splatgen.runs.metrics import read_metrics
 
 if TYPE_CHECKING:
     from splatgen.formats.splat_file import SplatFile
-    from splatgen.loop.snapshot import Channel, Command, Snapshot
+    from splatgen.loop.snapshot import Channel, Snapshot
     from splatgen.scene.splats import Splats
-
-NAP = 0.5  # seconds; where a blocked thread hears no Ctrl-C, it does after these
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,20 +96,7 @@ def show(
     from splatgen_viewer.poses import reach_of
 
     subject = Subject(title=title, runs=False, reach=reach_of(snapshot.cloud.means))
-    bare = dataclasses.replace(snapshot, rows=())  # the page has them, once it has taken the first
-    with opened(channel, subject, place), contextlib.suppress(KeyboardInterrupt):
-        while True:
-            with contextlib.suppress(queue.Empty):
-                answer(channel.commands.get(timeout=NAP), channel, splats, bare, file)
-
-
-def answer(command: Command, channel: Channel, splats: Splats, snapshot: Snapshot, file: SplatFile) -> None:
-    """Do what a page asks for."""
-    from splatgen.loop.object_snapshots import picture, ply
-    from splatgen.loop.snapshot import SavedFile
-
-    if command.kind == "look" and command.look is not None:
-        seen = picture(splats, command.look, antialiased=file.antialiased)
-        channel.put(dataclasses.replace(snapshot, view=seen))
-    elif command.kind == "save":
-        channel.files.put(SavedFile(name="splats.ply", content=ply(file)))
+    bare = dataclasses.replace(snapshot, rows=())
+    name = run_folder.slug(title.removesuffix(Path(title).suffix) or title)
+    with opened(channel, subject, place):
+        still.serve(channel, still.Still(splats=splats, file=file, name=name, snapshot=bare))

@@ -8,9 +8,11 @@ Not here: anything that acts on a setting; nothing below knows of files but TOML
 
 from splatgen.config.guidance_options import (
     AscentOptions,
+    BridgeOptions,
     DPOOptions,
     GuidanceOptions,
     ISMOptions,
+    NFSDOptions,
     PSDOptions,
     RefineOptions,
     SDIOptions,
@@ -51,9 +53,10 @@ from splatgen.config.schema import (
 )
 
 __all__ = [
-    "AscentOptions", "Config", "ConfigError", "DPOOptions", "DensifyOptions", "EditOptions",
+    "AscentOptions", "BridgeOptions", "Config", "ConfigError", "DPOOptions", "DensifyOptions", "EditOptions",
     "GuidanceOptions", "ISMOptions", "ImageConfig", "ImageOptions", "LearningOptions", "Method",
-    "OutputOptions", "PSDOptions", "PriorOptions", "RefineOptions", "RegulariseOptions", "RenderOptions",
-    "RewardOptions", "SDIOptions", "SplatOptions", "VSDOptions", "ViewOptions", "WeightedOptions", "convert",
-    "from_dict", "merge", "presets", "read_file", "read_preset", "to_dict",
+    "NFSDOptions", "OutputOptions",
+    "PSDOptions", "PriorOptions", "RefineOptions", "RegulariseOptions", "RenderOptions", "RewardOptions",
+    "SDIOptions", "SplatOptions", "VSDOptions", "ViewOptions", "WeightedOptions", "convert", "from_dict",
+    "merge", "presets", "read_file", "read_preset", "to_dict",
 ]  # fmt: skip

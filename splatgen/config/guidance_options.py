@@ -14,17 +14,28 @@ class GuidanceOptions:
 
     scale: float = 1.5
     """Guidance scale w in e_n + w (e_y - e_n); 1 is the plain conditional prediction."""
+    scale_end: Annotated[float | None, arg(metavar="W", help_behavior_hint="")] = None
+    """Scale at the end of scale_over; by default scale all along."""
+    null_scale: tuple[float, float] = (0.0, 0.0)
+    """Scale w_0 of e_y - e_0, away from the empty prompt, beside the negative one: at the start and at the
+    end of scale_over."""
+    scale_over: tuple[float, float] = (0.0, 1.0)
+    """Fractions of the run between which scales change."""
     rescale: float = 0.0
     """Pull the estimate's spread back toward the conditional one's, 0 to 1 (Lin et al. 2023)."""
     clamp: bool = True
     """Clamp the one-step estimate to the image range (pixel priors only)."""
     view_prompts: Literal["words", "blend", "none"] = "words"
     """How a view is told: front, side, back or overhead; a blend of neighbours by angle; or not at all."""
+    view_limits: tuple[float, float] = (45.0, 52.0)
+    """Degrees: to either side that are still the front (and the back), and of elevation from which a view is
+    from overhead. The embedded worlds know these; published are 45 or 30, and 60."""
     perp_neg: bool = False
     """Steer away from neighbouring views, perpendicular to the prompt (Perp-Neg); takes blended views."""
-    times: Literal["auto", "random", "annealed"] = "auto"
-    """Stratified random times, or one for all views that falls from the first t_max to t_min over the run;
-    auto is annealed for sdi, else random."""
+    times: Literal["auto", "random", "shared", "annealed", "sqrt", "dreamtime"] = "auto"
+    """Stratified random times, a random one for all views, or one that falls from the first t_max to t_min
+    over the run: linearly, with the root of the steps, or as DreamTime has it; auto is annealed for sdi, else
+    random."""
     t_min: float = 0.1
     """Smallest diffusion time."""
     t_min_start: Annotated[float | None, arg(metavar="T", help_behavior_hint="")] = None
@@ -33,8 +44,21 @@ class GuidanceOptions:
     """Largest diffusion time at the start and at the end of the annealing."""
     anneal: tuple[float, float] = (0.0, 0.8)
     """Fractions of the run between which these fall (random times)."""
-    weighting: Literal["auto", "sds", "uniform", "sigma", "fantasia3d"] = "auto"
-    """w(t): sigma^2 (sds), 1, sigma/alpha, or alpha sigma^2; auto is sigma for sdi and ism, else uniform."""
+    shift: float = 1.0
+    """Random times t become shift t / (1 + (shift - 1) t): 3 is what Stable Diffusion 3's samplers visit."""
+    noise: Literal["fresh", "world"] = "fresh"
+    """Of each view and step its own, or out of one field around the object, which all views see."""
+    noise_cell: float = 0.03
+    """Size of the field's cells, world units: about that of a pixel of the render."""
+    noise_renewals: float = 0.0
+    """How many times over the run the field becomes another; 0 keeps it."""
+    weighting: Literal["auto", "sds", "uniform", "sigma", "fantasia3d", "flow", "dmd"] = "auto"
+    """w(t): sigma^2 (sds), 1, sigma/alpha, alpha sigma^2, 1/alpha (flow: the residual in velocities), or over
+    the mean |e - n| of a view (dmd); auto is sigma for sdi and ism, else uniform."""
+    clip: tuple[float, float] = (0.0, 0.0)
+    """Largest element of G, at the start and at the end of clip_over; 0 is no limit."""
+    clip_over: tuple[float, float] = (0.0, 1.0)
+    """Fractions of the run between which clip changes."""
     batch: Annotated[int, arg(metavar="N")] = 0
     """Most images through the denoiser at once, to fit memory; 0 takes all."""
 
@@ -55,6 +79,29 @@ class SDIOptions:
     """Add it once at the end (paper) or at each inversion step (official code)."""
     renoise: bool = True
     """Move the noise from t + tau to t (paper), or hand the latents of t + tau to the denoiser (code)."""
+    reverse: Annotated[int, arg(metavar="N")] = 1
+    """DDIM steps of the estimate that the render is pulled to: 1 is SDI, more are probability-flow
+    distillation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NFSDOptions:
+    """Noise-free score distillation (score nfsd)."""
+
+    limit: float = 0.2
+    """Times from which the negative prompt is subtracted; below, nothing is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BridgeOptions:
+    """A second pair of prompts for quality (score bridge: SDS-Bridge)."""
+
+    quality: Annotated[str, arg(metavar="TEXT", help_behavior_hint="")] = ""
+    """Added to the prompt in the second phase, after a comma."""
+    flaws: Annotated[str, arg(metavar="TEXT", help_behavior_hint="")] = ""
+    """Added to the prompt that is subtracted there; without, it is the negative prompt."""
+    start: float = 0.5
+    """Fraction of the run from which the second phase is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +114,13 @@ class VSDOptions:
     """AdamW's rate for them; published is 1e-4, for tens of thousands of steps (docs/alignment.md)."""
     weight_decay: float = 0.0
     """AdamW's, for them."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's."""
+    eps: float = 1e-8
+    """AdamW's."""
+    start: Literal["linear", "normal"] = "linear"
+    """How its first matrices start: as torch's linear layers do, U(-1, 1) / sqrt(width), or as published,
+    N(0, 1 / rank^2); the second ones are 0."""
     camera: bool = True
     """Tell the LoRA model the camera."""
     camera_dropout: float = 0.1
@@ -81,10 +135,16 @@ class ISMOptions:
 
     interval: float = 0.08
     """From s to t."""
+    interval_start: Annotated[float | None, arg(metavar="T", help_behavior_hint="")] = None
+    """At the start of the warm-up, to fall to interval; by default interval all along."""
+    warmup: float = 0.3
+    """Fraction of the run over which it falls."""
     step: float = 0.2
     """Of the unconditional inversion up to s."""
-    noise: float = 0.1
-    """Added to the render before the inversion; what tells candidates apart."""
+    start: float = 0.001
+    """Time to which the render is noised before the inversion; what tells candidates apart."""
+    offset: float = 0.1
+    """Of that noise in whole channels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +173,9 @@ class WeightedOptions:
     """DDIM steps of an estimate from t = 1 down; 1 is the one-step estimate."""
     scale: Annotated[float | None, arg(metavar="W", help_behavior_hint="")] = None
     """Guidance scale of the look-ahead; by default guidance.scale."""
+    levels: Literal["steps", "code"] = "steps"
+    """Of the look-ahead, below t: multiples of 1/S; or S even ones from 0 to 0.999 (official code), which
+    takes a step less."""
     strategy: Literal["softmax", "best", "min-max"] = "min-max"
     """Weights by softmax of the rewards, the best alone, or the best ones less the worst ones."""
     top: Annotated[int, arg(metavar="N")] = 2

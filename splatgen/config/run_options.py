@@ -22,6 +22,8 @@ class OutputOptions:
     """Steps between rows of metrics.jsonl."""
     reward_every: int = 10
     """Steps between reward scores of the current render."""
+    log: Annotated[Literal["none", "tensorboard", "wandb"], arg(prefix_name=False)] = "none"
+    """Where the rows of metrics.jsonl go as well: TensorBoard, in RUN/tensorboard, or Weights & Biases."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,3 +56,5 @@ class ImageOptions:
     """Steps between rows of metrics.jsonl."""
     reward_every: Annotated[int, arg(metavar="N")] = 10
     """Steps between reward scores of the images."""
+    log: Annotated[Literal["none", "tensorboard", "wandb"], arg(prefix_name=False)] = "none"
+    """Where the rows of metrics.jsonl go as well: TensorBoard, in RUN/tensorboard, or Weights & Biases."""

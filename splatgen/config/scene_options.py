@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+Fall = Annotated[tuple[float, float, float] | None, arg(metavar="FROM TO SHARE", help_behavior_hint="")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +20,8 @@ class ViewOptions:
     """Render sizes in pixels; the run is divided evenly among them."""
     elevation: tuple[float, float] = (-15.0, 60.0)
     """Degrees."""
+    elevation_law: Literal["degrees", "mixed"] = "degrees"
+    """Uniform in degrees; or in half of the steps on the sphere, which has fewer views from overhead."""
     distance: tuple[float, float] = (2.5, 2.5)
     """World units."""
     fov: tuple[float, float] = (50.0, 50.0)
@@ -23,8 +29,8 @@ class ViewOptions:
     relative: bool = False
     """Distances are multiples of 1 / tan(fov / 2): what is 1 high fills half of the picture at distance 1,
     at any field of view."""
-    background: Literal["random", "white", "black", "grey"] = "random"
-    """What is behind the splats while they are optimised."""
+    background: Literal["random", "white-or-black", "white", "black", "grey"] = "random"
+    """What is behind the splats while they are optimised; views of a group share it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +59,23 @@ class LearningOptions:
     opacities: float = 0.05
     sh: float = 0.06
     """Of the degree-0 colour; higher degrees get a twentieth."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Adam's; published hosts have torch's (0.9, 0.999)."""
     decay_from: float = 0.5
     """Fraction of the run from which the rates fall."""
     final: float = 0.1
     """Share of the rates left at the end."""
+    means_fall: Fall = None
+    """Of the rate of means, in place of these two: fractions of the run between which it falls, and the share
+    left."""
+    scales_fall: Fall = None
+    """Of the rate of scales."""
+    quats_fall: Fall = None
+    """Of the rate of quats."""
+    opacities_fall: Fall = None
+    """Of the rate of opacities."""
+    sh_fall: Fall = None
+    """Of the rate of sh."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,3 +124,16 @@ class RegulariseOptions:
     max_aspect: float = 4.0
     opacity: float = 0.0
     """On the mean opacity: thins floaters."""
+    position: float = 0.0
+    """On the mean distance of centres from the origin."""
+    mass: float = 0.0
+    """On the sum of opacities, each times its splat's size."""
+    axes: float = 0.0
+    """On the sum of all axes."""
+    tv: float = 0.0
+    """On the total variation of the picture; this and the next two go through the render, and never drive
+    densification."""
+    depth_tv: float = 0.0
+    """Of the depth."""
+    normal_tv: float = 0.0
+    """Of the normals of the depth."""

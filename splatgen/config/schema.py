@@ -9,9 +9,11 @@ from tyro.conf import Fixed, Positional, Suppress, arg
 
 from splatgen.config.guidance_options import (
     AscentOptions,
+    BridgeOptions,
     DPOOptions,
     GuidanceOptions,
     ISMOptions,
+    NFSDOptions,
     PSDOptions,
     RefineOptions,
     SDIOptions,
@@ -34,7 +36,7 @@ class ConfigError(ValueError):
     """A setting that cannot be used; the message names it, its value and what would do."""
 
 
-SCORES = ("sdi", "vsd", "ism", "refine")  # those with options of their own
+SCORES = ("sdi", "vsd", "ism", "nfsd", "bridge", "refine")  # those with options of their own
 PREFERENCES = ("weighted", "dpo", "psd", "ascent")
 RANKING = ("weighted", "dpo", "psd")  # those that have several candidates
 EMBEDDED = {"shelf": "shelf", "toybox": "toybox", "toybox-mini": "toybox"}  # priors: the reward of each
@@ -51,7 +53,7 @@ class Method:
     steps: Annotated[int, arg(metavar="N")] = 400
     """Optimisation steps; every schedule scales with them."""
     seed: Annotated[int, arg(metavar="N")] = 0
-    """The same seed gives the same cameras, times and noises."""
+    """The same seed gives the same cameras, times and noises; random draws one."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes CUDA where there is one."""
     patience: Annotated[int, arg(metavar="N")] = 20
@@ -60,15 +62,15 @@ class Method:
     prior: Annotated[str, arg(metavar="NAME")] = "toybox"
     """The diffusion model that guides: shelf, toybox or toybox-mini, the embedded ones; sd15, sd21, sdxl,
     sd3, sd35, deepfloyd or mvdream, whose weights `splatgen fetch` gets."""
-    score: Literal["sds", "sdi", "vsd", "csd", "ism", "refine"] = "sds"
+    score: Literal["sds", "sdi", "vsd", "csd", "nfsd", "ism", "bridge", "refine"] = "sds"
     """Where the noise of a step comes from, and what is subtracted from the prediction; refine is none: it
     fits pictures of what is there, sharpened."""
     preference: Literal["none", "weighted", "dpo", "psd", "ascent"] = "none"
     """How the candidate noises of a step are merged by their rewards."""
     reward: Annotated[tuple[str, ...], arg(metavar="NAME[=WEIGHT] ...")] = ("auto",)
     """Rewards that score the renders, after the prompt, and guide a preference: shelf or toybox for the
-    embedded priors (auto), hpsv2, hpsv2.0, image-reward, pickscore, clip, aesthetic, aesthetic-v2; no name
-    turns scoring off."""
+    embedded priors (auto), hpsv2, hpsv2.0, hpsv3, image-reward, pickscore, clip, vqa, vqa-7b, clip-iqa,
+    aesthetic, aesthetic-v2, or reward3d with a four-view prior; no name turns scoring off."""
     holdout_reward: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ()
     """Rewards that are logged and never guide; also toybox-judge and shelf-judge."""
     weights: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None
@@ -81,6 +83,8 @@ class Method:
     sdi: SDIOptions = field(default_factory=SDIOptions)
     vsd: VSDOptions = field(default_factory=VSDOptions)
     ism: ISMOptions = field(default_factory=ISMOptions)
+    nfsd: NFSDOptions = field(default_factory=NFSDOptions)
+    bridge: BridgeOptions = field(default_factory=BridgeOptions)
     refine: RefineOptions = field(default_factory=RefineOptions)
     weighted: WeightedOptions = field(default_factory=WeightedOptions)
     dpo: DPOOptions = field(default_factory=DPOOptions)

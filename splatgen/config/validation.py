@@ -12,6 +12,7 @@ from splatgen.config import (
     GuidanceOptions,
     ImageConfig,
     ImageOptions,
+    LearningOptions,
     Method,
     OutputOptions,
     SplatOptions,
@@ -48,12 +49,26 @@ def _check_guidance(g: GuidanceOptions) -> None:
     _check(g.batch >= 0, "guidance.batch", g.batch, "give 0 or more")
     blend = g.view_prompts == "blend" or not g.perp_neg
     _check(blend, "guidance.perp_neg", g.perp_neg, "it takes --guidance.view-prompts blend")
+    front, overhead = g.view_limits
+    angles = 0 < front <= 90 and 0 < overhead <= 90
+    _check(angles, "guidance.view_limits", g.view_limits, "give two angles of more than 0 up to 90 degrees")
     _check(0 < g.t_min < min(g.t_max), "guidance.t_min", g.t_min, "give more than 0 and less than t_max")
     start = g.t_min_start
     ordered = start is None or g.t_min <= start <= g.t_max[0]
     _check(ordered, "guidance.t_min_start", start, "give t_min up to the first t_max")
     _check(max(g.t_max) < 1, "guidance.t_max", g.t_max, "give less than 1")
-    _check_range(g.anneal, "guidance.anneal", 0, 1)
+    for name in ("anneal", "scale_over", "clip_over"):
+        _check_range(getattr(g, name), f"guidance.{name}", 0, 1)
+    _check(g.scale_end is None or g.scale_end >= 0, "guidance.scale_end", g.scale_end, "give 0 or more")
+    _check(min(g.clip) >= 0, "guidance.clip", g.clip, "give 0 or more")
+    _check(g.noise_cell > 0, "guidance.noise_cell", g.noise_cell, "give more than 0")
+    _check(0 <= g.noise_renewals <= 1e6, "guidance.noise_renewals", g.noise_renewals, "give 0 or more")
+    _check(0 < g.shift <= 100, "guidance.shift", g.shift, "give more than 0, up to 100")
+
+
+def guides(g: GuidanceOptions) -> bool:
+    """Whether guidance adds something, at some time of the run."""
+    return g.scale not in (0.0, 1.0) or g.scale_end not in (None, 0.0, 1.0) or any(g.null_scale)
 
 
 def _check_unused(config: Method) -> None:
@@ -75,10 +90,8 @@ def _check_unused(config: Method) -> None:
 def _check_scores(config: Method) -> None:
     s, v, i = config.sdi, config.vsd, config.ism
     if config.score == "csd":
-        scale = config.guidance.scale
-        _check(
-            scale not in (0.0, 1.0), "guidance.scale", scale, "csd is what guidance adds: give more than 1"
-        )
+        advice = "csd is what guidance adds: give more than 1"
+        _check(guides(config.guidance), "guidance.scale", config.guidance.scale, advice)
     _check(1 <= s.steps <= 1000, "sdi.steps", s.steps, "give 1 to 1000")
     _check(0 <= s.tau <= 0.5, "sdi.tau", s.tau, "give 0 to 0.5")
     _check(s.entropy >= 0, "sdi.entropy", s.entropy, "give 0 or more")
@@ -89,10 +102,30 @@ def _check_scores(config: Method) -> None:
         (v.lr, v.weight_decay),
         "give 0 or more",
     )
+    betas = all(0 <= beta < 1 for beta in v.betas)
+    _check(betas and v.eps > 0, "vsd.betas, vsd.eps", (v.betas, v.eps), "give 0 to less than 1, more than 0")
     _check(0 <= v.camera_dropout <= 1, "vsd.camera_dropout", v.camera_dropout, "give 0 to 1")
-    _check(0 < i.interval < 1, "ism.interval", i.interval, "give more than 0 and less than 1")
+    _check(1 <= s.reverse <= 1000, "sdi.reverse", s.reverse, "give 1 to 1000")
+    for name, interval in (("interval", i.interval), ("interval_start", i.interval_start)):
+        fits = interval is None or 0 < interval < 1
+        _check(fits, f"ism.{name}", interval, "give more than 0 and less than 1")
     _check(0 < i.step <= 1, "ism.step", i.step, "give more than 0 up to 1")
-    _check(i.noise >= 0, "ism.noise", i.noise, "give 0 or more")
+    shares = (i.warmup, i.start, config.nfsd.limit, config.bridge.start)
+    _check(
+        all(0 <= z <= 1 for z in shares),
+        "ism.warmup, ism.start, nfsd.limit, bridge.start",
+        shares,
+        "give 0 to 1",
+    )
+    _check(i.offset >= 0, "ism.offset", i.offset, "give 0 or more")
+    _check_refine(config)
+    if config.preference in RANKING:
+        alike = "without it the candidates are the same and there is nothing to rank: give more than 0"
+        _check(config.score != "sdi" or s.entropy > 0, "sdi.entropy", s.entropy, alike)
+        _check(config.score != "ism" or i.start > 0, "ism.start", i.start, alike)
+
+
+def _check_refine(config: Method) -> None:
     r = config.refine
     _check(0 < r.time < 1, "refine.time", r.time, "give more than 0 and less than 1")
     _check(1 <= r.steps <= 1000, "refine.steps", r.steps, "give 1 to 1000")
@@ -102,10 +135,6 @@ def _check_scores(config: Method) -> None:
     if config.score == "refine":
         alone = "refine fits pictures, and no preference ranks those: leave it out"
         _check(config.preference == "none", "preference", config.preference, alone)
-    if config.preference in RANKING:
-        alike = "without it the candidates are the same and there is nothing to rank: give more than 0"
-        _check(config.score != "sdi" or s.entropy > 0, "sdi.entropy", s.entropy, alike)
-        _check(config.score != "ism" or i.noise > 0, "ism.noise", i.noise, alike)
 
 
 def _check_weighted(w: WeightedOptions) -> None:
@@ -151,13 +180,13 @@ def _check_preferences(config: Method) -> None:
     shares = (a.start, a.pure, a.straight_through)
     _check(all(0 <= s <= 1 for s in shares), "ascent.start, .pure, .straight_through", shares, "give 0 to 1")
     if config.preference == "psd":
-        scale = config.guidance.scale
-        _check(
-            scale not in (0.0, 1.0),
-            "guidance.scale",
-            scale,
-            "psd measures its pair by what guidance adds: give more than 1",
-        )
+        advice = "psd measures its pair by what guidance adds: give more than 1"
+        for name in ("scale", "scale_end"):
+            scale = getattr(config.guidance, name)
+            _check(scale not in (0.0, 1.0), f"guidance.{name}", scale, advice)
+        learns = p.learn and config.score in ("nfsd", "bridge")
+        advice = f"{config.score} does not guide away from the negative alone: --psd.no-learn"
+        _check(not learns, "psd.learn", p.learn, advice)
     if config.preference != "none":
         _check(
             bool(config.rewards()),
@@ -226,6 +255,24 @@ def _check_splats(s: SplatOptions, d: DensifyOptions) -> None:
     _check(resets, "densify.reset", d.reset, "give fractions of the run, 0 to 1")
 
 
+def _falls(begin: float, end: float, share: float) -> bool:
+    return 0 <= begin <= end <= 1 and 0 <= share <= 1
+
+
+def _check_rates(lr: LearningOptions) -> None:
+    for name, rate in asdict(lr).items():
+        if name.endswith("_fall"):
+            _check(
+                rate is None or _falls(*rate), f"lr.{name}", rate, "give two fractions in order, and a share"
+            )
+        elif name != "betas":
+            limit = 1 if name in ("decay_from", "final") else 1000
+            _check(0 <= rate <= limit, f"lr.{name}", rate, f"give 0 to {limit}")
+    _check(
+        all(0 <= beta < 1 for beta in lr.betas), "lr.betas", lr.betas, "give two numbers, 0 to less than 1"
+    )
+
+
 def _check_output(o: OutputOptions) -> None:
     _check(0 <= o.frames <= 2000, "output.frames", o.frames, "give 0 to 2000")
     _check(16 <= o.size <= 2048, "output.size", o.size, "give 16 to 2048")
@@ -266,9 +313,7 @@ def _validate(config: Config) -> Config:
     _check_splats(config.splats, config.densify)
     on_gpu = config.device != "cpu" or config.render.backend == "auto"
     _check(on_gpu, "render.backend", config.render.backend, "it is for CUDA: leave it out with --device cpu")
-    for name, rate in asdict(config.lr).items():
-        limit = 1 if name in ("decay_from", "final") else 1000
-        _check(0 <= rate <= limit, f"lr.{name}", rate, f"give 0 to {limit}")
+    _check_rates(config.lr)
     r = config.regularise
     for name, value in asdict(r).items():
         _check(value >= 0, f"regularise.{name}", value, "give 0 or more")
@@ -282,8 +327,9 @@ def _validate(config: Config) -> Config:
 def validate_image(config: ImageConfig) -> ImageConfig:
     """Return the config, or raise ConfigError naming the first setting that a 2D run cannot use."""
     validate_method(config)
-    o = config.image
+    o, g = config.image, config.guidance
     _check(config.score != "refine", "score", config.score, "refine is for splats: use another")
+    _check(g.noise == "fresh", "guidance.noise", g.noise, "a picture has no world around it: leave it out")
     _check(0 < o.lr <= 1000, "image.lr", o.lr, "give more than 0, up to 1000")
     _check(1 <= o.count <= 64, "image.count", o.count, "give 1 to 64")
     _check(o.checkpoint_seconds >= 0, "image.checkpoint_seconds", o.checkpoint_seconds, "give 0 or more")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ FORMATS = {
     ".spz": "splatgen.formats.spz",
     ".glb": "splatgen.formats.glb",
 }
+WRITTEN = {**FORMATS, ".html": "splatgen.formats.object_page"}  # also what is not read
 MESHES = (".obj", ".stl")  # suffixes of meshes alone; a .ply and a .glb may hold one or splats
 # The ends of names that other programs give to layouts of theirs, which are neither read nor written
 PACKED = (".compressed.ply", ".sog", ".ksplat", ".splatv", ".spx", ".lcc", ".rad")
@@ -67,16 +68,19 @@ def save(
     sh_degree: int | None = None,
     frame: str | None = None,
     clean: bool = True,
+    spz_version: int = 3,
 ) -> int:
     """Write splats atomically and return how many were dropped as invisible or broken.
 
     sh_degree pads with zeros (Unity wants 3) or cuts; None keeps the splats' own. With clean=False
-    nothing is dropped and broken splats raise ValueError.
+    nothing is dropped and broken splats raise ValueError. spz_version is of a .spz, 3 or 4.
     """
     if packed(path):
         raise ValueError(f"{Path(path).name!r} can't be written: {packed(path)}")
-    options = {} if frame is None else {"frame": frame}
-    dropped: int = _module(path).save(
+    options: dict[str, Any] = {} if frame is None else {"frame": frame}
+    if spz_version != 3 and Path(path).suffix.lower() == ".spz":
+        options["version"] = spz_version
+    dropped: int = _module(path, WRITTEN).save(
         _file(splats), path, comments=comments, sh_degree=sh_degree, clean=clean, **options
     )
     return dropped
@@ -86,7 +90,7 @@ def losses(
     splats: Splats | SplatFile, path: str | os.PathLike[str], *, sh_degree: int | None = None
 ) -> list[str]:
     """What saving these splats under this name would not keep of them, a phrase each."""
-    module, file = _module(path), _file(splats)
+    module, file = _module(path, WRITTEN), _file(splats)
     degree = min(module.MOST_DEGREE, file.sh_degree if sh_degree is None else sh_degree)
     cut = bool(file.sh[:, (degree + 1) ** 2 :].any())
     told = [f"spherical harmonics beyond degree {degree}"] if cut else []
@@ -127,9 +131,9 @@ def packed(path: str | os.PathLike[str]) -> str:
     return f"{end} is a packed layout of others, which splat-transform turns into a .ply and back"
 
 
-def _module(path: str | os.PathLike[str]) -> Any:
+def _module(path: str | os.PathLike[str], table: Mapping[str, str] = FORMATS) -> Any:
     suffix = Path(path).suffix.lower()
-    if suffix not in FORMATS:
-        known = ", ".join(FORMATS)
+    if suffix not in table:
+        known = ", ".join(table)
         raise ValueError(f"no splat format has the suffix {suffix!r} of {Path(path).name!r}: use {known}")
-    return importlib.import_module(FORMATS[suffix])
+    return importlib.import_module(table[suffix])

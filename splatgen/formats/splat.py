@@ -45,7 +45,7 @@ def save(
     written, dropped = writing.prepared(
         file, path, frame=frame, sh_degree=sh_degree, clean=clean, most_degree=MOST_DEGREE
     )
-    atomic.write_bytes(path, _rows(written).tobytes())
+    atomic.write_bytes(path, rows(written).tobytes())
     return dropped
 
 
@@ -78,7 +78,7 @@ def read(path: str | os.PathLike[str], *, frame: str | None = None, broken: bool
         return frames.from_frame(found, frame or "ply")
 
 
-def _rows(file: SplatFile) -> NDArray[np.void]:
+def rows(file: SplatFile) -> NDArray[np.void]:
     """The file's rows, the largest first, [N]."""
     with np.errstate(divide="ignore"):  # of an opacity of 0
         weight = file.scales.astype(np.float64).sum(-1) + np.log(sigmoid(file.opacities))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import BinaryIO
@@ -19,6 +20,7 @@ HEADER = struct.Struct("<IIIBBBB")
 HEADER_4 = struct.Struct("<IIIBBBBI12x")  # the last two: how many streams, and where their table is
 # Bytes after decompression for each in the file: real splats shrink two- to tenfold. What is small may be
 # anything.
+ZSTD_LEVEL = 12
 RATIO, SMALL = 64, 16 * 1024**2
 ANTIALIASED, EXTENSIONS = 1, 2  # flags
 EXTENSION_BYTES = 64 * 1024  # at most, of what follows the splats
@@ -128,6 +130,17 @@ def _of_zstd(data: bytes) -> Stream:
     parts = [_unzipped(data[start:stop], plain) for start, stop, plain in starts]
     axes = _axes(data[HEADER_4.size : table]) if header.flags & EXTENSIONS else 0
     return Stream(header=header, data=b"".join(parts), axes=axes)
+
+
+def of_parts(header: Header, parts: Sequence[bytes]) -> bytes:
+    """A file of version 4: header, the table of sizes, a ZSTD stream for each property that has any bytes."""
+    import zstandard
+
+    plain = [part for part in parts if part]
+    packed = [zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(part) for part in plain]
+    fields = (MAGIC, 4, header.count, header.degree, header.fractional_bits, header.flags)
+    table = [struct.pack("<QQ", len(small), len(part)) for small, part in zip(packed, plain, strict=True)]
+    return b"".join([HEADER_4.pack(*fields, len(plain), HEADER_4.size), *table, *packed])
 
 
 def _unzipped(data: bytes, size: int) -> bytes:

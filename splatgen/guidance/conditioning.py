@@ -6,12 +6,12 @@ Shapes: B views, A prompts to keep away from.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from splatgen.config import GuidanceOptions
+from splatgen.config import BridgeOptions, GuidanceOptions
 from splatgen.priors import Conditioning, Prior
 from splatgen.scene.cameras import Cameras
 from splatgen.scene.uploads import upload
@@ -31,6 +31,7 @@ class Conditions:
 
     positive: Conditioning
     negative: Conditioning
+    null: Conditioning | None = None  # the empty prompt, which the negative need not be
     away: tuple[Conditioning, ...] = ()  # Perp-Neg's
     away_weights: Tensor | None = None  # [A, B], not above 0
 
@@ -40,15 +41,22 @@ class Conditions:
         return Conditions(
             positive=take(self.positive, rows),
             negative=take(self.negative, rows),
+            null=None if self.null is None else take(self.null, rows),
             away=tuple(take(c, rows) for c in self.away),
             away_weights=None if self.away_weights is None else self.away_weights[:, rows],
         )
+
+    @property
+    def unprompted(self) -> Conditions:
+        """With the empty prompt in the negative's place, for unconditional predictions."""
+        return self if self.null is None else replace(self, negative=self.null)
 
     def repeated(self, count: int) -> Conditions:
         """All views, `count` times over."""
         return Conditions(
             positive=tile(self.positive, count),
             negative=tile(self.negative, count),
+            null=None if self.null is None else tile(self.null, count),
             away=tuple(tile(c, count) for c in self.away),
             away_weights=None if self.away_weights is None else self.away_weights.repeat(1, count),
         )
@@ -99,9 +107,9 @@ class Blend:
     weights: tuple[float, float]  # not above 0
 
 
-def blend(azimuth: float, elevation: float) -> Blend:
+def blend(azimuth: float, elevation: float, overhead: float = OVERHEAD) -> Blend:
     """The prompt by angle: front to side to back, linear in the azimuth; views from overhead are whole."""
-    if elevation > OVERHEAD:
+    if elevation > overhead:
         return Blend(
             words=("overhead", "overhead"), share=1.0, away=("overhead", "overhead"), weights=(0.0, 0.0)
         )
@@ -131,33 +139,70 @@ def embed_prompt(prior: Prior, prompt: str) -> PromptEmbedding:
     return PromptEmbedding(views=prior.embed(view_prompts(prompt)), plain=prior.embed([prompt]))
 
 
+@dataclass(frozen=True, kw_only=True)
+class PromptPair:
+    """A prompt with words for quality, and with words for flaws."""
+
+    better: PromptEmbedding
+    worse: PromptEmbedding | None  # None where the negative stands in
+
+
+def embed_pair(prior: Prior, prompt: str, options: BridgeOptions) -> PromptPair:
+    """Embed both; raises ValueError for what the prior cannot read."""
+    better, worse = (f"{prompt}, {words}" if words else "" for words in (options.quality, options.flaws))
+    return PromptPair(
+        better=embed_prompt(prior, better or prompt), worse=embed_prompt(prior, worse) if worse else None
+    )
+
+
 def conditions(
-    prompt: PromptEmbedding, negative: Conditioning, cameras: Cameras, options: GuidanceOptions
+    prompt: PromptEmbedding,
+    negative: Conditioning,
+    cameras: Cameras,
+    options: GuidanceOptions,
+    null: Conditioning | None = None,
 ) -> Conditions:
-    """Rows for each camera, out of an embedded prompt and a single negative row.
+    """Rows for each camera, out of an embedded prompt and single rows of the negative and of the empty one.
 
     Every tensor has its views in the order of the cameras, so batches of any size are aligned. (threestudio
     lays out images batch-major and negatives item-major, which is right for one image only: issue 456.)
     """
     angles = list(zip(cameras.azimuth.tolist(), cameras.elevation.tolist(), strict=True))
     behind = repeat(negative, len(angles))
+    empty = None if null is None else repeat(null, len(angles))
     if options.view_prompts == "none":
-        return Conditions(positive=repeat(prompt.plain, len(angles)), negative=behind)
+        return Conditions(positive=repeat(prompt.plain, len(angles)), negative=behind, null=empty)
     if options.view_prompts == "words":
-        return Conditions(positive=_pick(prompt.views, [view_word(a, e) for a, e in angles]), negative=behind)
-    blends = [blend(a, e) for a, e in angles]
+        words = [view_word(a, e, options.view_limits) for a, e in angles]
+        return Conditions(positive=_pick(prompt.views, words), negative=behind, null=empty)
+    blends = [blend(a, e, options.view_limits[1]) for a, e in angles]
     first, second = (_pick(prompt.views, [b.words[n] for b in blends]) for n in range(2))
     positive = mix(first, second, torch.tensor([b.share for b in blends]))
     if not options.perp_neg:
-        return Conditions(positive=positive, negative=behind)
+        return Conditions(positive=positive, negative=behind, null=empty)
     return Conditions(
         positive=positive,
         negative=behind,
+        null=empty,
         away=tuple(_pick(prompt.views, [b.away[n] for b in blends]) for n in range(2)),
         away_weights=upload(
             torch.tensor([b.weights for b in blends]).T.contiguous(), device_of(prompt.plain)
         ),
     )
+
+
+def pair_conditions(
+    pair: PromptPair,
+    negative: Conditioning,
+    cameras: Cameras,
+    options: GuidanceOptions,
+    null: Conditioning | None,
+) -> Conditions:
+    """Rows for each camera with the pair as prompt and negative."""
+    better = conditions(pair.better, negative, cameras, options, null)
+    if pair.worse is None:
+        return better
+    return replace(better, negative=conditions(pair.worse, negative, cameras, options).positive)
 
 
 def _pick(views: Conditioning, words: list[str]) -> Conditioning:

@@ -49,7 +49,7 @@ def spread(x: Tensor, views: int = 1) -> Tensor:
 class Guided:
     """Guided predictions and the one-step estimates that go with them: x_t = alpha x0 + sigma eps.
 
-    Before rescaling and clamping eps is base + scale direction.
+    Before rescaling and clamping eps is base + scale direction, and beyond, where there is a null scale.
     """
 
     eps: Tensor  # [M, C, h, w]
@@ -58,13 +58,15 @@ class Guided:
     base: Tensor | None  # [M, C, h, w] e_n; None where a scale of 0 or 1 needs one prediction only
     direction: Tensor | None  # [M, C, h, w] e_y - e_n, and Perp-Neg's part
     scale: float
+    beyond: Tensor | None = None  # [M, C, h, w] null scale times e_y - e_0, e_0 of the empty prompt
 
     @property
     def classifier(self) -> Tensor:
-        """What guidance adds to the conditional prediction: gamma (e_y - e_n), gamma = scale - 1."""
+        """What guidance adds to the conditional prediction: gamma (e_y - e_n), gamma = scale - 1; beyond."""
         if self.base is None or self.direction is None:
             return torch.zeros_like(self.conditional)
-        return self.base + self.scale * self.direction - self.conditional
+        added = self.base + self.scale * self.direction - self.conditional
+        return added if self.beyond is None else added + self.beyond
 
     @property
     def adjustment(self) -> Tensor:
@@ -80,6 +82,7 @@ class Guided:
             base=None if self.base is None else function(self.base),
             direction=None if self.direction is None else function(self.direction),
             scale=self.scale,
+            beyond=None if self.beyond is None else function(self.beyond),
         )
 
 
@@ -137,26 +140,35 @@ class Denoiser:
         cameras: Cameras,
         *,
         scale: float,
+        null_scale: float = 0.0,
         plain: bool = False,
+        rescaled: bool = True,
     ) -> Guided:
-        """All prompts of all images in one batch, guided; plain leaves rescaling and clamping out."""
-        if scale == 0.0:  # unconditional
+        """All prompts of all images in one batch, guided: e_n + w (e_y - e_n) + w_0 (e_y - e_0).
+
+        w is scale and w_0 the null scale, of the empty prompt. plain leaves rescaling and clamping out,
+        rescaled = False the former only.
+        """
+        how: dict[str, Any] = {"scale": scale, "plain": plain, "rescaled": rescaled}
+        if scale == 0.0 and null_scale == 0.0:  # unconditional
             e_n = self.raw(x_t, t, conditions.negative, cameras)
-            return self.finish(x_t, t, e_n, None, None, scale, plain)
-        if scale == 1.0 and not conditions.away:  # the negative would cancel: half the work
+            return self.finish(x_t, t, e_n, None, None, **how)
+        if scale == 1.0 and null_scale == 0.0 and not conditions.away:  # the negative would cancel
             e_y = self.raw(x_t, t, conditions.positive, cameras)
-            return self.finish(x_t, t, e_y, None, None, scale, plain)
-        told = [conditions.positive, conditions.negative, *conditions.away]
+            return self.finish(x_t, t, e_y, None, None, **how)
+        null = [] if null_scale == 0.0 else [conditions.unprompted.negative]
+        told = [conditions.positive, conditions.negative, *conditions.away, *null]
         together = {name: torch.cat([c[name] for c in told]) for name in conditions.positive}
         count = len(told)
         e = self.raw(x_t.repeat(count, 1, 1, 1), t.repeat(count), together, cameras.repeated(count))
         e_y, e_n, *others = e.chunk(len(told))
+        beyond = null_scale * (e_y - others.pop()) if null else None
         direction = e_y - e_n
         if others and conditions.away_weights is not None:
             weights = conditions.away_weights.to(e)[:, :, None, None, None]  # [A, M, 1, 1, 1]
             aside = [w * perpendicular(o - e_n, e_y - e_n) for w, o in zip(weights, others, strict=True)]
             direction = direction + torch.stack(aside).sum(0)
-        return self.finish(x_t, t, e_y, e_n, direction, scale, plain)
+        return self.finish(x_t, t, e_y, e_n, direction, beyond=beyond, **how)
 
     def finish(
         self,
@@ -167,13 +179,16 @@ class Denoiser:
         direction: Tensor | None,
         scale: float,
         plain: bool = False,
+        rescaled: bool = True,
+        beyond: Tensor | None = None,
     ) -> Guided:
-        """eps = base + scale direction, the one-step estimate, and both rescaled and clamped.
+        """eps = base + scale direction + beyond, the one-step estimate, and both rescaled and clamped.
 
         Rescaling is Lin et al. 2023, eq. 15-16, on x0 and over all views of an item, as MVDream does.
         """
         eps = conditional if base is None or direction is None else base + scale * direction
-        rescale, x_range = self.options.rescale, self.prior.x_range
+        eps = eps if beyond is None else eps + beyond
+        rescale, x_range = self.options.rescale if rescaled else 0.0, self.prior.x_range
         alpha, sigma = amplitudes(self.prior, t)
         x0 = (x_t - sigma * eps) / alpha
         clamp = self.options.clamp and x_range is not None
@@ -186,7 +201,15 @@ class Denoiser:
             x0 = x0.clamp(*x_range)  # type: ignore[misc]
         if (clamp or rescale > 0) and not plain:
             eps = torch.where(sigma > 0, (x_t - alpha * x0) / sigma.clamp_min(1e-12), eps)
-        return Guided(eps=eps, x0=x0, conditional=conditional, base=base, direction=direction, scale=scale)
+        return Guided(
+            eps=eps,
+            x0=x0,
+            conditional=conditional,
+            base=base,
+            direction=direction,
+            scale=scale,
+            beyond=beyond,
+        )
 
 
 def amplitudes(prior: Prior, t: Tensor) -> tuple[Tensor, Tensor]:

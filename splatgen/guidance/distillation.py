@@ -16,7 +16,7 @@ from torch import Tensor
 
 from splatgen.config import GuidanceOptions
 from splatgen.guidance.denoiser import gather
-from splatgen.guidance.moment import Moment
+from splatgen.guidance.moment import Moment, along
 from splatgen.guidance.preferences import Choice, Preference
 from splatgen.guidance.scores import Score
 from splatgen.guidance.scores.base import Metrics
@@ -24,10 +24,11 @@ from splatgen.rewards.ensemble import RewardEnsemble
 
 
 def weight(name: str, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """w(t) by name: sds (DreamFusion: sigma^2 = 1 - abar), uniform, sigma (sigma/alpha), fantasia3d.
+    """w(t) by name: sds (DreamFusion: sigma^2 = 1 - abar), uniform, sigma (sigma/alpha), fantasia3d, flow.
 
     For a flow sigma is t itself, and 1 - abar, the share of the noise in the power, is not sigma^2: there
-    sds is t^2.
+    sds is t^2. With flow, 1/alpha, the residual is that of velocities: RFDS's v - (n - x) (Yang et al. 2024)
+    is (e - n) / alpha, as e = x_t + alpha v.
     """
     match name:
         case "sds":
@@ -38,7 +39,23 @@ def weight(name: str, alpha: Tensor, sigma: Tensor) -> Tensor:
             return sigma / alpha
         case "fantasia3d":
             return alpha * sigma**2
-    raise ValueError(f"no weighting {name!r}; there are: sds, uniform, sigma, fantasia3d")
+        case "flow":
+            return 1.0 / alpha
+    raise ValueError(f"no weighting {name!r} of times; there are: sds, uniform, sigma, fantasia3d, flow")
+
+
+def weights_by_residual(eps: Tensor, noise: Tensor) -> Tensor:
+    """dmd: one over the mean |e - n| of each view [B, C, h, w], [B, 1, 1, 1].
+
+    The weight of DMD (Yin et al. 2023) as Consistent Flow Distillation's code has it.
+    """
+    return 1.0 / ((eps - noise).abs().mean((1, 2, 3), keepdim=True) + 1e-8)
+
+
+def clipped(options: GuidanceOptions, fraction: float, value: Tensor) -> Tensor:
+    """G with limited elements, as in GaussianDreamer (1.5 to 2) and D-SDS (0.5 to 2, Hong et al. 2023)."""
+    limit = along(options.clip_over, fraction, *options.clip)
+    return value.clamp(-limit, limit) if limit > 0 else value
 
 
 def chosen_weighting(options: GuidanceOptions, score: Score) -> str:
@@ -48,25 +65,47 @@ def chosen_weighting(options: GuidanceOptions, score: Score) -> str:
 
 def time_range(options: GuidanceOptions, fraction: float) -> tuple[float, float]:
     """Smallest and largest t at a fraction of the run: both fall linearly over `anneal`."""
-    begin, end = options.anneal
-    done = min(max((fraction - begin) / max(end - begin, 1e-9), 0.0), 1.0)
     low = options.t_min if options.t_min_start is None else options.t_min_start
-    first, last = options.t_max
-    return low + (options.t_min - low) * done, first + (last - first) * done
+    return (
+        along(options.anneal, fraction, low, options.t_min),
+        along(options.anneal, fraction, *options.t_max),
+    )
 
 
-def annealed_time(options: GuidanceOptions, fraction: float) -> float:
-    """One time for all views: from the first t_max down to t_min, linearly over the run."""
-    return options.t_max[0] + (options.t_min - options.t_max[0]) * min(max(fraction, 0.0), 1.0)
+def annealed_time(options: GuidanceOptions, fraction: float, how: str = "annealed") -> float:
+    """One time for all views: from the first t_max down to t_min over the run.
+
+    Linearly; with the root of the fraction (sqrt: HiFA, Zhu and Zhuang 2023); or by DreamTime.
+    """
+    first, last = options.t_max[0], options.t_min
+    if how == "dreamtime":
+        return min(max(dreamtime(fraction), last), first)
+    done = min(max(fraction, 0.0), 1.0)
+    return along((0.0, 1.0), done**0.5 if how == "sqrt" else done, first, last)
+
+
+def dreamtime(fraction: float) -> float:
+    """DreamTime's time at a fraction of the run (Huang et al. 2023, arXiv 2306.12422).
+
+    The t of 1000 for which the weights W of all times from t on come nearest to that fraction of all weights:
+    W is 1 from 0.5 to 0.8, and falls off as a Gaussian of deviation 0.3 above and 0.1 below.
+    """
+    t = torch.arange(1, 1001, dtype=torch.float64) / 1000.0
+    above, below = -((t - 0.8) ** 2) / (2 * 0.3**2), -((t - 0.5) ** 2) / (2 * 0.1**2)
+    weights = torch.where(t > 0.8, above, torch.where(t < 0.5, below, 0.0)).exp()
+    left = weights.flip(0).cumsum(0).flip(0) / weights.sum()
+    return float(t[(left - fraction).abs().argmin()])
 
 
 def draw_times(
     options: GuidanceOptions, score: Score, fraction: float, items: int, generator: torch.Generator
 ) -> Tensor:
     """The time of every item, [G]."""
-    if (score.times if options.times == "auto" else options.times) == "annealed":
-        return torch.full((items,), annealed_time(options, fraction))
-    return sample_times(generator, items, *time_range(options, fraction))
+    how = score.times if options.times == "auto" else options.times
+    if how not in ("random", "shared"):
+        return torch.full((items,), annealed_time(options, fraction, how))
+    t = sample_times(generator, items if how == "random" else 1, *time_range(options, fraction)).expand(items)
+    return options.shift * t / (1.0 + (options.shift - 1.0) * t)
 
 
 def sample_times(generator: torch.Generator, count: int, low: float, high: float) -> Tensor:
@@ -93,26 +132,23 @@ class Gradient:
 def gradient(moment: Moment, score: Score, preference: Preference, ensemble: RewardEnsemble) -> Gradient:
     """G for all views of a step; then score and preference train what they train."""
     before = moment.denoiser.images
-    options = moment.denoiser.options
-    alpha, sigma = moment.amplitudes()
+    options, seen = moment.denoiser.options, score.seen(moment)
     with torch.no_grad():
         noised = score.noises(moment, preference.candidates(moment.fraction))
         x_t = moment.noised(noised.noise)
-        tries = moment.guided(x_t)
-        choice = preference.choose(moment, x_t, tries, ensemble)
+        tries = seen.guided(x_t)
+        choice = preference.choose(seen, x_t, tries, ensemble)
         if score.asks:
             choice = trimmed(choice)
-        kept = tries.map(lambda z: gather(z, choice.kept))
-        residuals = kept.eps - score.baseline(moment, noised.gather(choice.kept), kept)
-        merged = preference.combine(moment, kept, residuals, choice)
-        w = weight(chosen_weighting(options, score), alpha, sigma)
-        value = w * merged
+        chosen, x_t = noised.gather(choice.kept), gather(x_t, choice.kept)
+        kept = score.refined(seen, x_t, tries.map(lambda z: gather(z, choice.kept)))
+        residuals = kept.eps - score.baseline(moment, chosen, kept)
+        merged = preference.combine(seen, kept, residuals, choice)
+        w = _weights(chosen_weighting(options, score), moment, kept.eps[0], chosen.noise[0])
+        value = clipped(options, moment.fraction, w * merged)
         first = kept.map(lambda z: z[0])
-        on_render = preference.on_render(moment, first.x0, value, w, ensemble)
-        learned = {
-            **score.learn(moment),
-            **preference.learn(moment, gather(x_t, choice.kept)[0], first, ensemble),
-        }
+        on_render = preference.on_render(seen, first.x0, value, w, ensemble)
+        learned = {**score.learn(moment), **preference.learn(seen, x_t[0], first, ensemble)}
     return Gradient(
         value=value,
         on_render=on_render,
@@ -124,6 +160,11 @@ def gradient(moment: Moment, score: Score, preference: Preference, ensemble: Rew
         model_calls=moment.denoiser.images - before,
         paired=choice.paired,
     )
+
+
+def _weights(name: str, moment: Moment, eps: Tensor, noise: Tensor) -> Tensor:
+    """Of all views, [B, 1, 1, 1], by the first kept candidate where its residual tells."""
+    return weights_by_residual(eps, noise) if name == "dmd" else weight(name, *moment.amplitudes())
 
 
 def trimmed(choice: Choice) -> Choice:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from splatgen.guidance.conditioning import Conditions
 from splatgen.guidance.denoiser import Guided, amplitudes
 from splatgen.guidance.moment import Moment
 from splatgen.priors import Prior
@@ -28,6 +29,9 @@ def walk(
     *,
     scale: float,
     plain: bool,
+    null_scale: float = 0.0,
+    rescaled: bool = True,
+    conditions: Conditions | None = None,  # else the moment's
     first: Guided | None = None,  # predictions at levels[0] that are known already
     jitter: torch.Generator | None = None,  # with eta: noise of eta times DDPM's posterior after every step
     eta: float = 0.0,
@@ -44,7 +48,16 @@ def walk(
         if first is not None and n == 0:
             eps = first.eps[:, on]
         else:
-            eps = moment.guided(x[:, on], t=here, rows=rows, scale=scale, plain=plain).eps
+            eps = moment.guided(
+                x[:, on],
+                t=here,
+                rows=rows,
+                scale=scale,
+                null_scale=null_scale,
+                conditions=conditions,
+                plain=plain,
+                rescaled=rescaled,
+            ).eps
         moved = ddim_step(moment.prior, x[:, on], eps, here, there)
         if jitter is not None and eta > 0:
             noise = upload(torch.randn(x.shape, generator=jitter), x.device).to(x.dtype)[:, on]
@@ -68,12 +81,22 @@ def rising(end: Tensor, counts: Tensor) -> Tensor:
     return share.to(end) * end
 
 
-def falling(start: Tensor, steps: int) -> Tensor:
-    """Levels from `start` [B] to 0 through the multiples of 1/steps below it, on the CPU: [L, B].
+def rising_by(step: float, start: float, end: Tensor) -> Tensor:
+    """Levels from `start` to `end` [B] in steps of exactly `step` and a remainder, on the CPU: [L, B]."""
+    counts = ((end - start) / step - 1e-6).ceil().clamp_min(1.0)
+    levels = start + step * torch.arange(int(counts.max()) + 1, device=end.device)[:, None].to(end)
+    return torch.minimum(levels, end.clamp_min(start))
 
-    A start of 1 takes `steps` predictions, smaller ones as many as there are multiples (and itself).
+
+def falling(start: Tensor, steps: int, closed: bool = False) -> Tensor:
+    """Levels from `start` [B] to 0 through a grid's that are below it, on the CPU: [L, B].
+
+    The grid is that of the multiples of 1/steps: a start of 1 takes `steps` predictions, smaller ones as many
+    as there are multiples (and itself). Closed, it is `steps` even levels from 0 to 0.999, both among them,
+    as RewardSDS's 3D code has it: one prediction less.
     """
-    grid = torch.arange(steps - 1, -1, -1, device=start.device).to(start)[:, None] / steps  # [S, 1]
+    grid = torch.arange(steps - 1, -1, -1, device=start.device).to(start)[:, None]  # [S, 1]
+    grid = 0.999 * grid / max(steps - 1, 1) if closed else grid / steps
     levels = torch.cat([start[None], torch.minimum(grid.expand(-1, len(start)), start)])
     late = (grid >= start).sum(0)  # [B] multiples that are not below: skipped, so that padding comes last
     place = torch.arange(steps + 1, device=start.device)[:, None] + late

@@ -7,17 +7,25 @@ candidates, C x h x w the prior's space, H x W the render.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from splatgen.guidance.conditioning import Conditions, tile
 from splatgen.guidance.denoiser import Denoiser, Guided, amplitudes
+from splatgen.guidance.noise_field import Surface, chosen_surface
 from splatgen.priors import Conditioning, Prior
 from splatgen.runs.rng import rng
 from splatgen.scene.cameras import Cameras
 from splatgen.scene.uploads import upload
+
+
+def along(over: tuple[float, float], fraction: float, first: float, last: float) -> float:
+    """From first to last, linearly between two fractions of the run; a step where those are equal."""
+    begin, end = over
+    done = min(max((fraction - begin) / max(end - begin, 1e-9), 0.0), 1.0)
+    return first + (last - first) * done
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +53,8 @@ class Moment:
     step: int  # of the run
     steps: int  # of the stage
     source: Source | None = None
+    surface: Surface | None = None  # what the views see, where their noise is of one field
+    pair: Callable[[], Conditions] | None = None  # the second one, for those who have it
     begin: int = 0  # step at which the stage began
 
     @property
@@ -53,8 +63,15 @@ class Moment:
 
     @property
     def scale(self) -> float:
-        """Of the guidance."""
-        return self.denoiser.options.scale
+        """Of the guidance, at this fraction of the run."""
+        o = self.denoiser.options
+        return o.scale if o.scale_end is None else along(o.scale_over, self.fraction, o.scale, o.scale_end)
+
+    @property
+    def null_scale(self) -> float:
+        """Of the guidance away from the empty prompt, at this fraction of the run."""
+        o = self.denoiser.options
+        return along(o.scale_over, self.fraction, *o.null_scale)
 
     @property
     def fraction(self) -> float:
@@ -68,6 +85,11 @@ class Moment:
         """alpha and sigma of every view, each [B, 1, 1, 1]."""
         return amplitudes(self.prior, self.t)
 
+    def seeing(self, depth: Tensor, alpha: Tensor) -> Moment:
+        """The same with what the views see, depth and alpha [B, 1, H, W], where noise is of one field."""
+        o = self.denoiser.options
+        return replace(self, surface=chosen_surface(o, self.fraction, depth, alpha, self.cameras))
+
     def noised(self, noises: Tensor, x: Tensor | None = None) -> Tensor:
         """x_t of every candidate: noises [K, B, C, h, w]; x is the render's unless given."""
         alpha, sigma = self.amplitudes()
@@ -79,11 +101,15 @@ class Moment:
         *,
         t: Tensor | None = None,  # [R], else the step's
         rows: Tensor | None = None,  # [R] which views, on the CPU, else all
-        scale: float | None = None,
+        scale: float | None = None,  # else the step's, and its null scale
+        null_scale: float | None = None,
         conditions: Conditions | None = None,
         plain: bool = False,
+        rescaled: bool = True,
     ) -> Guided:
         """Guided predictions [K, R, C, h, w], all in one batch."""
+        if null_scale is None:
+            null_scale = self.null_scale if scale is None else 0.0
         given, cameras = self.conditions if conditions is None else conditions, self.cameras
         if rows is not None:
             given, cameras = given.take(rows), cameras[rows]
@@ -95,7 +121,9 @@ class Moment:
             given.repeated(len(x_t)),
             cameras.repeated(len(x_t)),
             scale=self.scale if scale is None else scale,
+            null_scale=null_scale,
             plain=plain,
+            rescaled=rescaled,
         )
         return found.map(lambda z: z.view(x_t.shape))
 

@@ -23,8 +23,9 @@ from splatgen.config.validation import validate_image
 from splatgen.guidance.distillation import gradient
 from splatgen.guidance.scores.base import Metrics
 from splatgen.loop.encoding import encode, pull_back
-from splatgen.loop.lifecycle import carry_out, check_steps, create_run, pick_device, reopen
+from splatgen.loop.lifecycle import begins_again, carry_out, check_steps, create_run, pick_device, reopen
 from splatgen.loop.loop import Progress, Result, StepRecord, Subject, ignore, loop_settings, never
+from splatgen.loop.results import write_images
 from splatgen.loop.snapshot import ViewRequest
 from splatgen.loop.step import (
     Models,
@@ -35,14 +36,13 @@ from splatgen.loop.step import (
     score_rewards,
 )
 from splatgen.priors import Prior
-from splatgen.runs import checkpoint, packing, run_folder, video
+from splatgen.runs import checkpoint, lock, packing, run_folder
 from splatgen.runs.rng import rng
 from splatgen.runs.run_folder import Run
 from splatgen.scene.cameras import Cameras, orbit
 
 KIND = "image"  # what run.json calls a 2D run
 ELEVATION = 15.0  # degrees of the camera that the prior is told; it looks at the front
-SHOWN = 256  # pixels: smaller images are enlarged by whole pixels, so that a viewer shows them
 
 
 @dataclass(kw_only=True)
@@ -206,14 +206,6 @@ def _unpacked(
     return canvas, methods
 
 
-def write_images(images: Tensor, path: Path) -> None:
-    """Images [B, 3, S, S] in 0..1 side by side, as PNG; small ones enlarged by a whole factor."""
-    shown = (255.0 * images.detach().clamp(0.0, 1.0) + 0.5).byte().permute(0, 2, 3, 1).cpu().numpy()
-    factor = max(SHOWN // shown.shape[1], 1)
-    large = shown.repeat(factor, axis=1).repeat(factor, axis=2)
-    video.write_preview(list(large), path, columns=len(large))
-
-
 @dataclass(kw_only=True)
 class ImageRun(Subject):
     """What a 2D run changes: a canvas, with the models that change it."""
@@ -260,10 +252,13 @@ class ImageRun(Subject):
         self.models.relearn(learned)
         self.canvas = canvas
 
-    def write_results(self) -> dict[str, float]:
+    def keep(self) -> None:
         with torch.no_grad():
             images = pictures(self.config, self.models.prior, self.canvas.values)
         write_images(images, self.run.folder / "image.png")
+
+    def write_results(self) -> dict[str, float]:
+        self.keep()
         return score_images(self.config, self.models, self.canvas)
 
     def totals(self) -> dict[str, Any]:
@@ -302,7 +297,8 @@ def generate(
 
     run = create_run(config, models, out, command, device, kind=KIND, fill=fill)
     subject = ImageRun(config=config, models=models, canvas=canvas, run=run)
-    return carry_out(subject, loop_settings(config, config.image), run, report, should_stop)
+    with lock.held(run.folder):
+        return carry_out(subject, loop_settings(config, config.image), run, report, should_stop)
 
 
 def _single_view(models: Models) -> Models:
@@ -327,12 +323,13 @@ def resume(
     saved = merge(ImageConfig(), read_file(run.config_json))
     config = validate_image(merge(saved, {"steps": saved.steps if steps is None else steps}))
     device = pick_device(config)
-    models = _single_view(load_models(config, device))
-    canvas = _last_canvas(config, models, run, device)
-    check_steps(config.steps, canvas.step)
-    reopen(run, config, saved, canvas.step, command)
-    subject = ImageRun(config=config, models=models, canvas=canvas, run=run)
-    return carry_out(subject, loop_settings(config, config.image), run, report, should_stop)
+    with lock.held(run.folder):
+        models = _single_view(load_models(config, device))
+        canvas = _last_canvas(config, models, run, device)
+        check_steps(config.steps, canvas.step)
+        reopen(run, config, saved, canvas.step, command)
+        subject = ImageRun(config=config, models=models, canvas=canvas, run=run)
+        return carry_out(subject, loop_settings(config, config.image), run, report, should_stop)
 
 
 def _last_canvas(config: ImageConfig, models: Models, run: Run, device: str) -> Canvas:
@@ -345,6 +342,7 @@ def _last_canvas(config: ImageConfig, models: Models, run: Run, device: str) -> 
     except FileNotFoundError:
         if config.source:
             raise
+        begins_again(run)
         return new_canvas(config, start_values(config, models.prior, None, device), None)
     models.relearn(learned)
     return canvas

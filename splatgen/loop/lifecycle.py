@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from splatgen.config import Config, ImageConfig, to_dict
+from splatgen.loop.live_control import show_end
 from splatgen.loop.loop import Diverged, LoopSettings, Progress, Result, Subject, run_loop
 from splatgen.loop.snapshot import Channel
 from splatgen.loop.step import Models
@@ -18,6 +22,8 @@ from splatgen.rasterizer.backends import choose
 from splatgen.runs import atomic, run_folder
 from splatgen.runs.metrics import rewind_metrics
 from splatgen.runs.run_folder import Run
+
+_log = logging.getLogger(__name__)
 
 
 def pick_device(config: Config | ImageConfig) -> str:
@@ -66,6 +72,11 @@ def check_steps(steps: int, done: int) -> None:
         raise ValueError(f"--steps is {steps}, but the run is already at step {done}: give a larger number")
 
 
+def begins_again(run: Run) -> None:
+    """Say that a run has lost what it had, if anything: it never came to a checkpoint."""
+    _log.warning("%s has no checkpoint: it begins again at step 0", run.folder)
+
+
 def reopen(
     run: Run, config: Config | ImageConfig, saved: Config | ImageConfig, step: int, command: Sequence[str]
 ) -> None:
@@ -84,25 +95,69 @@ def carry_out(
     should_stop: Callable[[], bool],
     channel: Channel | None = None,
 ) -> Result:
-    """The loop, and the results when it comes to its end; what ends a run early is in its run.json."""
+    """The loop, and its results: everything when it is done, else what there is to look at.
+
+    What ends a run early is in its run.json.
+    """
+    rewards: dict[str, float] = {}
     try:
         with tuned():
             status = run_loop(subject, settings, run, report, should_stop, channel)
-            rewards = subject.write_results() if status == "done" else {}
+            if status == "done":
+                rewards = subject.write_results()
+            else:
+                subject.keep()
     except BaseException as error:
-        record_failure(run, error, subject.state.step)
+        _keep_last(subject, error)
+        record_failure(run, error, subject.state.step, subject.totals())
+        tell_end(subject, run, settings, channel, _status(error), should_stop(), f"{error}")
         raise
     step = subject.state.step
     run_folder.update(run, status=status, steps=step, rewards=rewards, **subject.totals())
+    tell_end(subject, run, settings, channel, status, should_stop())
     return Result(run=run, status=status, step=step)
 
 
-def record_failure(run: Run, error: BaseException, step: int) -> None:
+def _keep_last(subject: Subject, error: BaseException) -> None:
+    """What there is to look at of a run that failed: skipped and broken steps changed nothing.
+
+    Not when the disk has failed, nor for somebody who does not want to wait.
+    """
+    if not isinstance(error, Exception) or isinstance(error, OSError):
+        return
+    try:
+        subject.clear()
+        subject.keep()
+    except Exception as second:  # noqa: BLE001 - whatever it is, it must not hide what ended the run
+        _log.warning("no picture of the last good step: %s; its checkpoint has it", second)
+
+
+def tell_end(
+    subject: Subject,
+    run: Run,
+    settings: LoopSettings,
+    channel: Channel | None,
+    status: str,
+    asked: bool,
+    why: str = "",
+) -> None:
+    """Show whoever watches how a run has ended, where it is, and how to see it again."""
+    if channel is None:
+        return
+    channel.folder, channel.asked = run.folder, asked
+    if why:
+        channel.messages.put(why)
+    again = shlex.join(["splatgen", "view", str(run.folder)])
+    channel.messages.put(f"{status}: {run.folder}; to see it again: {again}")
+    show_end(subject, channel, settings.steps, status)
+
+
+def record_failure(run: Run, error: BaseException, step: int, totals: dict[str, Any] | None = None) -> None:
     """Say in run.json how a run ended, and in the error where it is."""
     error.add_note(f"the run is in {run.folder}")
     message = f"{type(error).__name__}: {error}"[:500]
     with contextlib.suppress(OSError, ValueError):  # a full disk, say: it must not hide the error itself
-        run_folder.update(run, status=_status(error), error=message, steps=step)
+        run_folder.update(run, status=_status(error), error=message, steps=step, **(totals or {}))
 
 
 def _status(error: BaseException) -> str:

@@ -67,6 +67,7 @@ class LiveControl:
         self.subject, self.run, self.steps, self.channel = subject, run, steps, channel
         self.path = run.folder / steering.FILE
         self.changes = steering.read(self.path)
+        self.name = run_folder.slug(str(run_folder.read(run).get("prompt") or ""))  # of files for the user
         self.begin = time.monotonic()
         self.rows: list[Mapping[str, float]] = []
         self.look: ViewRequest | None = None
@@ -90,7 +91,7 @@ class LiveControl:
         return self.stopped
 
     def after(self, row: Any, values: Mapping[str, float] | None) -> None:
-        """A snapshot after a step, if somebody would look at it. A viewer's trouble stays its own."""
+        """A snapshot after a step, if somebody would look at it."""
         if self.channel is None:
             return
         if values is not None:
@@ -99,11 +100,12 @@ class LiveControl:
             self._show(self.channel, row, "running")
 
     def end(self, status: str) -> None:
-        """The last snapshot, whether or not the one before was taken."""
+        """A snapshot after the last step, whether or not the one before was taken."""
         if self.channel is not None:
             self._show(self.channel, None, status)
 
     def _show(self, channel: Channel, row: Any, status: str) -> None:
+        """A viewer's trouble stays its own."""
         try:
             self._put(channel, row, status)
         except Exception:  # noqa: BLE001 - whatever it is, the run goes on
@@ -167,7 +169,8 @@ class LiveControl:
         except Exception as error:  # noqa: BLE001 - the run goes on without this file
             channel.messages.put(f"no file: {error}")
             return
-        channel.files.put(SavedFile(name=f"step-{self.subject.state.step:06d}.ply", content=content))
+        name = f"{self.name}-step-{self.subject.state.step:06d}.ply"
+        channel.files.put(SavedFile(name=name, content=content))
 
     def _set(self, command: Command, channel: Channel) -> None:
         change = SettingChange(step=self.subject.state.step, setting=command.setting, value=command.value)
@@ -179,3 +182,17 @@ class LiveControl:
         later = [c for c in self.changes if c.step > change.step]  # of an earlier life of this run
         self.changes = [c for c in self.changes if c.step <= change.step] + [change, *later]
         steering.write(self.path, self.changes)
+        channel.messages.put(f"{change.setting} is {change.value:g} from step {change.step + 1:,} on")
+
+
+def show_end(subject: Steerable, channel: Channel, steps: int, status: str) -> None:
+    """The last snapshot of a run, when its files are written; how it ended is its status."""
+    try:
+        step = subject.state.step
+        channel.put(
+            Snapshot(
+                step=step, steps=steps, seconds=0.0, status=status, rows=(), **subject.snapshot(None, None)
+            )
+        )
+    except Exception:  # noqa: BLE001 - of a GPU that is lost, say: the run has ended already
+        _log.warning("the last snapshot for the viewer failed", exc_info=True)

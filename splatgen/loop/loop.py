@@ -20,7 +20,7 @@ from splatgen.loop.out_of_memory import within_memory
 from splatgen.loop.snapshot import Channel
 from splatgen.loop.step import Models
 from splatgen.models.memory import is_out_of_memory
-from splatgen.runs import run_folder
+from splatgen.runs import run_folder, sinks
 from splatgen.runs.metrics import Metrics, rewind_metrics
 from splatgen.runs.run_folder import Run
 
@@ -57,6 +57,7 @@ class LoopSettings:
     reward_every: int
     checkpoint_seconds: float
     patience: int
+    log: sinks.Log = "none"
 
 
 def loop_settings(config: Method, options: OutputOptions | ImageOptions) -> LoopSettings:
@@ -67,6 +68,7 @@ def loop_settings(config: Method, options: OutputOptions | ImageOptions) -> Loop
         reward_every=options.reward_every,
         checkpoint_seconds=options.checkpoint_seconds,
         patience=config.patience,
+        log=options.log,
     )
 
 
@@ -97,8 +99,11 @@ class Subject(Steerable, Protocol):
     def restore(self) -> None:
         """Go back to the last checkpoint; raises FileNotFoundError or ValueError when there is none."""
 
+    def keep(self) -> None:
+        """Write what there is to look at, which a run leaves however it ends."""
+
     def write_results(self) -> dict[str, float]:
-        """Write what a finished run leaves; returns its final rewards."""
+        """Write what a finished run leaves, that included; returns its final rewards."""
 
     def totals(self) -> dict[str, Any]:
         """What run.json says of the end beside them."""
@@ -183,7 +188,7 @@ def _steps(
     interval = min(FIRST_CHECKPOINT_SECONDS, pace.checkpoint_seconds)
     rewards: dict[str, float] = {}
     first, why, skipped = subject.state.step, subject.advice, torch.zeros(())
-    with Metrics(run.metrics) as metrics:
+    with Metrics(run.metrics) as metrics, sinks.opened(pace.log, run, first) as send:
         while subject.state.step < pace.steps and not should_stop() and not watch.before(should_stop):
             started, values = time.perf_counter(), None
             scored = subject.state.step % pace.reward_every == 0 or subject.state.step + 1 == pace.steps
@@ -193,6 +198,7 @@ def _steps(
             if scored or subject.state.step % pace.log_every == 0:
                 values = _values(subject.state.step, row, started)
                 metrics.write(values)
+                send(values)
                 why = _advice(subject, values) if row.failed else why
                 if int(subject.state.failures) >= pace.patience:
                     raise _Lost(why)
@@ -217,7 +223,7 @@ def _steps(
     subject.save()
     _check_counted(run, int(skipped), subject.state.step - first, why)
     status = "done" if subject.state.step >= pace.steps else "stopped"
-    watch.end(status)
+    watch.end("writing its files")
     return status
 
 

@@ -19,7 +19,8 @@ from splatgen.config import Config, ConfigError, OutputOptions
 from splatgen.formats.writing import MIN_OPACITY
 from splatgen.guidance.distillation import weight
 from splatgen.guidance.moment import Moment
-from splatgen.loop.results import PREVIEW_AZIMUTHS, pictures, write_turntable
+from splatgen.loop.preview_views import VIEWS, labelled
+from splatgen.loop.results import pictures
 from splatgen.runs import video
 from splatgen.runs.run_folder import Run
 from splatgen.runs.version import __version__
@@ -89,21 +90,19 @@ def pull(moment: Moment, keep: float, weighting: str) -> Tensor:
     return weight(weighting, *moment.amplitudes()) * keep * away
 
 
-def write_results(run: Run, splats: Splats, options: OutputOptions, fit: Fit) -> None:
-    """Everything of a finished edit; splats are before the cameras, on any device."""
+def write_object(run: Run, splats: Splats, options: OutputOptions, fit: Fit) -> None:
+    """What there is of an edit at any of its steps; splats are before the cameras, on any device."""
     original = load_source(run)
     placed = placement(original, fit)
     comments = [f"splatgen {__version__} {run.id}"]
     formats.save(placed.put_back(splats), run.splats_ply, comments=comments)
     before = placed.place(original).to(splats.means.device)
     write_comparison(before, splats, run.preview, size=options.size)
-    if options.frames:
-        write_turntable(splats, run.turntable, size=options.size, frames=options.frames)
 
 
 def write_comparison(before: Splats, after: Splats, path: Path, *, size: int) -> None:
-    """Eight views around the object on one sheet: the source in the first row, the result in the second."""
-    azimuth = torch.tensor(PREVIEW_AZIMUTHS)
-    cameras = orbit(azimuth, torch.full_like(azimuth, 15.0), size=size)
-    images = [*pictures(before, cameras), *pictures(after, cameras)]
-    video.write_preview(images, path, columns=len(azimuth))
+    """Eight views of the object on one sheet: the source in the first row, the result in the second."""
+    _, azimuth, elevation = zip(*VIEWS, strict=True)
+    cameras = orbit(torch.tensor(azimuth), torch.tensor(elevation), size=size)
+    images = [*pictures(before, cameras), *labelled(pictures(after, cameras))]
+    video.write_preview(images, path, columns=len(VIEWS))

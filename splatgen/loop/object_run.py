@@ -18,20 +18,28 @@ import torch
 from splatgen.config import Config, ConfigError, from_dict, read_file
 from splatgen.config.stages import Stage, at, lengthened, stages
 from splatgen.config.validation import validate
-from splatgen.loop import object_edit, refining
+from splatgen.loop import kept, object_edit, refining
 from splatgen.loop.initial_splats import starting_splats
-from splatgen.loop.lifecycle import carry_out, check_steps, create_run, pick_device, record_failure, reopen
+from splatgen.loop.lifecycle import (
+    begins_again,
+    carry_out,
+    check_steps,
+    create_run,
+    pick_device,
+    record_failure,
+    reopen,
+)
 from splatgen.loop.loop import Progress, Result, StepRecord, ignore, loop_settings, never
-from splatgen.loop.model_cache import ResidentModels
 from splatgen.loop.object_snapshots import ply, shown, steered, unsteered
 from splatgen.loop.read_ahead import ReadAhead
-from splatgen.loop.results import write_results
+from splatgen.loop.resident_models import ResidentModels
+from splatgen.loop.results import write_film
 from splatgen.loop.snapshot import Channel, ViewRequest
 from splatgen.loop.stage_change import described, move_on, moved_on, next_stage
 from splatgen.loop.step import Models, advance, load_models, reward_prompts, score_rewards
 from splatgen.priors import load_options_for
 from splatgen.rasterizer import render
-from splatgen.runs import run_folder, steering
+from splatgen.runs import lock, run_folder, steering
 from splatgen.runs.run_folder import Run
 from splatgen.runs.version import __version__
 from splatgen.scene.cameras import turntable
@@ -141,12 +149,12 @@ class ObjectRun:
         self.models = unsteered(self.base, self.models)
         self.models.relearn(learned)
 
+    def keep(self) -> None:
+        kept.write(self.run, self.scene.splats.detach(), self.config)
+
     def write_results(self) -> dict[str, float]:
-        splats = self.scene.splats.detach()
-        if self.scene.source is None:
-            write_results(self.run, splats, self.config.output)
-        else:
-            object_edit.write_results(self.run, splats, self.config.output, self.config.edit.fit)
+        self.keep()
+        write_film(self.run, self.scene.splats.detach(), self.config.output)
         return score_final(self.base, self.models, self.scene)
 
     def totals(self) -> dict[str, Any]:
@@ -197,10 +205,11 @@ def generate(
             steering.write(run.folder / steering.FILE, steered)
 
     run = create_run(config, models, out, command, device, name, fill=fill)
-    scene = new_scene(config, splats, device)
-    subject = ObjectRun(whole=config, models=models, scene=scene, run=run, load=load)
-    del models  # the next stage may need their room
-    return subject.finish(report, should_stop, channel)
+    with lock.held(run.folder):
+        scene = new_scene(config, splats, device)
+        subject = ObjectRun(whole=config, models=models, scene=scene, run=run, load=load)
+        del models  # the next stage may need their room
+        return subject.finish(report, should_stop, channel)
 
 
 def edit(
@@ -209,32 +218,35 @@ def edit(
     *,
     out: Path,
     command: Sequence[str],
+    models: Models | None = None,
     report: Callable[[Progress], None] = ignore,
     should_stop: Callable[[], bool] = never,
     channel: Channel | None = None,
 ) -> Result:
     """Change splats that show config.source into config.prompt and write a run folder in `out`.
 
-    Raises ValueError for splats that show nothing, and for settings that an edit cannot use.
+    models are those of this config, where they are loaded already. Raises ValueError for splats that show
+    nothing, and for settings that an edit cannot use.
     """
     object_edit.check_source(splats, "the source", config.edit.fit)
     config = validate(object_edit.adapted(config, splats))
     object_edit.check_settings(config)
     device = pick_device(config)
-    models = load_models(config, device)
+    models = models or load_models(config, device)
     run = create_run(
         config, models, out, command, device, fill=lambda run: object_edit.save_source(run, splats)
     )
-    try:
-        source = _source(config, run, device)
-    except BaseException as error:
-        record_failure(run, error, 0)
-        raise
-    scene = new_scene(config, source, device)
-    scene.source = source
-    load = ResidentModels().models
-    subject = ObjectRun(whole=config, models=models, scene=scene, run=run, load=load)
-    return subject.finish(report, should_stop, channel)
+    with lock.held(run.folder):
+        try:
+            source = _source(config, run, device)
+        except BaseException as error:
+            record_failure(run, error, 0)
+            raise
+        scene = new_scene(config, source, device)
+        scene.source = source
+        load = ResidentModels().models
+        subject = ObjectRun(whole=config, models=models, scene=scene, run=run, load=load)
+        return subject.finish(report, should_stop, channel)
 
 
 def _source(config: Config, run: Run, device: str) -> Splats:
@@ -263,16 +275,17 @@ def resume(
     saved = from_dict(read_file(run.config_json))
     config = validate(saved if steps is None else lengthened(saved, steps))
     device = pick_device(config)
-    scene, learned = _last_scene(config, run, device)
-    check_steps(config.steps, scene.step)
-    learned, load = moved_on(stages(config), scene, learned), load or ResidentModels().models
-    models = models or load(at(stages(config), scene.begin).config)
-    if learned is not None:
-        models.relearn(learned)
-    reopen(run, config, saved, scene.step, command)
-    subject = ObjectRun(whole=config, models=models, scene=scene, run=run, load=load)
-    del models  # the next stage may need their room
-    return subject.finish(report, should_stop, channel)
+    with lock.held(run.folder):
+        scene, learned = _last_scene(config, run, device)
+        check_steps(config.steps, scene.step)
+        learned, load = moved_on(stages(config), scene, learned), load or ResidentModels().models
+        models = models or load(at(stages(config), scene.begin).config)
+        if learned is not None:
+            models.relearn(learned)
+        reopen(run, config, saved, scene.step, command)
+        subject = ObjectRun(whole=config, models=models, scene=scene, run=run, load=load)
+        del models  # the next stage may need their room
+        return subject.finish(report, should_stop, channel)
 
 
 def _last_scene(config: Config, run: Run, device: str) -> tuple[Scene, dict[str, Any] | None]:
@@ -281,6 +294,7 @@ def _last_scene(config: Config, run: Run, device: str) -> tuple[Scene, dict[str,
     try:
         scene, learned = load_scene(config, run.checkpoints, device)
     except FileNotFoundError:
+        begins_again(run)
         first = stages(config)[0].config
         start = source or starting_splats(first, load_options_for(first, device))
         scene, learned = new_scene(config, start, device), None

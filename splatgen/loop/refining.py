@@ -9,6 +9,7 @@ Shapes: V views of a round, B of them in a step.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,12 +20,13 @@ from splatgen.guidance.picture_loss import picture_loss
 from splatgen.guidance.scores.refine import Refine
 from splatgen.loop.clock import StageClock
 from splatgen.loop.encoding import encode, encoder_inputs
+from splatgen.loop.seen_penalties import add, apart
 from splatgen.loop.step import Models, StepResult, descend, make_moment, reward_prompts
+from splatgen.loop.viewpoints import background, size_at, viewpoints
 from splatgen.priors import PRIORS
 from splatgen.rasterizer import Render, render
 from splatgen.runs.rng import rng
-from splatgen.scene.backgrounds import backgrounds
-from splatgen.scene.cameras import Cameras, sample_orbit
+from splatgen.scene.cameras import Cameras
 from splatgen.scene.parameters import Scene
 
 
@@ -35,7 +37,7 @@ def advance(config: Config, models: Models, scene: Scene) -> StepResult:
         raise TypeError(f"a refinement takes its own score, not {type(score).__name__}")
     clock, device = StageClock(scene.params["means"].device), scene.params["means"].device
     began, calls = round_began(config, scene), models.denoiser.images
-    cameras, behind = round_views(config, began, render_size(config, scene))
+    cameras, behind = round_views(config, began, size_at(config, scene.fraction(config.steps)))
     if score.began != began:
         score.pictures, score.began = sharpen(config, models, score, scene, began), began
         score.pictures = score.pictures.to(device)
@@ -48,8 +50,10 @@ def advance(config: Config, models: Models, scene: Scene) -> StepResult:
         out.info["means2d"].retain_grad()
     clock.mark()
 
+    aside = apart(config.regularise, scene.params, out, cameras)
     loss = fitted(out, score.pictures.to(device)[rows.to(device)], config.refine.ssim)
     loss.backward()  # type: ignore[no-untyped-call]
+    add(scene.params, aside)
     clock.mark()
 
     whole = {"render": torch.isfinite(out.rgb).all(), "prediction": torch.isfinite(loss)}
@@ -81,27 +85,13 @@ def round_began(config: Config, scene: Scene) -> int:
     return scene.begin + math.ceil(round_number(config, scene) * config.steps / config.refine.rounds)
 
 
-def render_size(config: Config, scene: Scene) -> int:
-    """Pixels of a step's renders."""
-    sizes = config.views.size
-    return sizes[min(int(scene.fraction(config.steps) * len(sizes)), len(sizes) - 1)]
-
-
 def round_views(config: Config, began: int, size: int) -> tuple[Cameras, Tensor]:
     """The cameras of a round, and what is behind the splats in each, [V, 3]; the same whenever asked."""
-    v, entry = config.views, PRIORS[config.prior]
-    cameras = sample_orbit(
-        rng(config.seed, began, "refine cameras"),
-        views=config.refine.views,
-        size=size,
-        elevation=v.elevation,
-        distance=v.distance,
-        fov=v.fov,
-        group=entry.views,
-        relative=v.relative,
-    )
-    name = "grey" if entry.coverage else v.background  # on which a prior of cut-outs decodes
-    return cameras, backgrounds(name, rng(config.seed, began, "refine background"), len(cameras))
+    cameras = viewpoints(config, began, size, count=config.refine.views, purpose="refine cameras")
+    if PRIORS[config.prior].coverage:  # cut-outs are decoded on grey
+        grey = replace(config, views=replace(config.views, background="grey"))
+        return cameras, background(grey, began, cameras)
+    return cameras, background(config, began, cameras, "refine background")
 
 
 def chosen(config: Config, scene: Scene, group: int) -> Tensor:
@@ -116,7 +106,8 @@ def chosen(config: Config, scene: Scene, group: int) -> Tensor:
 @torch.no_grad()
 def sharpen(config: Config, models: Models, score: Refine, scene: Scene, began: int) -> Tensor:
     """The pictures [V, 3, S, S] of a round, of the splats as they are now."""
-    cameras, behind = round_views(config, began, max(render_size(config, scene), models.prior.resolution))
+    size = max(size_at(config, scene.fraction(config.steps)), models.prior.resolution)
+    cameras, behind = round_views(config, began, size)
     generator, found = rng(config.seed, began, "refine noise"), []
     for rows in torch.split(torch.arange(len(cameras)), max(config.views.count, models.prior.views)):
         seen, back = cameras[rows], behind[rows]

@@ -1,4 +1,4 @@
-"""What a finished run leaves for its user: the .ply, a preview and a turntable."""
+"""What a run leaves for its user: the .ply and a preview, however it ended; a turntable when it is done."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from splatgen import formats
 from splatgen.config import OutputOptions
+from splatgen.loop.preview_views import framed, labelled, preview_cameras
 from splatgen.rasterizer import render
 from splatgen.runs import video
 from splatgen.runs.run_folder import Run
 from splatgen.runs.version import __version__
 from splatgen.scene.backgrounds import PLAIN
-from splatgen.scene.cameras import Cameras, orbit, turntable
+from splatgen.scene.cameras import Cameras, turntable
 from splatgen.scene.splats import Splats
 
-PREVIEW_AZIMUTHS = (0.0, 45.0, 90.0, 135.0, 180.0, 225.0, 270.0, 315.0)
+SHOWN = 256  # pixels: smaller images are enlarged by whole pixels, so that a viewer shows them
 
 
 def pictures(
@@ -36,11 +38,9 @@ def pictures(
 def write_preview(
     splats: Splats, path: Path, *, size: int, background: str = "white", antialiased: bool = False
 ) -> None:
-    """Eight views around the object, the front first, on one sheet."""
-    azimuth = torch.tensor(PREVIEW_AZIMUTHS)
-    cameras = orbit(azimuth, torch.full_like(azimuth, 15.0), size=size)
-    images = pictures(splats, cameras, background, antialiased=antialiased)
-    video.write_preview(list(images), path, columns=4)
+    """Eight named views of the object, which fills them, the front first, on one sheet."""
+    images = pictures(framed(splats), preview_cameras(size), background, antialiased=antialiased)
+    video.write_preview(list(labelled(images)), path, columns=4)
 
 
 def write_turntable(
@@ -58,9 +58,21 @@ def write_turntable(
     return video.write_turntable(pictures(splats, cameras, background, antialiased=antialiased), stem)
 
 
-def write_results(run: Run, splats: Splats, options: OutputOptions) -> None:
-    """Everything of a finished run."""
+def write_object(run: Run, splats: Splats, options: OutputOptions) -> None:
+    """What there is of a run at any of its steps, first what matters most."""
     formats.save(splats, run.splats_ply, comments=[f"splatgen {__version__} {run.id}"])
     write_preview(splats, run.preview, size=options.size)
+
+
+def write_film(run: Run, splats: Splats, options: OutputOptions) -> None:
+    """The turntable of a finished run, unless it is to have none; splats are before the cameras."""
     if options.frames:
         write_turntable(splats, run.turntable, size=options.size, frames=options.frames)
+
+
+def write_images(images: Tensor, path: Path) -> None:
+    """Images [B, 3, S, S] in 0..1 side by side, as PNG; small ones enlarged by a whole factor."""
+    shown = (255.0 * images.detach().clamp(0.0, 1.0) + 0.5).byte().permute(0, 2, 3, 1).cpu().numpy()
+    factor = max(SHOWN // shown.shape[1], 1)
+    large = shown.repeat(factor, axis=1).repeat(factor, axis=2)
+    video.write_preview(list(large), path, columns=len(large))

@@ -12,6 +12,7 @@ import queue
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -99,6 +100,8 @@ class Channel:
     commands: queue.SimpleQueue[Command] = field(default_factory=queue.SimpleQueue)
     messages: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)  # for the user, in words
     files: queue.SimpleQueue[SavedFile] = field(default_factory=queue.SimpleQueue)  # that `save` asked for
+    folder: Path | None = None  # of the run, once it has ended
+    asked: bool = False  # the process of the run was asked to stop, by a signal
     _slot: tuple[int, Snapshot | None] = (0, None)
     _taken: int = 0
     _shown: float = 0.0
@@ -122,6 +125,11 @@ class Channel:
             return None
         self._taken = number
         return snapshot
+
+    @property
+    def last(self) -> Snapshot | None:
+        """The newest snapshot, taken or not."""
+        return self._slot[1]
 
     def send(self, command: Command) -> None:
         """For the viewer; the loop reads it before its next step."""

@@ -11,13 +11,21 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from splatgen.config import Config, ImageConfig, Method, PriorOptions
-from splatgen.guidance.conditioning import PromptEmbedding, conditions, embed_prompt
+from splatgen.guidance.conditioning import (
+    PromptEmbedding,
+    PromptPair,
+    conditions,
+    embed_pair,
+    embed_prompt,
+    pair_conditions,
+)
 from splatgen.guidance.denoiser import Denoiser
 from splatgen.guidance.distillation import Gradient, chosen_weighting, draw_times, gradient
 from splatgen.guidance.moment import Moment, Source
@@ -27,15 +35,16 @@ from splatgen.guidance.scores.base import Metrics
 from splatgen.loop import object_edit
 from splatgen.loop.clock import StageClock
 from splatgen.loop.encoding import encode, encoder_inputs, pull_back
-from splatgen.models.budget import BUDGETS, LoadOptions
+from splatgen.loop.seen_penalties import add, apart
+from splatgen.loop.viewpoints import background, size_at, viewpoints
+from splatgen.models.budget import BUDGETS, LoadOptions, decoded_at_once
 from splatgen.models.paging import take_turns
 from splatgen.priors import PRIORS, Conditioning, Prior, load_options_for, load_prior
 from splatgen.rasterizer import Render, render
 from splatgen.rewards import Reward, load_reward
 from splatgen.rewards.ensemble import RewardEnsemble
 from splatgen.runs.rng import rng
-from splatgen.scene.backgrounds import backgrounds
-from splatgen.scene.cameras import Cameras, sample_orbit
+from splatgen.scene.cameras import Cameras
 from splatgen.scene.parameters import Scene, update
 from splatgen.scene.penalties import penalty
 from splatgen.scene.uploads import upload
@@ -54,6 +63,8 @@ class Models:
     target: PromptEmbedding
     source: PromptEmbedding | None  # what an edit starts from
     negative: Conditioning  # one row
+    null: Conditioning  # one row, of the empty prompt
+    pair: PromptPair | None = None  # the second one of a bridge
     encode: int = 0  # images encoded at once, without a graph, and once more for the gradient; 0 keeps it
     halved: bool = False  # batches, because memory ran out
 
@@ -148,7 +159,8 @@ def assemble(
     """
     budget = BUDGETS[config.budget]
     guidance = dataclasses.replace(config.guidance, batch=config.guidance.batch or budget.denoise)
-    options = dataclasses.replace(ensemble.options, batch=ensemble.options.batch or budget.decode)
+    at_once = decoded_at_once(budget, large=PRIORS[config.prior].large)
+    options = dataclasses.replace(ensemble.options, batch=ensemble.options.batch or at_once)
     take_turns((prior, *ensemble.rewards, *holdouts), budget.room)
     score = make_score(config, prior)
     models = Models(
@@ -160,6 +172,8 @@ def assemble(
         target=embed_prompt(prior, config.prompt),
         source=embed_prompt(prior, config.source) if config.source else None,
         negative=prior.embed([config.negative]),
+        null=prior.embed([""]),
+        pair=embed_pair(prior, config.prompt, config.bridge) if config.score == "bridge" else None,
         encode=budget.encode,
     )
     told = view_prompts(config.prompt) if config.reward_options.view_prompts else (config.prompt,)
@@ -174,28 +188,12 @@ def assemble(
 
 def render_views(config: Config, scene: Scene, fraction: float) -> tuple[Render, Cameras]:
     """Render the scene from this step's cameras."""
-    v = config.views
-    size = v.size[min(int(fraction * len(v.size)), len(v.size) - 1)]
-    cameras = sample_orbit(
-        rng(config.seed, scene.step, "cameras"),
-        views=v.count,
-        size=size,
-        elevation=v.elevation,
-        distance=v.distance,
-        fov=v.fov,
-        group=PRIORS[config.prior].views,
-        relative=v.relative,
-    )
+    cameras = viewpoints(config, scene.step, size_at(config, fraction))
     back = background(config, scene.step, cameras)
     out = render(scene.splats, cameras, back, backend=config.render.backend)
     if scene.densifier.watches(scene.step):
         out.info["means2d"].retain_grad()
     return out, cameras
-
-
-def background(config: Config, step: int, cameras: Cameras) -> Tensor:
-    """What is behind the splats in each view of a step, [B, 3]."""
-    return backgrounds(config.views.background, rng(config.seed, step, "background"), len(cameras))
 
 
 def descend(config: Config, scene: Scene, out: Render, whole: Tensor) -> Tensor:
@@ -240,25 +238,26 @@ def make_moment(
     views = models.prior.views
     t = draw_times(g, models.score, fraction, len(x) // views, rng(config.seed, step, "time"))
     times = t.repeat_interleave(views).to(x.dtype)
-    negative = models.preference.negative(models.negative)
+    negative, null = models.preference.negative(models.negative), models.null
     plain = dataclasses.replace(g, view_prompts="none", perp_neg=False)
     source = None
     if models.source is not None and before is not None:
-        source = Source(x=before, conditions=conditions(models.source, negative, cameras, g))
+        source = Source(x=before, conditions=conditions(models.source, negative, cameras, g, null))
     return Moment(
         denoiser=models.denoiser,
         x=x.detach(),
         images=images.detach(),
         t=upload(times, x.device),
         times=times,
-        conditions=conditions(models.target, negative, cameras, g),
-        plain=lambda: conditions(models.target, negative, cameras, plain),
+        conditions=conditions(models.target, negative, cameras, g, null),
+        plain=lambda: conditions(models.target, negative, cameras, plain, null),
         cameras=cameras,
         prompts=reward_prompts(config, cameras),
         seed=config.seed,
         step=step,
         steps=config.steps,
         source=source,
+        pair=partial(pair_conditions, models.pair, negative, cameras, g, null) if models.pair else None,
         begin=begin,
     )
 
@@ -268,7 +267,8 @@ def reward_prompts(config: Method, cameras: Cameras) -> tuple[str, ...]:
     if not config.reward_options.view_prompts:
         return (config.prompt,) * len(cameras)
     angles = zip(cameras.azimuth.tolist(), cameras.elevation.tolist(), strict=True)
-    return tuple(view_prompt(config.prompt, view_word(a, e)) for a, e in angles)
+    limits = config.guidance.view_limits
+    return tuple(view_prompt(config.prompt, view_word(a, e, limits)) for a, e in angles)
 
 
 def advance(config: Config, models: Models, scene: Scene) -> StepResult:
@@ -290,6 +290,7 @@ def advance(config: Config, models: Models, scene: Scene) -> StepResult:
         before=before,
         begin=scene.begin,
     )
+    moment = moment.seeing(out.depth, out.alpha)
     found = gradient(moment, models.score, models.preference, models.ensemble)
     clock.mark()
 
@@ -297,7 +298,9 @@ def advance(config: Config, models: Models, scene: Scene) -> StepResult:
     if moment.source is not None:
         weighting = chosen_weighting(config.guidance, models.score)
         value = value + object_edit.pull(moment, config.edit.keep, weighting)
+    aside = apart(config.regularise, scene.params, out, cameras)
     pull_back(models.prior, models.encode, x, value, inputs, out.rgb, found.on_render)
+    add(scene.params, aside)
     clock.mark()
 
     whole = {"render": out.rgb, "prediction": value, "reward": found.rewards}

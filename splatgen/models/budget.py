@@ -78,6 +78,11 @@ class LoadOptions:
         return self.device == "cuda" and self.precision != "float32"
 
 
+def decoded_at_once(budget: Budget, *, large: bool) -> int:
+    """Images through decoder and rewards: a large prior's have four times the pixels, in float32."""
+    return max(budget.decode // 4, 1) if large and budget.decode else budget.decode
+
+
 def not_compiled(config: Method, *, large: bool = False) -> str:
     """Why a denoiser is not compiled though that was asked for; empty where it is, or was not."""
     if not config.prior_options.compile:
@@ -102,7 +107,7 @@ def load_options(
         precision=precision,
         weights=config.weights,
         text_device="cpu" if budget.text_on_cpu else device,
-        decode=config.reward_options.batch or budget.decode,
+        decode=config.reward_options.batch or decoded_at_once(budget, large=large),
         checkpointing=budget.checkpointing or (large and budget.most > 0),
         compile=config.prior_options.compile and not not_compiled(config, large=large),
         rough=budget.rough and device == "cuda",

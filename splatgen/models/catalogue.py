@@ -74,6 +74,13 @@ _BERT_WORDS = Part(
     repo="google-bert/bert-base-uncased", files=("vocab.txt", "tokenizer_config.json"), folder="tokenizer"
 )
 _HUB = "https://huggingface.co"
+_QWEN_WORDS = ("config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+def _qwen(size: str, gigabytes: float, licence: str, note: str = "") -> Published:
+    files = (*_QWEN_WORDS, "*.json", "model-*.safetensors|model.safetensors")  # shards have an index
+    part = Part(repo=f"Qwen/Qwen2.5-VL-{size}-Instruct", files=files)
+    return Published(parts=(part,), gigabytes=gigabytes, licence=licence, note=note)
 
 
 def _reward3d(file: str) -> Published:
@@ -160,6 +167,28 @@ PUBLISHED: dict[str, Published] = {
         parts=(Part(repo=_LARGE, files=(*_CLIP, *_CLIP_WORDS)),),
         gigabytes=1.7,
         licence="MIT",  # of OpenAI's code repository; the hub's page states none
+    ),
+    "clip-iqa": Published(
+        parts=(Part(repo=_LARGE, files=(*_CLIP, *_CLIP_WORDS)),), gigabytes=1.7, licence="MIT"
+    ),
+    "vqa": _qwen("3B", 7.5, "Qwen Research", "for research only"),
+    "vqa-7b": _qwen("7B", 16.6, "Apache-2.0"),
+    "hpsv3": Published(
+        parts=(
+            Part(repo="MizzenAI/HPSv3", files=("HPSv3.safetensors",)),
+            Part(repo="Qwen/Qwen2-VL-7B-Instruct", files=_QWEN_WORDS, folder="base"),
+            Part(
+                repo="MizzenAI/hpsv3",  # its package, in which the question is
+                files=("hpsv3-1.0.0-py3-none-any.whl",),
+                folder="question",
+                revision="1.0.0",
+                url="https://files.pythonhosted.org/packages/20/ed/"
+                "6feb979b0086f57dc7a8b545693e1dbeffd60c8d942971e0445c65fcf438/hpsv3-1.0.0-py3-none-any.whl",
+                sha256="1a1b3ed1f538315ddf0e90c55b9f5c8ab3248d772cd713c11f7dfe35bf867ab3",
+            ),
+        ),
+        gigabytes=16.6,
+        licence="MIT",
     ),
     "aesthetic": Published(
         parts=(

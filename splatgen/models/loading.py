@@ -148,7 +148,9 @@ def placed(network: N, load_options: LoadOptions, *, device: str | None = None) 
 
     Where networks take turns it stays on the CPU until its own comes; not so on a device that is named.
     """
-    if load_options.channels_last:
+    if load_options.channels_last and all(
+        p.dim() < 5 for p in network.parameters()
+    ):  # no convolution of films
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if load_options.paged and device is None:
         paging.paged(network, load_options.device)

@@ -40,28 +40,63 @@ class RewardEntry:
     """Where a reward is, and what can be known of it before anything is loaded."""
 
     loader: str  # "module:function", called with (LoadOptions)
+    about: str  # what its score tells, and where scores usually lie
     views: int = 1
     embedded: bool = False  # part of the package
 
 
+_TOYBOX, _SHELF = "splatgen.rewards.toybox", "splatgen.rewards.shelf"
+_FITS = "fit of pictures and words, by {} of ours; exact ones have {}"
+_LIKED = "how people would like the pictures for the words; good ones have about {}"
+_YES = "how surely a language model says that the pictures show the words; 0 to 1"
+_FOUR = "how four views together would be liked for the words; 0 is usual, 2 much"
+
 REWARDS = {
-    "toybox": RewardEntry(loader="splatgen.rewards.toybox:load", embedded=True),
-    "toybox-mini": RewardEntry(loader="splatgen.rewards.toybox:load_mini", embedded=True),
-    "shelf": RewardEntry(loader="splatgen.rewards.shelf:load", embedded=True),
-    "hpsv2": RewardEntry(loader="splatgen.rewards.hpsv2:load"),
-    "hpsv2.0": RewardEntry(loader="splatgen.rewards.hpsv2:load_v20"),
-    "image-reward": RewardEntry(loader="splatgen.rewards.image_reward:load"),
-    "pickscore": RewardEntry(loader="splatgen.rewards.clip:load_pickscore"),
-    "clip": RewardEntry(loader="splatgen.rewards.clip:load"),
-    "aesthetic": RewardEntry(loader="splatgen.rewards.aesthetic:load"),
-    "aesthetic-v2": RewardEntry(loader="splatgen.rewards.aesthetic:load_v2"),
-    "reward3d": RewardEntry(loader="splatgen.rewards.reward3d:load", views=4),
-    "reward3d-fusion": RewardEntry(loader="splatgen.rewards.reward3d:load_fusion", views=4),
+    "toybox": RewardEntry(
+        loader=f"{_TOYBOX}:load", about=_FITS.format("a small network", "0.86"), embedded=True
+    ),
+    "toybox-mini": RewardEntry(
+        loader=f"{_TOYBOX}:load_mini", about=_FITS.format("a tiny network", "0.81"), embedded=True
+    ),
+    "shelf": RewardEntry(
+        loader=f"{_SHELF}:load", about=_FITS.format("a small network", "0.83"), embedded=True
+    ),
+    "hpsv2": RewardEntry(loader="splatgen.rewards.hpsv2:load", about=_LIKED.format("0.28")),
+    "hpsv2.0": RewardEntry(loader="splatgen.rewards.hpsv2:load_v20", about=_LIKED.format("0.27")),
+    "image-reward": RewardEntry(
+        loader="splatgen.rewards.image_reward:load",
+        about="how people would like the pictures for the words; 0 is usual, 2 much",
+    ),
+    "pickscore": RewardEntry(loader="splatgen.rewards.clip:load_pickscore", about=_LIKED.format("20 to 22")),
+    "clip": RewardEntry(
+        loader="splatgen.rewards.clip:load",
+        about="how near pictures and words are; those that fit have 20 to 35",
+    ),
+    "clip-iqa": RewardEntry(
+        loader="splatgen.rewards.clip_iqa:load",
+        about="how much nearer the pictures are to a good photo than to a bad one; 0 to 1",
+    ),
+    "vqa": RewardEntry(loader="splatgen.rewards.vqa:load", about=_YES),
+    "vqa-7b": RewardEntry(loader="splatgen.rewards.vqa:load_7b", about=_YES),
+    "hpsv3": RewardEntry(loader="splatgen.rewards.hpsv3:load", about=_LIKED.format("8 to 11")),
+    "aesthetic": RewardEntry(
+        loader="splatgen.rewards.aesthetic:load", about="beauty of the pictures, whatever the words; 4 to 7"
+    ),
+    "aesthetic-v2": RewardEntry(
+        loader="splatgen.rewards.aesthetic:load_v2",
+        about="beauty of the pictures, whatever the words; 4 to 7",
+    ),
+    "reward3d": RewardEntry(loader="splatgen.rewards.reward3d:load", about=_FOUR, views=4),
+    "reward3d-fusion": RewardEntry(loader="splatgen.rewards.reward3d:load_fusion", about=_FOUR, views=4),
 }
 JUDGES = {  # these only watch
     **REWARDS,
-    "toybox-judge": RewardEntry(loader="splatgen.rewards.toybox:load_judge", embedded=True),
-    "shelf-judge": RewardEntry(loader="splatgen.rewards.shelf:load_judge", embedded=True),
+    "toybox-judge": RewardEntry(
+        loader=f"{_TOYBOX}:load_judge", about=_FITS.format("another network", "0.85"), embedded=True
+    ),
+    "shelf-judge": RewardEntry(
+        loader=f"{_SHELF}:load_judge", about=_FITS.format("another network", "0.82"), embedded=True
+    ),
 }
 
 

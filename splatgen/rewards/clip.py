@@ -126,12 +126,12 @@ def unit(vectors: Tensor) -> Tensor:
     return normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
 
 
-def load(load_options: LoadOptions) -> ClipReward:
+def load(load_options: LoadOptions, name: str = "clip") -> ClipReward:
     """CLIP score with ViT-L/14: 100 x cosine, as torchmetrics has it, but not cut off at 0.
 
     (Hessel et al. 2021 define 2.5 x cosine, cut off at 0. Scores of other CLIP models are not comparable.)
     """
-    return _load("clip", load_options, scale=100.0)
+    return _load(name, load_options, scale=100.0)
 
 
 def load_pickscore(load_options: LoadOptions) -> ClipReward:
@@ -158,7 +158,7 @@ def _load(name: str, load_options: LoadOptions, scale: float | None) -> ClipRewa
         text_tower=Lazy(text_tower),
         tokenizer=clip_tokenizer(words_folder(found), config.text_config.vocab_size),
         scale=scale or float(tensors["logit_scale"].double().exp()),
-        usual=USUAL[name],
+        usual=USUAL.get(name, (0.0, 1.0)),
         source=found.source,
     )
 

@@ -18,6 +18,7 @@ class Difference:
     mean: float
     half: float | None  # half the width of the confidence interval around the mean; None for a single pair
     n: int  # pairs
+    p: float | None = None  # of Student's test that there is none, on both sides; None for a single pair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,11 +60,30 @@ def paired_difference(
     found = [a - b for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
     if not found:
         return None
-    half = None
+    mean, half, p = statistics.fmean(found), None, None
     if len(found) > 1:
         error = statistics.stdev(found) / math.sqrt(len(found))
         half = student_quantile((1.0 + confidence) / 2.0, len(found) - 1) * error
-    return Difference(mean=statistics.fmean(found), half=half, n=len(found))
+        p = 1.0 - student_inside(abs(mean) / error, len(found) - 1) if error > 0 else float(mean == 0.0)
+    return Difference(mean=mean, half=half, n=len(found), p=p)
+
+
+def holm(values: Mapping[K, float]) -> dict[K, float]:
+    """P-values of a family of tests by name, corrected for their number (Holm 1979), in the same order.
+
+    The k-th smallest of m becomes the largest of (m - j + 1) p_(j) over j up to k, and 1 at most: those
+    below a level are wrong, any of them, with at most that probability, however the tests depend on one
+    another. ValueError for what is no probability.
+    """
+    wrong = {name: p for name, p in values.items() if not 0.0 <= p <= 1.0}
+    if wrong:
+        name, p = next(iter(wrong.items()))
+        raise ValueError(f"the p-value of {name} is {p}: give probabilities, 0 to 1")
+    least, found = 0.0, {}
+    for rank, name in enumerate(sorted(values, key=lambda key: values[key])):
+        least = max(least, min((len(values) - rank) * values[name], 1.0))
+        found[name] = least
+    return {name: found[name] for name in values}
 
 
 def student_inside(t: float, freedom: int) -> float:

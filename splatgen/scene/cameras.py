@@ -145,12 +145,15 @@ def sample_orbit(
     fov: tuple[float, float] = (DEFAULT_FOV, DEFAULT_FOV),
     group: int = 1,
     relative: bool = False,
+    law: str = "degrees",
 ) -> Cameras:
     """Random cameras with stratified azimuths: each of the equal sectors gets one view.
 
     Views of a group follow one another, evenly spaced around the object at one random elevation, distance
     and field of view, as multi-view priors are trained. Relative distances are multiples of 1 / tan(fov / 2).
-    Raises ValueError where the views don't fill whole groups.
+    Elevations are uniform in degrees; with the law "mixed" in half of the calls uniform on the sphere,
+    asin(sin a + u (sin b - sin a)), for all views of a call, as threestudio draws them. Raises ValueError
+    where the views don't fill whole groups.
     """
     if views % group:
         raise ValueError(f"{views} views can't be seen {group} at a time: give a multiple of {group}")
@@ -162,6 +165,9 @@ def sample_orbit(
         (low + (high - low) * share).repeat_interleave(group)
         for (low, high), share in zip((elevation, distance, fov), u[1:], strict=True)
     )
+    if law == "mixed" and torch.rand(1, generator=generator) >= 0.5:
+        low, high = (math.sin(math.radians(limit)) for limit in elevation)
+        tilt = torch.rad2deg(torch.asin(low + (high - low) * u[1])).repeat_interleave(group)
     if relative:
         away = away / torch.tan(torch.deg2rad(angle) / 2)
     return orbit(

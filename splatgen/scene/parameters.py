@@ -53,16 +53,22 @@ class Scene:
 
 def rates(options: LearningOptions, fraction: float) -> dict[str, float]:
     """Learning rate of every parameter at a fraction of the run: constant, then falling geometrically."""
-    late = max(fraction - options.decay_from, 0.0) / max(1.0 - options.decay_from, 1e-9)
-    factor = max(options.final, 1e-6) ** min(late, 1.0)
-    return {
-        "means": options.means * factor,
-        "scales": options.scales * factor,
-        "quats": options.quats * factor,
-        "opacities": options.opacities * factor,
-        "sh0": options.sh * factor,
-        "shN": options.sh / 20.0 * factor,
+    usual = (options.decay_from, 1.0, options.final)
+    found = {
+        "means": options.means * left(options.means_fall or usual, fraction),
+        "scales": options.scales * left(options.scales_fall or usual, fraction),
+        "quats": options.quats * left(options.quats_fall or usual, fraction),
+        "opacities": options.opacities * left(options.opacities_fall or usual, fraction),
+        "sh0": options.sh * left(options.sh_fall or usual, fraction),
     }
+    return {**found, "shN": found["sh0"] / 20.0}
+
+
+def left(fall: tuple[float, float, float], fraction: float) -> float:
+    """Share of a rate at a fraction of the run, for (from, to, share at the end): share^done."""
+    begin, end, share = fall
+    done = min(max(fraction - begin, 0.0) / max(end - begin, 1e-9), 1.0)
+    return float(max(share, 1e-6) ** done)
 
 
 def new_scene(config: Config, splats: Splats, device: str, begin: int = 0) -> Scene:
@@ -75,7 +81,7 @@ def new_scene(config: Config, splats: Splats, device: str, begin: int = 0) -> Sc
         tensors["shN"] = sh[:, 1:]
     params = {name: torch.nn.Parameter(value.clone().contiguous()) for name, value in tensors.items()}
     optimizers: Optimizers = {
-        name: torch.optim.Adam([p], lr=1.0, betas=(0.9, 0.99), eps=1e-15) for name, p in params.items()
+        name: torch.optim.Adam([p], lr=1.0, betas=config.lr.betas, eps=1e-15) for name, p in params.items()
     }
     densifier = Densifier(config.densify, steps=config.steps, seed=config.seed, first=begin)
     densifier.strategy.check_sanity(params, optimizers)
@@ -89,8 +95,9 @@ def begin_stage(scene: Scene, config: Config, *, anew: bool) -> None:
     """
     scene.begin = scene.step
     scene.densifier = Densifier(config.densify, steps=config.steps, seed=config.seed, first=scene.step)
-    if anew:
-        for optimizer in scene.optimizers.values():
+    for optimizer in scene.optimizers.values():
+        optimizer.param_groups[0]["betas"] = config.lr.betas
+        if anew:
             optimizer.state.clear()
 
 
@@ -153,12 +160,16 @@ def load_scene(config: Config, folder: Path, device: str) -> tuple[Scene, dict[s
         return _unpacked(config, found, device)
 
 
-def _unpacked(config: Config, found: checkpoint.Checkpoint, device: str) -> tuple[Scene, dict[str, Any]]:
+def saved_splats(found: checkpoint.Checkpoint) -> Splats:
+    """The splats of a checkpoint, as they were."""
     tensors = found.parts["splats"]
     sh = torch.cat([tensors["sh0"], *([tensors["shN"]] if "shN" in tensors else [])], 1)
-    names = ("means", "quats", "scales", "opacities")
+    return Splats(**{name: tensors[name] for name in ("means", "quats", "scales", "opacities")}, sh=sh)
+
+
+def _unpacked(config: Config, found: checkpoint.Checkpoint, device: str) -> tuple[Scene, dict[str, Any]]:
     begin = int(found.state.get("stage_began", 0))  # versions before there were stages did not say
-    scene = new_scene(config, Splats(**{n: tensors[n] for n in names}, sh=sh), device, begin)
+    scene = new_scene(config, saved_splats(found), device, begin)
     scene.step, scene.failures = found.step, int(found.state["failures"])
     states = packing.unpack(found.parts["optimizers"], found.state["optimizers"])
     for name, optimizer in scene.optimizers.items():

@@ -5,14 +5,16 @@ from __future__ import annotations
 VIEW_WORDS = ("front", "side", "back", "overhead")
 OVERHEAD = 52.0  # degrees of elevation above which a view is from overhead
 FRONT = 45.0  # degrees to either side that still count as the front (or the back)
+LIMITS = (FRONT, OVERHEAD)  # of the embedded worlds
 
 
-def view_word(azimuth: float, elevation: float) -> str:
-    """front, side, back or overhead for a viewing direction in degrees."""
-    if elevation > OVERHEAD:
+def view_word(azimuth: float, elevation: float, limits: tuple[float, float] = LIMITS) -> str:
+    """front, side, back or overhead for a viewing direction in degrees, by limits (front, overhead)."""
+    front, overhead = limits
+    if elevation > overhead:
         return "overhead"
     turn = abs((azimuth + 180.0) % 360.0 - 180.0)
-    return "front" if turn <= FRONT else "back" if turn >= 180.0 - FRONT else "side"
+    return "front" if turn <= front else "back" if turn >= 180.0 - front else "side"
 
 
 def view_prompts(prompt: str) -> tuple[str, ...]:

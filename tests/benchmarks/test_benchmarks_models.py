@@ -86,12 +86,11 @@ def test_images_of_a_view_are_those_of_the_formulas(method):
 def test_a_row_of_steps_counts_what_went_through_each_network(method, setting):
     views = costs.SETTINGS[setting][1]
     row = costs.measure_steps(bench(), job(method, setting, budget="8gb"))
-    decoded = {"sds": 0, "weighted-4": 4, "psd-every": 2 + 1}[method] * views
+    judged = {"sds": 0, "weighted-4": 4, "psd-every": 2 + 1}[method] * views
     learned = views * (method == "psd-every")
     unet = PREDICTIONS[method] * views + learned
-    again = 2 * views  # within a budget, once more for the gradient
-    learned = views if method == "psd-every" else 0  # likewise, of what its negative is judged by
-    assert row["images"] == {"unet": unet, "encode": again, "decode": decoded + learned, "reward": decoded}
+    decoded = judged + learned  # the budget has encoder and decoder make their graphs in a second pass
+    assert row["images"] == {"unet": unet, "encode": 2 * views, "decode": decoded, "reward": judged}
     assert max(row["batches"]) <= 4  # the budget's
     assert sum(row["batches"]) == unet
     assert set(row["stages_ms"]) == {"render", "model", "backward", "update"}
@@ -247,7 +246,7 @@ def test_the_report_is_complete(tmp_path, capsys):
     planned = models.plan(["sd15x4"], ["sds", "psd-every"], ["none", "12gb"])
     sections = [row["section"] for row in found["rows"]]
     assert sections == [each.section for each in planned]
-    assert [sections.count(name) for name in ("steps", "limits", "naive")] == [4, 3, 2]
+    assert [sections.count(name) for name in ("steps", "limits", "naive")] == [4, 2, 2]
     for row in found["rows"]:
         assert ("not measured" in row) == (row["section"] == "limits"), row
         assert "failed" not in row
@@ -266,7 +265,7 @@ def test_without_cuda_one_line_says_what_is_needed(tmp_path, capsys):
 def test_the_plan_has_every_method_at_every_budget_and_all_targets():
     jobs = models.plan(compiled=True)
     cells = {(j.setting, j.method, j.budget) for j in jobs if j.section == "steps"}
-    assert len(cells) == 3 * 5 * 5
+    assert len(cells) == 4 * 5 * 5
     assert {j.target for j in jobs} == {None, models.PSD, models.REWARD_SDS, models.HOLDS, models.HALVES}
     assert {j.section for j in jobs} == set(costs.MEASURES)
 

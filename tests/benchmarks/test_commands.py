@@ -1,8 +1,9 @@
 """Every command of benchmarks/ that README, docs or the Makefile name, in a form that takes seconds.
 
-models.py and tiny_decoder.py run in test_benchmarks_models.py, shelf_quality.py in a test of its own
-below; triton_kernels.py runs in `make triton`. reward_parity.py needs packages of an
-environment that it makes itself from an index: here it says what it takes, `make reward-parity` runs it.
+models.py and tiny_decoder.py run in test_benchmarks_models.py, gpu_rasterizers.py and gpu_truth.py in
+test_gpu_script.py, memory_estimate.py in test_footprint.py, shelf_quality.py in a test of its own below;
+triton_kernels.py runs in `make triton`. reward_parity.py needs packages of an environment that it makes
+itself from an index: here it says what it takes, `make reward-parity` runs it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ FOLDER = ROOT / "benchmarks"
 PAGES = [ROOT / "README.md", ROOT / "Makefile", FOLDER / "README.md", *(ROOT / "docs").glob("*.md")]
 NAMED = {name for page in PAGES for name in re.findall(r"benchmarks/(\w+)\.py", page.read_text("utf-8"))}
 ELSEWHERE = {"models", "tiny_decoder", "shelf_quality", "triton_kernels"}
+ELSEWHERE |= {"gpu_rasterizers", "gpu_truth", "memory_estimate"}
+ELSEWHERE |= {"sweep_faults"}  # in tests/sweeps/test_fleet.py, as it needs Ray
 LESS = ["--captions", "1", "--seeds", "1", "--workers", "0"]
 TINY = {
     "alignment": [
@@ -42,8 +45,10 @@ TINY = {
     "overhead": ["--steps", "7", "--out", "OUT/result.json"],
     "rasterizer": ["--tiny", "--out", "OUT"],
     "reward_step": ["--rounds", "1", "--views", "1", "--times", "0.5", "--threads", "1", "--latents", "8"],
+    "suite": ["--out", "OUT", "--prior", "toybox-mini", "--prompts", "1", "--steps", "1", "--workers", "1"],
     "toybox_quality": ["--ceiling", *LESS, "--set", "steps=2", "--set", 'prior="toybox-mini"'],
 }
+TINY["suite"] += ["--methods", "sds", "csd", "--result", "OUT/result.json"]
 TINY["refine"] = ["--prior", "toybox-mini", *LESS, "--steps", "2", "--out", "OUT/result.json"]
 TINY["refine"] += [f"--set={change}" for change in ("steps=4", "refine.steps=1", "refine.views=4")]
 TINY["alignment"] += ["--out", "OUT/result.json"]
@@ -74,6 +79,34 @@ def test_a_command_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for path in made:
         if path.suffix == ".json":
             assert json.loads(path.read_text(encoding="utf-8"))["machine"]
+
+
+def test_every_arm_of_the_alignment_can_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that no table has been measured for make a step; the settings of all are usable."""
+    from splatgen.config import from_dict, merge
+    from splatgen.config.validation import validate
+    from splatgen.loop.initial_splats import starting_splats
+    from splatgen.loop.step import advance, load_models
+    from splatgen.scene.parameters import new_scene
+
+    monkeypatch.syspath_prepend(str(FOLDER))
+    found = runpy.run_path(str(FOLDER / "alignment.py"), run_name="arms")
+    base = merge(from_dict(found["BASE"]), {"prompt": "a red cube", "prior": "toybox-mini"})
+    small = {
+        "steps": 2,
+        "reward": ["toybox-mini"],
+        "views": {"size": [16], "count": 2},
+        "splats": {"count": 60},
+    }
+    for name, settings in found["arms"]().items():
+        config = validate(merge(base, settings))
+        if name in found["further"]():
+            config = merge(config, small)
+            models, scene = load_models(config, "cpu"), new_scene(config, starting_splats(config), "cpu")
+            scene.step = 1
+            seen = advance(config, models, scene)
+            assert not seen.failed, name
+            assert torch.isfinite(seen.loss), name
 
 
 def test_quality_on_the_shelf(

@@ -51,8 +51,8 @@ FLAGS = """
 --dpo.gap --force --guidance.anneal --guidance.batch --guidance.clamp --guidance.no-clamp
 --guidance.no-perp-neg --guidance.perp-neg --guidance.rescale --guidance.scale --guidance.t-max
 --guidance.t-min --guidance.t-min-start --guidance.times --guidance.view-prompts --guidance.weighting
---help --holdout-reward --host --init --ism.interval --ism.noise --ism.step --json --lr.decay-from
---lr.final --lr.means --lr.opacities --lr.quats --lr.scales --lr.sh --negative --out
+--help --holdout-reward --host --init --ism.interval --ism.offset --ism.step --json --log --lr.decay-from
+--lr.final --lr.means --lr.opacities --lr.quats --lr.scales --lr.sh --negative --open --out
 --output.checkpoint-seconds --output.frames --output.log-every --output.reward-every --output.size
 --patience --port --preference --preset --prior --prior.camera --prior.compile --prior.dtype --prior.lora
 --prior.lora-scale --prior.model --prior.no-camera --prior.no-compile --prior.no-t5 --prior.prediction
@@ -63,11 +63,20 @@ FLAGS = """
 --reward.batch --reward.no-view-prompts --reward.units --reward.view-prompts --score --sdi.entropy
 --sdi.entropy-at --sdi.no-renoise --sdi.renoise --sdi.scale --sdi.steps --sdi.tau --seed --splats.count
 --splats.opacity --splats.radius --splats.scale --splats.sh-degree --stages --steering --steps --viewer
+--viewer-wait
 --views.background --views.count --views.distance --views.elevation --views.fov --views.no-relative
 --views.relative --views.size --vsd.camera --vsd.camera-dropout --vsd.lr --vsd.no-camera --vsd.prompt
 --vsd.rank --vsd.weight-decay --weighted.bottom --weighted.bottom-weight --weighted.candidates
 --weighted.lookahead --weighted.normalise --weighted.scale --weighted.start --weighted.stop
 --weighted.strategy --weighted.temperature --weighted.top --weighted.top-weight --weights
+"""
+FLAGS += """
+--bridge.flaws --bridge.quality --bridge.start --guidance.clip --guidance.clip-over --guidance.noise
+--guidance.noise-cell --guidance.noise-renewals --guidance.null-scale --guidance.scale-end
+--guidance.scale-over --guidance.shift --guidance.view-limits --ism.interval-start --ism.start --ism.warmup
+--lr.betas --lr.means-fall --lr.opacities-fall --lr.quats-fall --lr.scales-fall --lr.sh-fall --nfsd.limit
+--regularise.axes --regularise.depth-tv --regularise.mass --regularise.normal-tv --regularise.position
+--regularise.tv --sdi.reverse --views.elevation-law --vsd.betas --vsd.eps --vsd.start --weighted.levels
 """
 
 
@@ -116,7 +125,7 @@ REFUSED = {  # words after `generate "a red cube"`: part of the message
     "--holdout-reward four": "the reward 'four' judges 4 views together",
     "--prior multi --views.count 6": "the prior 'multi' denoises 4 views together, give a multiple of 4",
     "--reward toybox-judge": "no reward 'toybox-judge'; it only watches: give it to --holdout-reward",
-    "--reward hpsv9": "no reward 'hpsv9'; did you mean 'hpsv2'",
+    "--reward hpsv9": "no reward 'hpsv9'; did you mean 'hpsv3'",
     "--holdout-reward jugde": "no reward 'jugde'; there are: toybox",
     "--reward toybox=high": "reward is 'toybox=high': write NAME or NAME=WEIGHT",
     "--reward toybox=nan": "reward toybox is nan: give a weight that is finite and not 0",
@@ -136,7 +145,8 @@ from splatgen import priors, rewards
 from splatgen.cli import main
 priors.PRIORS["frozen"] = priors.PriorEntry(loader="nowhere:load", adapter=False)
 priors.PRIORS["multi"] = priors.PriorEntry(loader="nowhere:load", views=4)
-rewards.REWARDS["four"] = rewards.JUDGES["four"] = rewards.RewardEntry(loader="nowhere:load", views=4)
+four = rewards.RewardEntry(loader="nowhere:load", about="x", views=4)
+rewards.REWARDS["four"] = rewards.JUDGES["four"] = four
 for words, message in {REFUSED!r}.items():
     with contextlib.redirect_stderr(io.StringIO()) as err:
         code = main(["generate", "a red cube", *words.split(), "--out", "out"])
@@ -154,10 +164,11 @@ def test_the_help_names_the_choices_and_the_methods(cli: Cli, monkeypatch: pytes
     monkeypatch.setenv("COLUMNS", "4000")
     text = re.sub(r"\x1b\[[0-9;]*m", "", cli("generate", "--help").out)
     for choice in (
-        "{sds,sdi,vsd,csd,ism,refine}",
+        "{sds,sdi,vsd,csd,nfsd,ism,bridge,refine}",
         "{none,weighted,dpo,psd,ascent}",
         "{auto,raw,standard,candidates}",
         "NAME[=WEIGHT] ...",
+        "reward3d with a four-view prior",
     ):
         assert choice in text
     for paper in ("RewardSDS", "RewardVSD", "DreamDPO", "DreamReward", "Perp-Neg"):
@@ -401,8 +412,19 @@ def progress(step: int, **changes: Any) -> Any:
 
 def test_a_progress_line_says_everything() -> None:
     text = line(progress(6), progress(2))
-    assert text == "step 6/10  1.0 it/s  0:04 left  loss 0.5  1,234 splats  toybox 0.250"
+    assert text == " 60%  step 6/10  0:04 left  toybox 0.250  1.0 it/s  loss 0.5  1,234 splats"
     assert duration(3725.4) == "1:02:05"
+
+
+@pytest.mark.parametrize("room", range(20, 120, 7))
+def test_a_line_without_room_leaves_out_what_matters_least(room: int) -> None:
+    rewards = {"reward/toybox": 0.25, "holdout/a-very-long-name-of-a-reward": 0.5}
+    now = progress(6, rewards=rewards)
+    text = line(now, progress(2), room)
+    assert len(text) <= room
+    assert text.startswith(" 60%  step 6/10")
+    shown = text.split("  ")
+    assert shown == line(now, progress(2), 1000).split("  ")[: len(shown)]
 
 
 class Screen(io.StringIO):
@@ -726,7 +748,8 @@ def test_ctrl_c_saves_a_checkpoint_and_resume_goes_on(cli: Cli, tmp_path: Path) 
     assert f"splatgen resume {folder}" in err
     assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
     step = int(re.search(r"stopped after step (\d+)", err)[1])  # type: ignore[index]
-    assert cli("render", folder).code == 2
+    assert cli("render", folder, "--frames", "0", "--size", "32").code == 0
+    assert "splats.ply, preview.png" in err
     done = cli("resume", folder, "--steps", step + 2, "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["step"] == step + 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,8 +16,7 @@ from conftest import Cli
 
 from splatgen.cli import main
 from splatgen.commands.common import checks
-from splatgen.commands.compare import aligned, cell, cost, legend, read, runs_done
-from splatgen.runs.statistics import Difference, Measure
+from splatgen.commands.compare import read
 from splatgen.worlds.toybox import weights_folder
 
 needs_weights = pytest.mark.skipif(
@@ -40,15 +40,15 @@ REFUSALS: list[tuple[list[str], str]] = [
     (["a red cube", "--methods", "sds", "psd", "--sdi.tau", "0.1"], "no method of sds, psd uses that"),
     (["a red cube", "--ascent.weight", "2"], "ascent.weight is 2.0"),
     (["a red cube", "--weighted.candidates", "2"], "method rewardsds: weighted.candidates is 2"),
-    (["a red cube", "--score", "sdi"], "--score: a comparison takes scores and preferences from --methods"),
-    (["a red cube", "--preference=psd"], "--preference=psd: a comparison takes"),
+    (["a red cube", "--score", "sdi"], "--score: scores and preferences come from --methods"),
+    (["a red cube", "--preference=psd"], "--preference=psd: scores and preferences come"),
     (["a red cube", "--guidance.scale", "1"], "method psd: guidance.scale is 1.0"),
     (["a red cube", "--reward", "hpsv9"], "no reward 'hpsv9'"),
     (["a corgi"], "the nearest prompt it can do is"),
-    (["--resume", "."], "has no comparison.json"),
-    (["--resume", "broken"], "holds no methods and seeds"),
-    (["--resume", ".", "--steps", "4"], "give only --json or --quiet with it"),
-    (["a red cube", "--resume", "."], "give only --json or --quiet with it"),
+    (["--resume", "."], "has no sweep.json"),
+    (["--resume", "broken"], "holds no prompts, methods and seeds"),
+    (["--resume", ".", "--steps", "4"], "give only --workers"),
+    (["a red cube", "--resume", "."], "give only --workers"),
 ]
 
 
@@ -58,7 +58,7 @@ def test_refusals_are_two_one_line_and_leave_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("broken").mkdir()
-    Path("broken/comparison.json").write_text('{"methods": {}}')
+    Path("broken/sweep.json").write_text('{"methods": {}}')
     Path("edit.json").write_text('{"source": "a blue cube"}')
     done = cli("compare", *words)
     assert (done.code, done.out) == (2, "")
@@ -79,7 +79,7 @@ heavy = {{"torch", "numba", "diffusers", "PIL"}} & set(sys.modules)
 assert not heavy, heavy
 """
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "comparison.json").write_text('{"seeds": [1]}')
+    (tmp_path / "broken" / "sweep.json").write_text('{"seeds": [1]}')
     (tmp_path / "edit.json").write_text('{"source": "a blue cube"}')
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
@@ -112,50 +112,6 @@ def test_the_base_is_common_and_a_preset_brings_its_own(tmp_path: Path) -> None:
     assert not sds.guidance.perp_neg
 
 
-# --- the table -----------------------------------------------------------------------------------
-
-
-def measure(mean: float, difference: float | None = None, half: float | None = None, n: int = 3) -> Measure:
-    found = None if difference is None else Difference(mean=difference, half=half, n=n)
-    return Measure(mean=mean, n=n, difference=found)
-
-
-def test_cells_show_the_mean_the_difference_and_half_the_interval() -> None:
-    assert cell(measure(0.81249), 3) == "0.812"
-    assert cell(measure(0.8125, -0.0281, 0.011), 3) == "0.812 (-0.028 ±0.011)"
-    assert cell(measure(30.0, 1.5, None, n=1), 2) == "30.00 (+1.50)"
-    assert cell(None, 3) == "-"
-
-
-def test_costs_are_relative_to_the_first_method() -> None:
-    assert cost(measure(8.0), 1) == "8.0"
-    assert cost(measure(20.0, 12.0, 0.0), 1) == "20.0 (x2.50)"
-    assert cost(measure(3.0, 3.0), 1) == "3.0"  # the first took nothing
-    assert cost(None, 1) == "-"
-
-
-def test_runs_that_came_to_no_end_are_named() -> None:
-    assert runs_done(["done", "done"]) == "2/2"
-    assert runs_done(["done", "diverged", "oom", "diverged"]) == "1/4, 2 diverged, 1 oom"
-
-
-def test_the_legend_says_how_many_pairs_there_are() -> None:
-    first, one = {"a": measure(1.0)}, {"a": measure(2.0, 1.0, None, n=1)}
-    three = {"a": measure(2.0, 1.0, 0.1, n=3)}
-    assert legend({"sds": first}) == "Means over the seeds."
-    assert legend({"sds": first, "psd": one}).endswith("difference to sds, n = 1.")
-    assert "95 %" in legend({"sds": first, "psd": three})
-    assert legend({"sds": first, "psd": one, "sdi": three}).endswith("n = 1 to 3.")
-
-
-def test_columns_are_straight() -> None:
-    assert aligned([["a", "bbb"], ["cc", "d"]]).split("\n") == [
-        "| a  | bbb |",
-        "|----|-----|",
-        "| cc | d   |",
-    ]
-
-
 # --- the whole program ---------------------------------------------------------------------------
 
 
@@ -177,28 +133,28 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_stdout_is_the_table_and_the_folder(printed: tuple[Path, str]) -> None:
     out, text = printed
     (folder,) = out.iterdir()
-    head, rule, sds, reward, _, note, _, last = text.splitlines()
-    titles = ["method", "runs", "toybox-mini", "toybox-judge (held out)", "IoU", "PSNR dB", "colour error"]
-    assert [c.strip() for c in head.strip("| ").split("|")] == [
-        *titles,
-        "judged right",
-        "calls/step",
-        "seconds",
-    ]
-    assert set(rule) == {"|", "-"}
-    assert len({len(line) for line in (head, rule, sds, reward)}) == 1
-    assert sds.startswith("| sds ")
-    assert "| 2/2 " in sds
-    assert reward.startswith("| rewardsds ")
-    assert reward.count("±") == 6
-    assert (
-        "| 10.0 (x2.50) " in reward
-    )  # 4 candidates of 2 views with and without the prompt, for half the run
-    assert note.endswith("n = 2.")
+    *tables, note, last = text.rstrip("\n").split("\n\n")
+    assert all(len(line) <= 80 for line in text.splitlines()[:-1])  # the folder stands alone
+    heads = [[c.strip() for c in part.splitlines()[0].strip("| ").split("|")] for part in tables]
+    assert {head[0] for head in heads} == {"method"}
+    titles = ["runs", "toybox-mini", "toybox-judge (held out)", "IoU", "PSNR dB", "colour error"]
+    assert [c for head in heads for c in head[1:]] == [*titles, "judged right", "calls/step", "seconds"]
+    for part in tables:
+        _, rule, sds, reward = part.splitlines()
+        assert set(rule) == {"|", "-"}
+        assert len({len(line) for line in part.splitlines()}) == 1
+        assert sds.startswith("| sds ")
+        assert reward.startswith("| rewardsds ")
+    assert "| 2/2 " in tables[0]
+    assert "\n".join(tables).count("±") == 6
+    # 4 candidates of 2 views with and without the prompt, for half the run
+    assert any("| 10.0 (x2.50) " in part for part in tables)
+    assert "n = 2." in note
+    assert re.fullmatch(r"4 runs in \d+:\d\d\.", note.splitlines()[-1])
     assert last == str(folder)
     assert "-compare-a-red-cube-" in folder.name
-    files = {"comparison.json", "sheet.png", "sds-0", "sds-1", "rewardsds-0", "rewardsds-1"}
-    assert {path.name for path in folder.iterdir()} == files
+    files = {"sweep.json", "sweep.jsonl", "table.md", "sheet.png"}
+    assert {p.name for p in folder.iterdir()} == files | {"sds-0", "sds-1", "rewardsds-0", "rewardsds-1"}
 
 
 @needs_weights
@@ -207,12 +163,12 @@ def test_resume_has_nothing_to_do_and_json_is_one_object(cli: Cli, printed: tupl
     written = {path: path.stat().st_mtime_ns for path in folder.glob("*/splats.ply")}
     done = cli("compare", "--resume", folder, "--json")
     assert done.code == 0, done.err
-    assert len(done.err.splitlines()) == 1  # what is at work, and no run
+    assert len(done.err.splitlines()) == 2  # the plan, what is at work, and no run
     assert {path: path.stat().st_mtime_ns for path in folder.glob("*/splats.ply")} == written
     data: dict[str, Any] = json.loads(done.out)
     assert Path(data["sheet"]) == folder / "sheet.png"
     assert Path(data["folder"]) == folder
-    content = json.loads(Path(data["comparison"]).read_text())
+    content = json.loads((folder / "sweep.json").read_text())
     assert {key: data[key] for key in content} == content
     assert len(data["runs"]) == 4
     iou = [run["numbers"]["truth/iou"] for run in data["runs"] if run["method"] == "sds"]
@@ -243,21 +199,21 @@ def test_when_every_run_diverges_the_exit_code_says_so(cli: Cli, tmp_path: Path)
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from splatgen.loop import comparison
+    from splatgen.sweeps.worker import Worker
 
-    begin = comparison.attempt
+    begin = Worker._attempt
 
-    def interrupted(*given: Any) -> str | None:
+    def interrupted(*given: Any) -> BaseException | None:
         os.kill(os.getpid(), signal.SIGINT)
         return begin(*given)
 
-    monkeypatch.setattr(comparison, "attempt", interrupted)
+    monkeypatch.setattr(Worker, "_attempt", interrupted)
     done = cli("compare", "a red cube", "--methods", "sds", "csd", "--seeds", "1", *TINY, "--out", tmp_path)
     (folder,) = tmp_path.iterdir()
     assert done.code == 130, done.err
     assert f"continue with: splatgen compare --resume {folder}" in done.err
     assert "| 0/1, 1 stopped |" in done.out
-    monkeypatch.setattr(comparison, "attempt", begin)
+    monkeypatch.setattr(Worker, "_attempt", begin)
     done = cli("compare", "--resume", folder, "--quiet")
     assert (done.code, done.err) == (0, "")
     assert done.out.count("| 1/1 ") == 2

@@ -5,6 +5,7 @@ import pytest
 from foreign import columns, write
 from PIL import Image
 
+import splatgen
 from splatgen import formats
 
 
@@ -79,6 +80,11 @@ def test_antialiased_splats_are_drawn_as_they_were_made(cli, tmp_path):
     tagged = write(tmp_path / "b.ply", rows, comments=["SplatRenderMode: mip"])
     faint, _ = preview(cli, tagged, tmp_path / "b.png")
     assert (1 - faint).sum() < 0.5 * (1 - plain).sum()
+    ink = [
+        float((255 - splatgen.render(tmp_path / name, size=32).rgb.astype(float)).sum())
+        for name in ("a.ply", "b.ply")
+    ]
+    assert ink[1] < 0.5 * ink[0]  # in Python, too
 
 
 def test_nothing_is_nothing_to_frame(cli, tmp_path):
@@ -89,6 +95,7 @@ def test_nothing_is_nothing_to_frame(cli, tmp_path):
 def test_view_shows_the_middle_and_saves_what_it_was_given(tmp_path, monkeypatch):
     """Its page looks at the origin, so that is where the object goes; Save gives the file back as it was."""
     from splatgen.commands import view
+    from splatgen.commands.common import still
     from splatgen.loop.snapshot import Channel, Command
 
     rows = {**columns(), "label": np.arange(40)}
@@ -99,7 +106,8 @@ def test_view_shows_the_middle_and_saves_what_it_was_given(tmp_path, monkeypatch
 
     def show(channel: Channel, splats, snapshot, title, place, file):
         seen.update(channel=channel, splats=splats)
-        view.answer(Command(kind="save"), channel, splats, snapshot, file)
+        shown = still.Still(splats=splats, file=file, name="a", snapshot=snapshot)
+        still.answer(Command(kind="save"), channel, shown)
 
     monkeypatch.setattr(view, "show", show)
     assert view.main([str(path)]) == 0

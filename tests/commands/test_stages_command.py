@@ -73,9 +73,9 @@ REFUSED = {
 def test_what_cannot_run_is_two_before_anything_is_made(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    from splatgen.loop import model_cache
+    from splatgen.loop import resident_models
 
-    monkeypatch.setattr(model_cache, "load_models", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(resident_models, "load_models", lambda *_: pytest.fail("a model was loaded"))
     file = tmp_path / "stages.toml"
     file.write_text(text)
     done = cli("generate", "a red cube", *MINI, *SMALL, "--stages", file, "--out", tmp_path / "out")
@@ -106,7 +106,7 @@ def test_words_that_no_stage_hears_are_refused(cli: Cli, tmp_path: Path, two: Pa
     ("verb", "words", "message"),
     [
         ("edit", ["a red cube -> a blue cube"], "there are 2 stages, and an edit has one"),
-        ("compare", [], "has stages, and a comparison is of runs that have one"),
+        ("compare", [], "has stages, and what is compared has one"),
     ],
 )
 def test_edits_and_comparisons_have_one_stage(

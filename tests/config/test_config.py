@@ -84,10 +84,15 @@ def test_every_setting_is_frozen_and_documented() -> None:
             assert text.split(line)[1].lstrip().startswith('"""'), field.name
 
 
+def test_a_run_of_an_earlier_version_is_read_with_what_has_gone_since():
+    assert from_dict({"prompt": "a cow", "ism": {"noise": 0.1, "interval": 0.2}}).ism.interval == 0.2
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"stepz": 3}, "unknown setting stepz; did you mean steps?"),
+        ({"ism": {"noise": 0.2}}, "ism.noise is gone, and ism.start and ism.offset say what it said"),
         ({"guidance": {"scal": 3}}, "unknown setting guidance.scal; did you mean guidance.scale?"),
         ({"zzz": 3}, "known here: prompt"),
         ({"guidance": 3}, "guidance is a group of settings"),
@@ -101,7 +106,7 @@ def test_every_setting_is_frozen_and_documented() -> None:
         ({"guidance": {"t_max": [0.9]}}, "guidance.t_max has 1 entries: it takes 2"),
         ({"reward": "toybox"}, "reward is 'toybox': write a list"),
         ({"reward": [1]}, "reward is 1: it takes str"),
-        ({"score": "vds"}, "choose one of sds, sdi, vsd, csd, ism"),
+        ({"score": "vds"}, "choose one of sds, sdi, vsd, csd, nfsd, ism"),
         ({"preference": "dop"}, "choose one of none, weighted, dpo, psd, ascent"),
         ({"psd": {"leran": True}}, "unknown setting psd.leran; did you mean psd.learn?"),
         ({"weighted": {"candidates": 2.0}}, "weighted.candidates is 2.0: it takes int"),
@@ -129,6 +134,21 @@ def test_only_integers_become_floats() -> None:
         {"seed": -1},
         {"seed": 2**63},
         {"guidance": {"scale": -1.0}},
+        {"guidance": {"scale_end": -1.0}},
+        {"guidance": {"scale_over": [0.8, 0.2]}},
+        {"guidance": {"clip": [-1.0, 1.0]}},
+        {"guidance": {"shift": 0.0}},
+        {"guidance": {"view_limits": [0.0, 60.0]}},
+        {"lr": {"betas": [0.9, 1.0]}},
+        {"lr": {"means_fall": [0.6, 0.2, 0.1]}},
+        {"lr": {"sh_fall": [0.0, 0.2, 2.0]}},
+        {"regularise": {"tv": -1.0}},
+        {"score": "vsd", "vsd": {"betas": [1.0, 0.9]}},
+        {"score": "vsd", "vsd": {"eps": 0.0}},
+        {"score": "sdi", "sdi": {"reverse": 0}},
+        {"score": "ism", "ism": {"interval_start": 0.0}},
+        {"score": "nfsd", "nfsd": {"limit": 2.0}},
+        {"score": "bridge", "bridge": {"start": -0.1}},
         {"guidance": {"scale": math.nan}},
         {"guidance": {"t_max": [math.inf, 0.5]}},
         {"guidance": {"t_min": 0.6}},
@@ -158,7 +178,7 @@ def test_only_integers_become_floats() -> None:
         {"score": "vsd", "vsd": {"camera_dropout": 1.1}},
         {"score": "ism", "ism": {"interval": 0.0}},
         {"score": "ism", "ism": {"step": 1.5}},
-        {"score": "ism", "ism": {"noise": -1.0}},
+        {"score": "ism", "ism": {"start": -1.0}},
         {"score": "csd", "guidance": {"scale": 1.0}},
         {"score": "csd", "guidance": {"scale": 0.0}},
         {"preference": "weighted", "weighted": {"candidates": 0}},
@@ -224,10 +244,19 @@ def test_values_that_can_not_work_are_refused(changes: dict[str, Any]) -> None:
             "sdi.entropy is 0.0: without it the candidates are the same",
         ),
         (
-            {"score": "ism", "preference": "dpo", "ism": {"noise": 0.0}},
-            "ism.noise is 0.0: without it the candidates are the same",
+            {"score": "ism", "preference": "dpo", "ism": {"start": 0.0}},
+            "ism.start is 0.0: without it the candidates are the same",
         ),
         ({"guidance": {"perp_neg": True}}, "it takes --guidance.view-prompts blend"),
+        (
+            {"score": "nfsd", "preference": "psd"},
+            "psd.learn is True: nfsd does not guide away from the negative alone: --psd.no-learn",
+        ),
+        (
+            {"preference": "psd", "guidance": {"scale": 3.0, "scale_end": 1.0}},
+            "guidance.scale_end is 1.0: psd measures its pair by what guidance adds",
+        ),
+        ({"score": "csd", "guidance": {"scale": 1.0}}, "csd is what guidance adds: give more than 1"),
         ({"preference": "psd", "guidance": {"scale": 1.0}}, "psd measures its pair by what guidance adds"),
         ({"reward": ["toybox=high"]}, "reward is 'toybox=high': write NAME or NAME=WEIGHT"),
         ({"reward": ["toybox="]}, "write NAME or NAME=WEIGHT"),
@@ -251,9 +280,12 @@ def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], w
         {"preference": "psd", "reward_options": {"units": "candidates"}},
         {"reward": [], "preference": "none"},
         {"score": "sdi", "sdi": {"entropy": 0.0}},
-        {"score": "ism", "ism": {"noise": 0.0}, "preference": "ascent"},
+        {"score": "ism", "ism": {"start": 0.0}, "preference": "ascent"},
         {"reward": ["toybox=-0.5", "toybox-mini=2e-1"], "preference": "dpo"},
         {"guidance": {"perp_neg": True, "view_prompts": "blend"}},
+        {"score": "csd", "guidance": {"scale": 1.0, "scale_end": 2.0, "null_scale": [1.0, 0.0]}},
+        {"score": "nfsd", "preference": "psd", "psd": {"learn": False}},
+        {"lr": {"means_fall": [0.0, 0.6, 0.02]}},
     ],
 )
 def test_settings_that_go_together_are_taken(changes: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from splatgen.config import Config, ConfigError, merge
 from splatgen.config.methods import METHODS, slots
 from splatgen.config.validation import validate
 
-SCORES = ("sds", "sdi", "vsd", "csd", "ism")
+SCORES = ("sds", "sdi", "vsd", "csd", "nfsd", "ism", "bridge")
 PREFERENCES = ("none", "weighted", "dpo", "psd", "ascent")
 
 
@@ -23,7 +23,9 @@ PREFERENCES = ("none", "weighted", "dpo", "psd", "ascent")
         ("sdi", "sdi", "none"),
         ("vsd", "vsd", "none"),
         ("csd", "csd", "none"),
+        ("nfsd", "nfsd", "none"),
         ("ism", "ism", "none"),
+        ("bridge", "bridge", "none"),
         ("rewardsds", "sds", "weighted"),
         ("rewardsdi", "sdi", "weighted"),
         ("rewardvsd", "vsd", "weighted"),
@@ -37,7 +39,7 @@ def test_a_name_is_a_score_and_a_preference(name: str, score: str, preference: s
 
 
 def test_these_are_all_of_them_and_no_two_are_the_same() -> None:
-    assert len(METHODS) == 11
+    assert len(METHODS) == 13
     assert len(set(METHODS.values())) == len(METHODS)
 
 
@@ -66,7 +68,7 @@ def test_a_method_leaves_every_other_setting_and_runs_with_it(name: str) -> None
         ("psd+sds", "SCORE+PREFERENCE"),
         ("sds+psd+none", "SCORE+PREFERENCE"),
         ("sds + psd", "SCORE+PREFERENCE"),
-        ("SDS", "of sds, sdi, vsd, csd, ism and none, weighted, dpo, psd, ascent"),
+        ("SDS", "of sds, sdi, vsd, csd, nfsd, ism, bridge and none, weighted, dpo, psd, ascent"),
     ],
 )
 def test_what_is_neither_is_refused_with_what_there_is(name: str, words: str) -> None:

@@ -226,6 +226,14 @@ def test_we_read_version_4_of_niantic(tmp_path, degree):
     assert_near(formats.load(tmp_path / "a.spz"), from_cloud(others("read-spz", tmp_path / "a.spz")))
 
 
+@pytest.mark.parametrize("degree", [0, 3])
+def test_niantic_reads_our_version_4(tmp_path, degree):
+    formats.save(some(degree), tmp_path / "a.spz", spz_version=4)
+    formats.save(some(degree), tmp_path / "b.spz")
+    four, three = (from_cloud(others("read-spz", tmp_path / f"{name}.spz")) for name in "ab")
+    assert_near(four, three)
+
+
 # Khronos' validator
 
 

@@ -291,6 +291,17 @@ def test_version_4_is_the_same_numbers_in_streams(tmp_path, degree):
     assert len(formats.load(tmp_path / "a.spz")) == 1
 
 
+@pytest.mark.parametrize(("count", "degree"), [(0, 0), (1, 0), (300, 3)])
+def test_what_is_written_as_version_4_is_what_version_3_holds(tmp_path, count, degree):
+    for name, version in (("a", 3), ("b", 4)):
+        formats.save(cloud(count, degree), tmp_path / f"{name}.spz", clean=False, spz_version=version)
+    data = (tmp_path / "b.spz").read_bytes()
+    assert data[:8] == b"NGSP" + bytes([4, 0, 0, 0])
+    three, four = (formats.load(tmp_path / f"{name}.spz") for name in "ab")
+    for name, value in three.tensors().items():
+        assert torch.equal(four.tensors()[name], value)
+
+
 def test_version_4_may_say_its_axes_before_its_streams(tmp_path):
     moved = [bytes([0, 0x10, 0, 0, 0x20, 0, 0, 0x30, 0]), BODY[9:10], BODY[10:13], BODY[13:16], BODY[16:20]]
     rest = struct.pack("<IIIIII", 0xADBE0009, 4, 0, 0xADBE0003, 4, 6)

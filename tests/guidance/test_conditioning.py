@@ -162,3 +162,28 @@ def test_a_row_is_repeated_and_taken_in_every_tensor():
         "pooled": (4, 5),
     }
     assert torch.equal(take(many, torch.tensor([3, 0]))["states"][0], one["states"][0])
+
+
+def test_the_limits_of_views_are_those_of_the_options():
+    cameras = views([40.0, 0.0, 140.0], torch.tensor([0.0, 56.0, 0.0]))
+    own = told(cameras, view_limits=(30.0, 60.0)).positive["colour"]
+    assert torch.equal(own, torch.stack([COLOURS[word] for word in ("side", "front", "side")]))
+    usual = told(cameras).positive["colour"]
+    assert torch.equal(usual, torch.stack([COLOURS[word] for word in ("front", "overhead", "back")]))
+    high = views([0.0], torch.tensor([56.0]))
+    blended = [
+        told(high, view_prompts="blend", view_limits=(45.0, z)).positive["colour"][0] for z in (52.0, 60.0)
+    ]
+    torch.testing.assert_close(blended[0], COLOURS["overhead"])
+    torch.testing.assert_close(blended[1], COLOURS["front"])
+
+
+def test_the_empty_prompt_is_a_third_condition():
+    null = PRIOR.embed([""])
+    found = conditions(TOLD, DULL, views([0.0, 90.0]), GuidanceOptions(), null)
+    assert torch.equal(found.null["colour"], null["colour"].expand(2, 3))
+    assert torch.equal(found.unprompted.negative["colour"], found.null["colour"])
+    assert torch.equal(found.negative["colour"], DULL["colour"].expand(2, 3))
+    some = found.take(torch.tensor([1, 1, 0])).repeated(2)
+    assert some.null["colour"].shape == (6, 3)
+    assert told(views([0.0])).unprompted.negative is not None

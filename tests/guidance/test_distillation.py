@@ -275,7 +275,9 @@ def test_the_weights_of_stable_diffusions_table():
 
 
 def test_an_unknown_weight_is_refused():
-    with pytest.raises(ValueError, match="no weighting 'x'; there are: sds, uniform, sigma, fantasia3d"):
+    with pytest.raises(
+        ValueError, match="no weighting 'x' of times; there are: sds, uniform, sigma, fantasia3d, flow"
+    ):
         distillation.weight("x", torch.ones(1), torch.ones(1))
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from splatgen.config import ConfigError, ImageConfig, ImageOptions, merge
 from splatgen.config.validation import validate_image
-from splatgen.loop import image_run, loop
+from splatgen.loop import image_run, loop, results
 from splatgen.loop.image_run import Canvas
 from splatgen.loop.step import Models, assemble, load_models
 from splatgen.priors.toybox import ToyboxPrior
@@ -137,7 +137,7 @@ def test_a_run_leaves_its_image_and_says_that_it_is_2d(tmp_path: Path) -> None:
     assert (data["kind"], data["status"], data["steps"], data["splats"]) == ("image", "done", STEPS, None)
     assert all(math.isfinite(value) for value in data["rewards"].values())
     assert len(data["rewards"]) == 2  # the one that guides and the one that watches
-    size = image_run.SHOWN // SIDE * SIDE
+    size = results.SHOWN // SIDE * SIDE
     assert Image.open(result.run.folder / "image.png").size == (3 * size, size)
     names = {path.name for path in result.run.folder.iterdir()}
     assert names == {"image.png", "config.json", "run.json", "metrics.jsonl", "checkpoints"}
@@ -274,7 +274,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, case: str) -> None:
     whole = start(tmp_path / "whole", given)
     part = start(tmp_path / "part", given, should_stop=stop_at(2))
     assert (run_folder.read(part.run)["status"], part.step) == ("stopped", 2)
-    assert not (part.run.folder / "image.png").exists()
+    assert (part.run.folder / "image.png").exists()  # its last step, to look at
     part = image_run.resume(part.run.folder, command=["test"], should_stop=stop_at(1))
     part = image_run.resume(part.run.folder, command=["test"])
     assert (part.status, part.step) == ("done", STEPS)

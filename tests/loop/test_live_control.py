@@ -145,7 +145,7 @@ def test_a_run_that_is_watched_is_the_same_to_the_bit(tmp_path, change):
     plain = start(tmp_path / "plain", given)
     watched = start(tmp_path / "watched", given, channel=viewer)
     assert_same(tensors(plain.run), tensors(watched.run))
-    assert [s.step for s in viewer.seen] == [*range(1, STEPS + 1), STEPS]
+    assert [s.step for s in viewer.seen] == [*range(1, STEPS + 1), STEPS, STEPS]
     assert viewer.seen[-1].status == "done"
 
 
@@ -175,7 +175,7 @@ def test_a_viewer_that_never_takes_gets_one_snapshot_and_the_end(tmp_path):
 
     channel = Stalled(interval=0.0)
     assert start(tmp_path, channel=channel).status == "done"
-    assert channel.puts == 2
+    assert channel.puts == 3  # its last step, and when its files are written
 
 
 def test_trouble_with_a_snapshot_is_logged_and_stays_out_of_the_run(tmp_path, monkeypatch, caplog):
@@ -247,7 +247,7 @@ def test_a_picture_from_the_browser_is_the_renders_own_and_never_too_large():
 def last_candidates(folder, given):
     viewer = Viewer()
     result = start(folder, given, channel=viewer)
-    return viewer.seen[-2], read_metrics(result.run.metrics)[-1]
+    return viewer.seen[-3], read_metrics(result.run.metrics)[-1]
 
 
 def test_candidates_of_a_pair_show_who_won(tmp_path):

@@ -39,9 +39,10 @@ from splatgen.config import (
     to_dict,
 )
 from splatgen.config.validation import validate
-from splatgen.loop import lifecycle, model_cache, object_run
-from splatgen.loop.model_cache import ResidentModels
-from splatgen.loop.resident_models import Job, Session
+from splatgen.loop import lifecycle, object_run, resident_models
+from splatgen.loop.jobs import Job
+from splatgen.loop.resident_models import ResidentModels
+from splatgen.loop.session import Session
 from splatgen.loop.snapshot import Command
 from splatgen.loop.step import load_models
 from splatgen.runs import checkpoint, run_folder
@@ -100,8 +101,8 @@ def loads(monkeypatch):
 
         return wrapper
 
-    monkeypatch.setattr(model_cache, "load_prior", counted(model_cache.load_prior))
-    monkeypatch.setattr(model_cache, "load_reward", counted(model_cache.load_reward))
+    monkeypatch.setattr(resident_models, "load_prior", counted(resident_models.load_prior))
+    monkeypatch.setattr(resident_models, "load_reward", counted(resident_models.load_reward))
     return found
 
 
@@ -150,14 +151,14 @@ def test_what_changed_is_loaded_and_the_rest_stays(loads, change, more):
 def test_the_old_prior_goes_before_the_new_one_comes(monkeypatch):
     kept = ResidentModels()
     old = weakref.ref(kept.models(config()).prior)
-    load = model_cache.load_prior
+    load = resident_models.load_prior
 
     def loaded(name, *options):
         gc.disable()  # what is gone by now was let go on purpose
         assert old() is None
         return load(name, *options)
 
-    monkeypatch.setattr(model_cache, "load_prior", loaded)
+    monkeypatch.setattr(resident_models, "load_prior", loaded)
     try:
         assert kept.models(config(prior_options=PriorOptions(camera=False))).prior is not None
     finally:
@@ -219,11 +220,12 @@ RESIDENT = """
 import json, sys
 from pathlib import Path
 from splatgen.config import from_dict
-from splatgen.loop.model_cache import ResidentModels
-from splatgen.loop.resident_models import Job, Session
+from splatgen.loop.resident_models import ResidentModels
+from splatgen.loop.jobs import Job
+from splatgen.loop.session import Session
 session = Session(ResidentModels(), check=lambda config: config, describe=str)
 for words in sys.argv[2:]:
-    session.start(Job(config=from_dict(json.loads(words)), out=Path(sys.argv[1]), command=["test"]))
+    session.add(Job(config=from_dict(json.loads(words)), out=Path(sys.argv[1]), command=["test"]))
     status = session.wait(120)
     assert status.state == "done", status
 session.close(60)
@@ -304,11 +306,11 @@ def names(folder):
 
 def test_a_session_makes_a_run_and_then_another_without_loading(session, tmp_path, loads):
     assert session.status.state == "idle"
-    session.start(job(tmp_path))
+    session.add(job(tmp_path))
     first = session.wait(60)
     assert (first.state, first.number, status(first.folder)) == ("done", 1, "done")
     loads.clear()
-    session.start(job(tmp_path, prompt="a blue sphere", seed=3))
+    session.add(job(tmp_path, prompt="a blue sphere", seed=3))
     second = session.wait(60)
     assert (second.state, second.number) == ("done", 2)
     assert run_folder.read(Run(folder=second.folder))["prompt"] == "a blue sphere"
@@ -323,14 +325,14 @@ def test_models_that_were_loaded_ahead_are_those_of_the_first_run(session, tmp_p
     ready = session.wait(60)
     assert (ready.state, ready.number, ready.job) == ("idle", 0, None)
     assert len(loads) == 2
-    session.start(job(tmp_path))
+    session.add(job(tmp_path))
     session.prepare(config(prior="toybox"))  # not now
     assert (session.wait(60).state, len(loads)) == ("done", 2)
 
 
 def test_a_run_that_is_asked_for_while_models_are_loaded_ahead_is_made(session, tmp_path, loads):
     session.prepare(config())
-    session.start(job(tmp_path))
+    session.add(job(tmp_path))
     assert (session.wait(60).state, session.status.number) == ("done", 1)
     assert len(loads) == 2
 
@@ -340,7 +342,7 @@ def test_what_cannot_be_loaded_ahead_is_told_before_the_first_run(session, tmp_p
     failed = session.wait(60)
     assert (failed.state, failed.number) == ("failed", 0)
     assert "splatgen fetch sd15" in failed.message
-    session.start(job(tmp_path))
+    session.add(job(tmp_path))
     assert session.wait(60).state == "done"
 
 
@@ -357,7 +359,7 @@ def test_states_follow_one_another(session, tmp_path):
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    session.start(job(tmp_path))
+    session.add(job(tmp_path))
     session.wait(60)
     until(lambda: seen[-1] == "done")
     halted.set()
@@ -368,7 +370,7 @@ def test_states_follow_one_another(session, tmp_path):
 
 
 def test_a_run_can_pause_go_on_and_stop(session, tmp_path):
-    session.start(job(tmp_path, steps=NEVER_MET))
+    session.add(job(tmp_path, steps=NEVER_MET))
     channel = until(lambda: session.status.state == "running") and session.status.channel
     session.send(Command(kind="pause"))
     assert session.status.state == "paused"
@@ -384,42 +386,96 @@ def test_a_run_can_pause_go_on_and_stop(session, tmp_path):
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_end(session, tmp_path):
     given = config(score="vsd", steps=12)
-    session.start(Job(config=given, out=tmp_path / "a", command=["test"]))
+    session.add(Job(config=given, out=tmp_path / "a", command=["test"]))
     until(lambda: session.status.channel.take() is not None)
     session.stop()
     halted = session.wait(60)
     assert status(halted.folder) == "stopped"
-    session.start(Job(config=given, out=tmp_path / "a", command=["test"], folder=halted.folder))
+    session.add(Job(config=given, out=tmp_path / "a", command=["test"], folder=halted.folder))
     ended = session.wait(60)
     assert (ended.state, ended.folder) == ("done", halted.folder)
     whole = start(tmp_path / "b", given)
     assert_same(tensors(Run(folder=ended.folder)), tensors(whole.run))
 
 
-def test_another_run_stops_the_one_at_work_and_only_the_last_that_waits_is_made(session, tmp_path):
-    session.start(job(tmp_path, steps=NEVER_MET))
+def test_jobs_wait_in_a_queue_whose_order_can_change(session, tmp_path):
+    session.add(job(tmp_path, steps=NEVER_MET))
     until(lambda: session.status.state == "running")
-    for seed in (1, 2, 3):
-        session.start(job(tmp_path, seed=seed))
-    until(lambda: session.status.job.config.seed == 3)
+    one, two, three, four = (session.add(job(tmp_path, seed=seed)) for seed in (1, 2, 3, 4))
+    session.move(four, -2)
+    session.move(one, 9)
+    session.cancel(two)
+    session.cancel(99)
+    session.move(99, 1)
+    assert [entry.number for entry in session.waiting] == [four, three, one]
+    session.stop()
     session.wait(60)
-    made = [run_folder.read(Run(folder=path)) for path in sorted(tmp_path.iterdir())]
-    by_seed = {data["seed"]: data["status"] for data in made}
-    assert (by_seed[0], by_seed[3]) == ("stopped", "done")
-    assert 2 not in by_seed
+    told = [(entry.number, entry.status.state) for entry in session.ended]
+    assert told == [(one, "done"), (three, "done"), (four, "done"), (1, "stopped")]
+    assert sorted(run_folder.read(Run(folder=path))["seed"] for path in tmp_path.iterdir()) == [0, 1, 3, 4]
+
+
+def variants(folder, *changes, **shared):
+    named = tuple((f"variant {n}", config(**shared, **change)) for n, change in enumerate(changes))
+    return Job(config=config(), out=folder, command=["test"], variants=named)
+
+
+@pytest.mark.parametrize("scores", [("sds", "csd", "vsd"), ("vsd", "vsd", "sds")])
+def test_variants_in_turns_come_to_what_each_would_alone(session, tmp_path, loads, scores):
+    changes = [{"score": score, "seed": n} for n, score in enumerate(scores)]
+    session.add(variants(tmp_path / "together", *changes))
+    ended = session.wait(60)
+    assert [lane.state for lane in ended.lanes] == ["done"] * 3
+    assert len(loads) == 2  # shared: a prior and a reward
+    for lane in ended.lanes:
+        alone = start(tmp_path / "alone", lane.config)
+        assert_same(tensors(Run(folder=lane.folder)), tensors(alone.run))
+
+
+def test_variants_go_on_side_by_side_and_each_can_be_stopped(session, tmp_path):
+    session.add(variants(tmp_path, *({"seed": n} for n in range(3)), steps=NEVER_MET))
+    lanes = until(
+        lambda: [lane.state for lane in session.status.lanes] == ["running"] * 3 and session.status.lanes
+    )
+    for lane in lanes:
+        until(lambda: (found := lane.channel.take()) is not None and found.step > 2)  # noqa: B023
+    session.send(Command(kind="stop"), 1)
+    until(lambda: session.status.lanes[1].state == "stopped")
+    assert session.status.state == "running"
+    session.send(Command(kind="pause"))
+    until(lambda: (found := lanes[2].channel.take()) is not None and found.status == "paused")
+    session.send(Command(kind="stop"))
+    ended = session.wait(60)
+    assert (ended.state, [lane.state for lane in ended.lanes]) == ("stopped", ["stopped"] * 3)
+    assert [status(lane.folder) for lane in ended.lanes] == ["stopped"] * 3
+
+
+def test_a_variant_that_fails_leaves_the_others_alone(session, tmp_path, monkeypatch):
+    make = resident_models.load_models
+
+    def fail(given, *rest):
+        if given.seed == 1:
+            raise ValueError("no such luck")
+        return make(given, *rest)
+
+    monkeypatch.setattr(resident_models, "load_models", fail)
+    session.add(variants(tmp_path, *({"seed": n} for n in range(3))))
+    ended = session.wait(60)
+    assert [lane.state for lane in ended.lanes] == ["done", "failed", "done"]
+    assert (ended.state, ended.message) == ("done", "no such luck")
 
 
 def test_stopped_while_it_loads_a_run_leaves_no_folder(session, tmp_path, monkeypatch):
     loading, go = threading.Event(), threading.Event()
-    load = model_cache.load_prior
+    load = resident_models.load_prior
 
     def slow(*options):
         loading.set()
         assert go.wait(60)
         return load(*options)
 
-    monkeypatch.setattr(model_cache, "load_prior", slow)
-    session.start(job(tmp_path))
+    monkeypatch.setattr(resident_models, "load_prior", slow)
+    session.add(job(tmp_path))
     assert loading.wait(60)
     assert session.status.state == "loading"
     session.stop()
@@ -429,17 +485,17 @@ def test_stopped_while_it_loads_a_run_leaves_no_folder(session, tmp_path, monkey
 
 
 def test_what_cannot_be_run_is_refused_before_the_run_at_work_is_stopped(session, tmp_path):
-    session.start(job(tmp_path, steps=NEVER_MET))
+    session.add(job(tmp_path, steps=NEVER_MET))
     until(lambda: session.status.state == "running")
     with pytest.raises(ConfigError, match="steps is 0"):
-        session.start(job(tmp_path, steps=0))
+        session.add(job(tmp_path, steps=0))
     assert session.status.state == "running"
     assert session.status.number == 1
 
 
 def test_a_check_may_change_the_run(tmp_path):
     session = started(check=lambda given: dataclasses.replace(given, prompt="a blue sphere"))
-    assert session.start(job(tmp_path)).config.prompt == "a blue sphere"
+    session.add(job(tmp_path))
     assert run_folder.read(Run(folder=session.wait(60).folder))["prompt"] == "a blue sphere"
     session.close(60)
 
@@ -463,18 +519,18 @@ def test_errors_become_words_and_the_next_run_is_made(session, tmp_path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(lifecycle, "run_loop", fail)
-        session.start(job(tmp_path))
+        session.add(job(tmp_path))
         failed = session.wait(60)
     assert failed.state == "failed"
     assert failed.message.startswith(words)
     (name,) = names(tmp_path)
     assert failed.message.endswith(f"the run is in {tmp_path / name}")
-    session.start(job(tmp_path))
+    session.add(job(tmp_path))
     assert session.wait(60).state == "done"
 
 
 def test_weights_that_are_missing_are_told_and_leave_no_folder(session, tmp_path):
-    session.start(job(tmp_path / "out", prior="sd15", reward=(), weights=str(tmp_path)))
+    session.add(job(tmp_path / "out", prior="sd15", reward=(), weights=str(tmp_path)))
     failed = session.wait(60)
     assert failed.state == "failed"
     assert "splatgen fetch sd15" in failed.message
@@ -494,7 +550,7 @@ def test_the_tensors_of_a_run_that_failed_are_let_go(session, tmp_path, monkeypa
         patch.setattr(lifecycle, "run_loop", fail)
         gc.disable()  # what goes, goes on purpose
         try:
-            session.start(job(tmp_path))
+            session.add(job(tmp_path))
             session.wait(60)
             until(lambda: held[0]() is None)
         finally:
@@ -504,13 +560,13 @@ def test_the_tensors_of_a_run_that_failed_are_let_go(session, tmp_path, monkeypa
 
 def test_closing_keeps_a_checkpoint_and_ends_the_thread(tmp_path):
     session = started()
-    session.start(job(tmp_path, steps=NEVER_MET))
+    session.add(job(tmp_path, steps=NEVER_MET))
     until(lambda: session.status.state == "running")
     ended = session.close(60)
     assert (ended.state, status(ended.folder)) == ("stopped", "stopped")
     assert not session._thread.is_alive()
     with pytest.raises(RuntimeError, match="ended"):
-        session.start(job(tmp_path))
+        session.add(job(tmp_path))
 
 
 def test_commands_without_a_run_go_nowhere(session):
@@ -520,7 +576,7 @@ def test_commands_without_a_run_go_nowhere(session):
 
 
 def test_shap_e_gets_the_room_of_the_models(session, tmp_path, monkeypatch):
-    session.start(job(tmp_path))
+    session.add(job(tmp_path))
     session.wait(60)
     seen = []
 
@@ -529,7 +585,7 @@ def test_shap_e_gets_the_room_of_the_models(session, tmp_path, monkeypatch):
         raise ValueError("seen")
 
     monkeypatch.setattr(object_run, "generate", generate)
-    session.start(job(tmp_path, init="shap-e"))
+    session.add(job(tmp_path, init="shap-e"))
     assert session.wait(60).message == "seen"
     assert seen == [(None, {})]
 
@@ -558,10 +614,12 @@ def test_past_runs_are_listed_newest_first(made):
         "stopped",
         2,
     )
-    assert (second.preview, second.splats) == (None, None)
-    assert thumbnail(second) is None
-    with pytest.raises(ValueError, match="second has no finished object: its status is stopped"):
-        finished(second)
+    assert thumbnail(second) is not None  # of its last step
+    assert len(finished(second)) > 0
+    killed = dataclasses.replace(second, preview=None, splats=None, status="running")
+    assert thumbnail(killed) is None
+    with pytest.raises(ValueError, match="second has no finished object: its status is running"):
+        finished(killed)
 
 
 def test_a_thumbnail_is_the_front_and_the_object_is_the_one_that_was_written(made):

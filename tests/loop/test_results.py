@@ -59,14 +59,34 @@ def test_the_preview_shows_eight_views_and_the_front_first(tmp_path):
     results.write_preview(marked(), tmp_path / "preview.png", size=32)
     sheet = np.asarray(Image.open(tmp_path / "preview.png"))
     assert sheet.shape == (64, 128, 3)
-    front, back = sheet[16, 16].astype(int), sheet[48, 16].astype(int)  # azimuths 0 and 180
+    front, back = sheet[16, 16].astype(int), sheet[16, 80].astype(int)
     assert front[0] > front[2] + 100
     assert back[2] > back[0] + 100
 
 
+def test_a_preview_is_filled_wherever_the_object_stands_and_each_view_has_its_name(tmp_path):
+    far = dataclasses.replace(cloud(radius=0.1, scale=0.02), opacities=torch.full((60,), 8.0))
+    far = dataclasses.replace(far, means=far.means + torch.tensor([0.4, -0.3, 0.2]))
+    results.write_preview(far, tmp_path / "preview.png", size=192)
+    sheet = np.asarray(Image.open(tmp_path / "preview.png"))
+    for row in range(2):
+        for column in range(4):
+            cell = sheet[192 * row : 192 * row + 192, 192 * column : 192 * column + 192]
+            assert (cell[:20] != 255).any(), "its name"
+            below = (cell[20:] != 255).any(-1).nonzero()
+            assert min(np.ptp(axis) for axis in below) > 0.55 * 192
+
+
+def test_nothing_to_frame_is_shown_as_it_is(tmp_path):
+    results.write_preview(cloud(count=0), tmp_path / "preview.png", size=16)
+    assert (np.asarray(Image.open(tmp_path / "preview.png")) == 255).all()
+
+
 def test_a_finished_run_has_its_files(tmp_path):
     run = run_folder.create(tmp_path, "a red cube", command=["test"], config={})
-    results.write_results(run, cloud(), OutputOptions(frames=2, size=16))
+    options = OutputOptions(frames=2, size=16)
+    results.write_object(run, cloud(), options)
+    results.write_film(run, cloud(), options)
     loaded = formats.load(run.splats_ply)
     assert len(loaded) == 60
     order = loaded.means[:, 0].argsort(), cloud().means[:, 0].argsort()
@@ -78,7 +98,7 @@ def test_a_finished_run_has_its_files(tmp_path):
 
 def test_no_frames_no_turntable(tmp_path):
     run = run_folder.create(tmp_path, "a red cube", command=["test"], config={})
-    results.write_results(run, cloud(), OutputOptions(frames=0, size=16))
+    results.write_film(run, cloud(), OutputOptions(frames=0, size=16))
     assert not list(run.folder.glob("turntable*"))
 
 

@@ -14,9 +14,8 @@ import torch
 
 from splatgen import formats
 from splatgen.config import from_dict, read_preset, to_dict
-from splatgen.loop import model_cache, object_run, read_ahead
-from splatgen.loop.model_cache import ResidentModels
-from splatgen.loop.resident_models import Job, Session
+from splatgen.loop import object_run, read_ahead, resident_models
+from splatgen.loop.resident_models import Job, ResidentModels, Session
 from splatgen.loop.snapshot import Channel, Command
 from splatgen.loop.step import load_models
 from splatgen.runs import checkpoint, run_folder, steering
@@ -157,14 +156,14 @@ def test_a_next_stage_that_cannot_be_loaded_costs_no_step(tmp_path, monkeypatch)
     given = config(*HALVES, {"share": 1e-9})
     given = config({"share": 0.5}, {"share": 0.5, "score": "csd"})
     whole = start(tmp_path / "whole", given)
-    load, loads = model_cache.load_models, iter(range(9))
+    load, loads = resident_models.load_models, iter(range(9))
 
     def broken(*args):
         if next(loads) == 1:
             raise MemoryError("no room for the second stage")
         return load(*args)
 
-    monkeypatch.setattr(model_cache, "load_models", broken)
+    monkeypatch.setattr(resident_models, "load_models", broken)
     with pytest.raises(MemoryError):
         start(tmp_path / "broken", given)
     monkeypatch.undo()
@@ -178,7 +177,7 @@ def test_a_next_stage_that_cannot_be_loaded_costs_no_step(tmp_path, monkeypatch)
 
 def test_of_two_priors_the_first_has_gone_before_the_second_comes(tmp_path, monkeypatch):
     given = config({"share": 0.5}, {"share": 0.5, "prior": "toybox", "reward": ["toybox"]})
-    load, seen = model_cache.load_prior, []
+    load, seen = resident_models.load_prior, []
 
     def watched(*args):
         gc.collect()
@@ -187,15 +186,15 @@ def test_of_two_priors_the_first_has_gone_before_the_second_comes(tmp_path, monk
         seen.append((weakref.ref(prior.net), alive))
         return prior
 
-    monkeypatch.setattr(model_cache, "load_prior", watched)
+    monkeypatch.setattr(resident_models, "load_prior", watched)
     start(tmp_path, given)
     assert [alive for _, alive in seen] == [[], [False]]
 
 
 def test_what_stays_is_not_loaded_again(tmp_path, monkeypatch):
     loads = []
-    load = model_cache.load_prior
-    monkeypatch.setattr(model_cache, "load_prior", lambda *args: (loads.append(args[0]), load(*args))[1])
+    load = resident_models.load_prior
+    monkeypatch.setattr(resident_models, "load_prior", lambda *args: (loads.append(args[0]), load(*args))[1])
     start(tmp_path, config(*HALVES))
     assert loads == ["toybox-mini"]
 
@@ -327,12 +326,12 @@ def test_the_studio_makes_and_continues_a_run_of_stages(tmp_path):
     whole = start(tmp_path / "whole", given)
     session = Session(ResidentModels(), check=lambda c: c, describe=str)
     try:
-        session.start(Job(config=given, out=tmp_path / "out", command=["test"]))
+        session.add(Job(config=given, out=tmp_path / "out", command=["test"]))
         status = session.wait(120)
         assert status.state == "done", status.message
         assert_same(tensors(run_folder.open_run(status.folder)), tensors(whole.run))
         part = start(tmp_path / "part", given, should_stop=stop_at(4))
-        session.start(Job(config=given, out=tmp_path, command=["test"], folder=part.run.folder))
+        session.add(Job(config=given, out=tmp_path, command=["test"], folder=part.run.folder))
         status = session.wait(120)
         assert status.state == "done", status.message
         assert_same(tensors(part.run), tensors(whole.run))

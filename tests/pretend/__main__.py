@@ -1,10 +1,11 @@
-"""Run a console script, or a module, on the pretended device: `python -m pretend NAME ARGUMENTS...`."""
+"""Run a console script, a module or a file on the pretended device: `python -m pretend NAME ARGUMENTS...`."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import runpy
 import sys
+from pathlib import Path
 
 from pretend import STATE, install
 
@@ -18,12 +19,17 @@ def report() -> str:
 
 def main() -> None:
     sys.argv = sys.argv[1:]
+    sys.argv = sys.argv[sys.argv[0] == "-m" :]
     name = sys.argv[0]
     install()
     scripts = [s for s in importlib.metadata.entry_points(group="console_scripts") if s.name == name]
     try:
         if scripts:
             sys.exit(scripts[0].load()())
+        if name.endswith(".py"):
+            sys.path.insert(0, str(Path(name).parent))
+            runpy.run_path(name, run_name="__main__")
+            return
         runpy.run_module(name, run_name="__main__", alter_sys=True)
     finally:
         if name != "pytest":

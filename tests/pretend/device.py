@@ -59,7 +59,7 @@ def to(z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if there is None or there == isinstance(z, Cuda):
         kwargs = {k: v for k, v in kwargs.items() if k != "device" or not there}
         return Tensor.to(z, **kwargs) if kwargs else z
-    if z.device.type == "meta":
+    if z.device.type == "meta" and not META:
         raise NotImplementedError("Cannot copy out of meta tensor; no data!")
     free = there and soon and z.untyped_storage()._cdata in STATE.pinned
     with setting("quiet", True) if free else contextlib.nullcontext():
@@ -80,7 +80,10 @@ class Functions(TorchFunctionMode):
     """Sees every call of torch's functions, and those that name the device."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
+        name = getattr(func, "__name__", "")
+        if name == "__get__":  # shape, dtype, grad: a third of all calls
+            return func(*args)
+        kwargs = dict(kwargs or {})
         if func in MOVES:
             return MOVES[func](*args, **kwargs)
         if kwargs.pop("pin_memory", False):

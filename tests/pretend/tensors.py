@@ -110,16 +110,18 @@ class Cuda(Tensor):
         return self.cpu().tolist()
 
 
+NESTS = (tuple, list, dict)
+
+
 def leaves(*trees: Any) -> list[Tensor]:
     """The tensors in nested lists, tuples and dictionaries. (torch's own take any tree, and are slower.)"""
     found: list[Tensor] = []
     for z in trees:
-        if isinstance(z, Tensor):
-            found.append(z)
-        elif isinstance(z, list | tuple):
-            found += leaves(*z)
-        elif isinstance(z, dict) and z:
-            found += leaves(*z.values())
+        for a in z.values() if isinstance(z, dict) else z:
+            if isinstance(a, Tensor):
+                found.append(a)
+            elif isinstance(a, NESTS) and a:
+                found += leaves(a)
     return found
 
 
@@ -127,10 +129,12 @@ def each(function: Callable[[Tensor], Any], z: Any) -> Any:
     """The same tree with a function of its tensors."""
     if isinstance(z, Tensor):
         return function(z)
-    if isinstance(z, list | tuple):
-        found = [each(function, a) for a in z]
-        return found if type(z) is list else tuple(found)
-    return {k: each(function, v) for k, v in z.items()} if type(z) is dict else z
+    if not isinstance(z, NESTS):
+        return z
+    if isinstance(z, dict):
+        return {k: each(function, v) for k, v in z.items()} if z else z
+    found = [each(function, a) if isinstance(a, (Tensor, *NESTS)) else a for a in z]
+    return found if type(z) is list else tuple(found)
 
 
 def held(z: Tensor) -> Tensor:
@@ -155,7 +159,7 @@ def operate(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if cuda and len(cuda) < len(tensors):
         check(func, args, [z for z in tensors if not isinstance(z, Cuda) and z.device.type == "cpu"])
     masks = func in INDEXED and any(isinstance(z, Cuda) and z.dtype == torch.bool for z in args[1])
-    if func in READ:
+    if func in READ and kwargs.get("output_size") is None:  # of a repetition: that shape is known
         wait(str(func).removeprefix("aten.").removesuffix(".default"))
     elif masks and (func is aten.index.Tensor or args[2].numel() != 1):
         wait("boolean index")

@@ -98,7 +98,7 @@ class Redness:
 
 def test_it_is_a_pixel_prior_of_its_unets_side(weights, prior):
     assert (prior.name, prior.views, prior.resolution) == ("deepfloyd", 1, 8)
-    assert prior.x_range == (-1.0, 1.0)
+    assert prior.x_range is None  # pixels, but no published code clamps their estimates
     assert prior.source == str(weights / "deepfloyd")
     assert not any(p.requires_grad for p in prior.unet.parameters())
 
@@ -245,6 +245,20 @@ def test_a_guided_step_is_diffusers_pipelines(pipeline, prior):
     guided = denoiser.guided(x, at.t, at.plain(), CAMERAS[:1], scale=7.0)
     to = torch.full_like(at.t, later / 1000)
     torch.testing.assert_close(ddim_step(prior, x, guided.eps, at.t, to), theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("t", [0.1, 0.5, 0.9])
+def test_a_strong_guidance_keeps_all_of_its_gradient(prior, t):
+    """threestudio's is e - n with e guided by 20 (21 here); estimates beyond -1..1 are not clamped."""
+    x = torch.rand(2, 3, 8, 8, generator=rng(0, 0, "x")) * 2 - 1
+    options = GuidanceOptions(scale=21.0, view_prompts="none")  # with the program's own clamping
+    at = moment(prior, x, t, prompt=PROMPTS[0], options=options, cameras=CAMERAS[:2])
+    n = torch.randn(x.shape, generator=at.rng("noise"))
+    x_t = at.noised(n[None])
+    e_y, e_n = (at.guided(x_t, scale=w).eps[0] for w in (1.0, 0.0))
+    found = gradient(at, SDS(), NoPreference(), None)
+    assert found.x0.abs().max() > 1.0
+    torch.testing.assert_close(found.value, e_n + 21.0 * (e_y - e_n) - n, rtol=1e-4, atol=1e-4)
 
 
 def test_a_step_in_half_precision_answers_in_the_precision_of_the_asker(weights):

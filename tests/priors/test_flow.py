@@ -467,7 +467,7 @@ def test_sdi_finds_the_noise_of_a_render_and_leaves_what_the_prior_made():
 def test_ism_ends_its_interval_where_a_step_of_the_flow_ends():
     x, prior = normal("render").tanh(), FlowGaussian(pattern, spread=0.5)
     at = moment(prior, x, TIMES)
-    options = ISMOptions(interval=0.1, step=0.001, noise=0.0)
+    options = ISMOptions(interval=0.1, step=0.001, start=0.0)
     noised = ISM(options).noises(at, 1)
     s = TIMES - 0.1
     alpha, sigma = prior.alpha_sigma(s)

@@ -88,7 +88,7 @@ def step(prior, score, preference, t=0.5, number=0):
     given = prior.embed(["blurry"])
     negative = {"states": preference.negative(given)["states"].expand(2, -1, -1)}
     told = dataclasses.replace(moment.conditions, negative=negative)
-    moment = dataclasses.replace(moment, conditions=told, plain=told, step=number)
+    moment = dataclasses.replace(moment, conditions=told, plain=lambda: told, step=number)
     return gradient(moment, score, preference, PANEL), moment
 
 

@@ -22,10 +22,12 @@ from PIL import Image
 from splatgen import formats
 from splatgen.cli import main
 from splatgen.commands.common import checks
-from splatgen.loop import comparison, image_run, object_run
+from splatgen.loop import image_run, kept, object_run
 from splatgen.runs import checkpoint, video
 from splatgen.runs.metrics import read_metrics
 from splatgen.scene.splats import random_ball
+from splatgen.sweeps.ledger import read_sweep
+from splatgen.sweeps.worker import Worker
 from splatgen.worlds.toybox import weights_folder
 
 pytestmark = [
@@ -218,9 +220,9 @@ def test_a_disk_that_becomes_read_only_ends_the_run_and_a_resume_goes_on(
         mount("--bind", run, run)
         mount("-o", "remount,bind,ro", run)
 
-    name, call = ("advance", 4) if moment == "step" else ("write_results", 1)
+    module, name, call = (object_run, "advance", 4) if moment == "step" else (kept, "write", 1)
     with monkeypatch.context() as patch:
-        before(patch, object_run, name, freeze, call)
+        before(patch, module, name, freeze, call)
         assert "Read-only file system: " in error(cli, "generate", *RUN, *OFTEN, "--out", disk.path)
     run = only(disk.path)
     assert json.loads((run / "run.json").read_text())["status"] == "running"  # it could not be told
@@ -255,7 +257,7 @@ def test_results_that_do_not_fit_are_left_out_whole_and_a_resume_makes_them(
         pytest.skip("without ffmpeg there is no .mp4")
     words = ["generate", *RUN, *NEVER, "--output.frames", "2"]
     with monkeypatch.context() as patch:
-        before(patch, object_run, "write_results", lambda: disk.fill(leave))
+        before(patch, kept, "write", lambda: disk.fill(leave))
         assert "No space left on device: " in error(cli, *words, "--out", disk.path)
     run = only(disk.path)
     others = {"metrics.jsonl", "run.json", "config.json", "checkpoints"}
@@ -285,12 +287,11 @@ def test_a_comparison_on_a_full_disk_is_completed_by_its_resume(
 ) -> None:
     words = ["compare", *RUN, *NEVER, "--steps", "2", "--methods", "sds", "csd", "--seeds", "1"]
     with monkeypatch.context() as patch:
-        before(patch, comparison, "attempt", lambda: disk.fill(500_000), call=2)
+        before(patch, Worker, "_attempt", lambda: disk.fill(500_000), call=2)
         done = cli(*words, "--out", disk.path)
         assert refused(done.code, done.out, done.err)
     folder = only(disk.path)
-    known = [run["status"] for run in json.loads((folder / "comparison.json").read_text())["runs"]]
-    assert known == ["done", "waiting"]
+    assert [o.status for o in read_sweep(folder).outcomes] == ["done", "waiting"]
     disk.clear()
     (folder / ".sheet.0123abcd.tmp.png").touch()  # as a kill would leave it
     assert cli("compare", "--resume", folder, "--quiet").code == 0

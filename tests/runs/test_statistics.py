@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splatgen.runs.statistics import paired_difference, student_inside, student_quantile, summarise
+from splatgen.runs.statistics import holm, paired_difference, student_inside, student_quantile, summarise
 
 finite = st.floats(-1e6, 1e6)
 
@@ -124,3 +124,56 @@ def test_a_summary_holds_means_and_differences_to_the_first() -> None:
     assert found["first"]["only here"].n == 1
     assert "broken" not in found["second"]
     assert summarise({}) == {}
+
+
+def test_the_p_value_is_where_the_interval_meets_zero() -> None:
+    """Differences 1, 2, 6: t = 3 / sqrt(7 / 3), two degrees: 1 - t / sqrt(2 + t^2)."""
+    found = paired_difference({0: 11.0, 1: 22.0, 2: 36.0}, {0: 10.0, 1: 20.0, 2: 30.0})
+    assert found is not None
+    t = 3.0 / math.sqrt(7.0 / 3.0)
+    assert found.p == pytest.approx(1.0 - t / math.sqrt(2.0 + t * t), abs=1e-12)
+    edge = paired_difference({0: 11.0, 1: 22.0, 2: 36.0}, {0: 10.0, 1: 20.0, 2: 30.0}, 1.0 - found.p)
+    assert edge is not None
+    assert edge.half == pytest.approx(edge.mean, rel=1e-9)
+    same, shifted = (
+        paired_difference({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}),
+        paired_difference({0: 2.0, 1: 3.0}, {0: 1.0, 1: 2.0}),
+    )
+    assert same is not None
+    assert shifted is not None
+    assert (same.p, shifted.p) == (1.0, 0.0)
+
+
+def test_holm_by_hand() -> None:
+    """Four tests: 4 x 0.01, 3 x 0.02, 2 x 0.03 would be less than the one before, 1 x 0.9."""
+    found = holm({"c": 0.03, "a": 0.01, "d": 0.9, "b": 0.02})
+    assert list(found) == ["c", "a", "d", "b"]
+    assert found == pytest.approx({"a": 0.04, "b": 0.06, "c": 0.06, "d": 0.9})
+    assert holm({}) == {}
+    assert holm({"one": 0.04}) == {"one": 0.04}
+
+
+def step_down(values: list[float], level: float) -> set[int]:
+    """Holm's own rule: from the smallest up, until one is not below level / (tests left)."""
+    rejected: set[int] = set()
+    for rank, at in enumerate(sorted(range(len(values)), key=lambda n: values[n])):
+        if values[at] > level / (len(values) - rank):
+            break
+        rejected.add(at)
+    return rejected
+
+
+@given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=12), st.sampled_from([0.01, 0.05, 0.3]))
+def test_holm_rejects_what_the_step_down_rule_rejects(values: list[float], level: float) -> None:
+    found = holm(dict(enumerate(values)))
+    near = [abs(p * (len(values) - r) - level) < 1e-12 for p in values for r in range(len(values))]
+    if not any(near):
+        assert {n for n, p in found.items() if p <= level} == step_down(values, level)
+    assert all(values[n] <= p <= 1.0 for n, p in found.items())
+    assert max(found.values()) <= min(1.0, len(values) * max(values)) + 1e-12
+
+
+@pytest.mark.parametrize("bad", [-0.1, 1.1, math.nan])
+def test_what_is_no_probability_is_not_corrected(bad: float) -> None:
+    with pytest.raises(ValueError, match="give probabilities"):
+        holm({"fine": 0.5, "bad": bad})

@@ -256,3 +256,39 @@ def test_indexing_and_moving_keep_all_fields():
 def test_a_camera_without_pixels_is_refused(size):
     with pytest.raises(ValueError, match="at least one pixel"):
         one(0.0, size=size)
+
+
+# The law of elevations
+
+
+def tilts(law, calls=4000, elevation=(-20.0, 90.0)):
+    found = [
+        sample_orbit(rng(0, step, "law"), views=4, size=4, elevation=elevation, law=law).elevation
+        for step in range(calls)
+    ]
+    return torch.stack(found).double()
+
+
+def test_threestudios_law_has_half_of_its_steps_on_the_sphere():
+    """Of views in -20..90 above 60 degrees: 30/110 of one half, (1 - sin 60) / (1 + sin 20) of the other."""
+    found = tilts("mixed")
+    sphere = (1.0 - math.sin(math.radians(60))) / (1.0 + math.sin(math.radians(20)))
+    assert float((found > 60).double().mean()) == pytest.approx((30 / 110 + sphere) / 2, abs=0.01)
+    assert (30 / 110 + sphere) / 2 == pytest.approx(0.186, abs=1e-3)
+    assert found.min() >= -20
+    assert found.max() <= 90
+
+
+def test_the_usual_law_is_uniform_in_degrees_and_draws_what_it_drew():
+    found = tilts("degrees", calls=2000)
+    assert float((found > 52).double().mean()) == pytest.approx(38 / 110, abs=0.01)
+    a, b = (
+        sample_orbit(rng(0, 1, "law"), views=4, size=4, elevation=(-20, 90), law=x)
+        for x in ("degrees", "mixed")
+    )
+    assert torch.equal(a.azimuth, b.azimuth)
+
+
+def test_views_of_a_group_share_the_laws_elevation():
+    cameras = sample_orbit(rng(0, 3, "law"), views=8, size=4, elevation=(-20, 90), group=4, law="mixed")
+    assert all(len(set(cameras.elevation[n : n + 4].tolist())) == 1 for n in (0, 4))

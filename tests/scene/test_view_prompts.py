@@ -31,6 +31,21 @@ def test_view_words(azimuth, elevation, word):
     assert view_prompts.view_word(azimuth, elevation) == word
 
 
+@pytest.mark.parametrize(
+    ("azimuth", "elevation", "limits", "word"),
+    [
+        (0, 60, (45, 60), "front"),
+        (0, 60.1, (45, 60), "overhead"),  # threestudio: overhead_threshold 60
+        (30, 0, (30, 60), "front"),
+        (31, 0, (30, 60), "side"),  # prolificdreamer: front and back_threshold 30
+        (149, 0, (30, 60), "side"),
+        (150, 0, (30, 60), "back"),
+    ],
+)
+def test_other_projects_limits(azimuth, elevation, limits, word):
+    assert view_prompts.view_word(azimuth, elevation, limits) == word
+
+
 @given(st.floats(-360, 360), st.floats(-90, 90), st.integers(-3, 3))
 def test_whole_turns_and_mirroring_change_no_word(azimuth, elevation, turns):
     word = view_prompts.view_word(azimuth, elevation)

@@ -16,6 +16,7 @@ from pages import BLUE, LEFT, RED, RIGHT, balls, candidate, free_port, snapshot,
 from PIL import Image
 from splatgen_viewer.live import Viewer
 from splatgen_viewer.page import Subject
+from splatgen_viewer.scene import LINES
 
 from splatgen import formats
 from splatgen.config import Config, OutputOptions, SplatOptions, ViewOptions
@@ -30,7 +31,7 @@ PROGRAM = next(filter(None, map(shutil.which, NAMES)), None)
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed: no browser tests")
 
 SIZE = {"width": 1000, "height": 600}  # the panels take 400 of it
-SECONDS = 30_000  # ms, for what happens at once on an idle machine
+SECONDS = 120_000  # ms, for what happens at once on an idle machine
 FLAGS = ("--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
 GREEN = (0.0, 0.6, 0.0)
 
@@ -128,9 +129,10 @@ def test_cameras_of_the_run_are_drawn_on_request(page, tmp_path):
     with viewer(channel) as it:
         visit(page, it)
         page.wait_for_timeout(1000)
-        before = like(scene(page, tmp_path, "without"), (0, 0, 0)).sum()
+        lines = np.array(LINES) / 255.0
+        before = like(scene(page, tmp_path, "without"), lines).sum()
         page.get_by_role("checkbox").nth(1).click(force=True)
-        until(lambda: like(scene(page, tmp_path, "with"), (0, 0, 0)).sum() > before + 50, seconds=30)
+        until(lambda: like(scene(page, tmp_path, "with"), lines).sum() > before + 50, seconds=30)
 
 
 def asked_for(page, channel):
@@ -171,6 +173,13 @@ def test_curves_grow_and_the_last_step_shows_its_candidates(page, tmp_path):
         page.get_by_role("button", name="Apply").click()
         command = asked_for(page, channel)
         assert (command.kind, command.setting, command.value) == ("set", "guidance.scale", 4.25)
+        page.get_by_text("guidance.scale is 4.25 from the next step on").wait_for()
+        number.fill("-3")
+        number.press("Enter")
+        page.get_by_role("button", name="Apply").click()
+        page.get_by_text("guidance.scale is -3: give 0 to 1,000").wait_for()
+        until(lambda: page.wait_for_timeout(20) or number.input_value() == "4.25", seconds=30)
+        assert channel.commands.qsize() == 0
 
 
 def start(folder, channel):

@@ -118,10 +118,11 @@ def test_curves_of_every_number_appear_and_grow():
             return {"loss", "milliseconds a step", "reward gap of the pair"} <= set(charts)
 
         until(titles)
-        assert "reward" not in charts  # of one point there is no curve
+        reward = "reward (sought, where it guides)"
+        assert reward not in charts  # of one point there is no curve
         assert charts["loss"]["props"]["scales"]["x"]["time"] is False
         channel.put(snapshot(4, rows=({"step": 3, "loss": 0.5, "reward/a": 0.7},), status="paused"))
-        until(lambda: titles() and "reward" in charts)
+        until(lambda: titles() and reward in charts)
         uuid = charts["loss"]["uuid"]
         grown = page.wait(lambda m: m.get("uuid") == uuid and "data" in (m.get("updates") or {}))
         steps, loss = (np.frombuffer(part, np.float64) for part in grown["updates"]["data"])
@@ -138,7 +139,7 @@ def test_candidates_show_how_they_were_judged():
         text = page.texts()
         assert "win<br>reward 0.900<br>weight 1" in text
         assert "lose<br>reward 0.200<br>weight 1" in text
-        assert "gap 0.125 · strength 0.75" in text
+        assert "win − lose = 0.700 (all views: 0.125) · strength 0.75" in text
 
 
 def test_training_cameras_are_sent_where_they_are_and_shown_on_request():
@@ -375,7 +376,7 @@ def test_the_file_of_a_run_is_what_its_splats_are(tmp_path):
         result, parts = run(tmp_path / "runs", channel, config(steps=1))
         part = page.wait(lambda m: m["type"] == "FileTransferPart")
         start = next(m for m in page.seen if m["type"] == "FileTransferStartDownload")
-    assert (start["filename"], start["save_immediately"]) == ("step-000000.ply", True)
+    assert (start["filename"], start["save_immediately"]) == ("a-red-cube-step-000000.ply", True)
     (tmp_path / "saved.ply").write_bytes(part["content"])
     first = starting_splats(config())
     assert torch.equal(formats.load(tmp_path / "saved.ply").means, first.means)

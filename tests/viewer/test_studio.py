@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -19,7 +20,8 @@ import pytest
 from pages import Page, free_port
 from PIL import Image
 from splatgen_viewer.studio import Studio
-from splatgen_viewer.studio_past_runs import APART, PER_PAGE, labels
+from splatgen_viewer.studio_grid import APART
+from splatgen_viewer.studio_past_runs import PER_PAGE, labels
 from splatgen_viewer.studio_program import PastRun
 
 from splatgen import formats
@@ -27,9 +29,9 @@ from splatgen.commands import studio as verb
 from splatgen.commands.common import studio_backend
 from splatgen.commands.common.errors import Failure
 from splatgen.config import ConfigError, from_dict, read_file
-from splatgen.loop import lifecycle, model_cache, object_run
-from splatgen.loop.model_cache import ResidentModels
-from splatgen.loop.resident_models import Session
+from splatgen.loop import lifecycle, object_run, resident_models
+from splatgen.loop.resident_models import ResidentModels
+from splatgen.loop.session import Session
 from splatgen.runs import run_folder
 from splatgen.runs.run_folder import Run
 
@@ -53,8 +55,9 @@ class Bench:
 
     def __init__(self, viewer, session, program, page, out):
         self.viewer, self.session, self.program, self.page, self.out = viewer, session, program, page, out
+        self.pressed = 0
 
-    def until(self, done, seconds=30.0):
+    def until(self, done, seconds=120.0):
         """Wait while the page reads on, as a browser would."""
         ends = time.monotonic() + seconds
         while not (found := done()):
@@ -89,21 +92,31 @@ class Bench:
         self.until(lambda: not self.session.status.busy)
         return self.session.status
 
-    def groups(self):
-        """The rows of buttons that are there, top first: (id, options)."""
-        gone = {m["uuid"] for m in self.page.seen if m["type"] == "GuiRemoveMessage"}
-        found = [m for m in self.page.seen if m["type"] == "GuiButtonGroupMessage" and m["uuid"] not in gone]
-        return [(m["uuid"], tuple(m["props"]["options"])) for m in found if m["props"]["label"] == ""]
+    def listed(self):
+        """Past runs on the page, top first: the labels of each one's buttons."""
+        content = self.viewer.studio.past_runs.list.content
+        parts = content.split('<div class="row">')[1:]
+        return [re.findall(r"<button[^>]*>([^<]*)</button>", part) for part in parts]
 
-    def click(self, row, option):
+    def names(self):
+        """Their folders."""
+        return re.findall(r'data-deed="delete" data-of="([^"]*)"', self.viewer.studio.past_runs.list.content)
+
+    def deed(self, name, of=""):
+        """Press a button inside HTML, as page.js does."""
+        self.pressed += 1
+        self.page.fill("deeds", f"{self.pressed} {name} {of}")
+
+    def click(self, row, name):
         """Press a button of a past run."""
-        uuid, options = self.until(lambda: (groups := self.groups())[row:] and groups[row])
-        assert option in options
-        self.page.send(type="GuiUpdateMessage", uuid=uuid, updates={"value": option})
+        self.deed(name, self.until(lambda: (names := self.names())[row:] and names[row]))
 
     def rows(self, *options):
-        """Wait for rows with these options."""
-        self.until(lambda: [group[1] for group in self.groups()] == list(map(tuple, options)))
+        """Wait for rows with these buttons, and no others of these kinds."""
+        known = {"Show", "Hide", "Continue"}
+        self.until(
+            lambda: [[b for b in row if b in known] for row in self.listed()] == list(map(list, options))
+        )
 
 
 def is_update(message, uuid, name):
@@ -136,7 +149,8 @@ def config_of(run):
 
 def made(out):
     """Folders of runs, oldest first."""
-    return sorted(out.iterdir(), key=lambda path: run_folder.read(Run(folder=path))["started"])
+    runs = [path for path in out.iterdir() if path.name[0] != "."]
+    return sorted(runs, key=lambda path: run_folder.read(Run(folder=path))["started"])
 
 
 def is_splats(message):
@@ -148,8 +162,8 @@ def is_splats(message):
 
 def test_two_prompts_in_a_row_and_the_second_loads_nothing(tmp_path, monkeypatch):
     loads = []
-    load = model_cache.load_prior
-    monkeypatch.setattr(model_cache, "load_prior", lambda *args: (loads.append(args[0]), load(*args))[1])
+    load = resident_models.load_prior
+    monkeypatch.setattr(resident_models, "load_prior", lambda *args: (loads.append(args[0]), load(*args))[1])
     with bench(tmp_path) as it:
         assert it.value("Prompt") == "a red cube"
         first = it.generate()
@@ -169,7 +183,7 @@ def test_two_prompts_in_a_row_and_the_second_loads_nothing(tmp_path, monkeypatch
 
 def test_models_are_loaded_before_the_first_press(tmp_path, monkeypatch):
     with bench(tmp_path, ahead=True) as it:
-        monkeypatch.setattr(model_cache, "load_prior", None)
+        monkeypatch.setattr(resident_models, "load_prior", None)
         assert it.generate(Prompt="a blue sphere").state == "done"
 
 
@@ -183,18 +197,33 @@ def test_enter_in_the_prompt_generates(tmp_path):
         assert it.session.status.job.config.prompt == "a blue sphere"
 
 
-def test_a_press_during_a_run_stops_it_and_begins_the_next(tmp_path):
+def test_a_press_during_a_run_adds_a_job_and_two_presses_add_one(tmp_path):
     with bench(tmp_path) as it:
         button = it.page.element("Generate")
         it.page.fill("Steps", NEVER_MET)
         it.page.press("Generate")
         it.until(lambda: it.session.status.state == "running")
-        it.until(lambda: it.label(button) == "Stop this run and generate")
+        it.until(lambda: it.label(button) == "Add to the queue")
         it.page.fill("Steps", 3)
-        it.page.press("Generate")
-        it.until(lambda: it.session.status.number == 2 and not it.session.status.busy)
+        for seed in (1, 2, 3):
+            it.page.fill("Seed", seed)
+            it.page.press("Generate")
+            it.page.press("Generate")
+            it.until(lambda: len(it.session.waiting) == seed)  # noqa: B023
+        it.shows('data-deed="cancel" data-of="4"')
+        it.deed("up", 4)
+        it.until(lambda: [entry.number for entry in it.session.waiting] == [2, 4, 3])
+        it.deed("cancel", 2)
+        it.until(lambda: [entry.number for entry in it.session.waiting] == [4, 3])
+        it.deed("stop")
+        it.until(lambda: not it.session.waiting and not it.session.status.busy)
         it.until(lambda: it.label(button) == "Generate")
-    assert [run_folder.read(Run(folder=run))["status"] for run in made(tmp_path)] == ["stopped", "done"]
+        it.shows("stopped · sds, toybox-mini")
+    found = [
+        (read["status"], read["seed"])
+        for read in (run_folder.read(Run(folder=run)) for run in made(tmp_path))
+    ]
+    assert found == [("stopped", 0), ("done", 3), ("done", 2)]
 
 
 def test_the_run_at_work_is_paused_steered_and_stopped_and_goes_on(tmp_path):
@@ -217,12 +246,12 @@ def test_the_run_at_work_is_paused_steered_and_stopped_and_goes_on(tmp_path):
             text.replace(str(NEVER_MET), str(run_folder.read(Run(folder=folder))["steps"] + 3))
         )
         run_folder.update(Run(folder=folder), status="stopped")  # so that the shelf reads it again
-        it.rows(["Again", "Continue"])
+        it.rows(["Show", "Continue"])
         it.until(lambda: it.program.past()[0].told.count(f"{NEVER_MET:,}") == 0)
-        it.click(0, "Continue")
+        it.click(0, "continue")
         it.until(lambda: it.session.status.state == "done")
         assert it.session.status.folder == folder
-        it.rows(["Show", "Save .ply", "Again"])
+        it.rows(["Show"])
 
 
 def test_a_new_run_begins_with_curves_and_candidates_of_its_own(tmp_path):
@@ -335,8 +364,8 @@ def test_a_run_that_fails_says_why_and_the_next_one_is_made(tmp_path, monkeypatc
 
 def test_hints_are_those_of_the_toybox_while_its_prior_is_chosen(tmp_path):
     def visible(it):
-        hints = next(m["uuid"] for m in it.page.seen if "<b>shapes</b> sphere, cube" in str(m.get("updates")))
-        found = [m["updates"]["visible"] for m in it.page.seen if is_update(m, hints, "visible")]
+        words = it.page.element("Words")
+        found = [m["updates"]["visible"] for m in it.page.seen if is_update(m, words, "visible")]
         return found[-1] if found else True
 
     with bench(tmp_path) as it:
@@ -394,7 +423,7 @@ def test_again_is_the_same_settings_with_one_change(tmp_path):
         it.generate(Prompt="a blue sphere", Score="csd", Seed=7, More="lr.means = 0.004")
         for label, value in {"Prompt": "a red cube", "Score": "sds", "Seed": 0, "More": ""}.items():
             it.page.fill(label, value)
-        it.click(0, "Again")
+        it.click(0, "again")
         it.until(lambda: it.value("Prompt") == "a blue sphere")
         it.until(lambda: it.value("Seed") == 7)
         assert it.generate(Steps=3).state == "done"
@@ -412,7 +441,7 @@ def shelf(tmp_path_factory):
     out = tmp_path_factory.mktemp("shelf")
     options = verb.read([*WORDS, "--out", str(out)])
     for number, prompt in enumerate(("a red cube", "a blue sphere")):
-        given = studio_backend.replace(options.settings, prompt=prompt)
+        given = dataclasses.replace(options.settings, prompt=prompt)
         object_run.generate(given, out=out, command=["test"], name=f"run-{number}")
     (out / "broken").mkdir()
     (out / "broken" / "run.json").write_text("{")
@@ -427,11 +456,12 @@ def centres(it, name):
 
 def test_runs_of_earlier_sessions_are_there_with_their_pictures(shelf):
     with bench(shelf) as it:
-        it.rows(["Show", "Save .ply", "Again"], ["Show", "Save .ply", "Again"])
-        text = it.page.texts()
+        it.rows(["Show"], ["Show"])
+        text = it.viewer.studio.past_runs.list.content
+        it.until(lambda: text in it.page.texts())
         assert text.index("<b>a blue sphere</b>") < text.index("<b>a red cube</b>")  # newest first
         assert "sds, toybox-mini, 4 steps, seed 0" in text
-        assert re.search(r"toybox-mini -?0\.\d{3}", text)
+        assert re.search(r"scored by toybox-mini: -?0\.\d{3}", text)
         images = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", text)
         assert len(images) == 2
         picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(images[0]))))
@@ -441,24 +471,24 @@ def test_runs_of_earlier_sessions_are_there_with_their_pictures(shelf):
 
 def test_one_is_shown_in_the_middle_and_two_side_by_side_under_one_camera(shelf):
     with bench(shelf) as it:
-        it.click(1, "Show")
+        it.click(1, "show")
         first = it.until(lambda: centres(it, "/past/0"))
         assert position(it, "/past/0") == (0.0, 0.0, 0.0)
         count = len(formats.load(Run(folder=shelf / "run-0").splats_ply).means)
         assert len(first["props"]["buffer"]) == 32 * count
-        it.rows(["Show", "Save .ply", "Again"], ["Hide", "Save .ply", "Again"])
-        it.click(0, "Show")
+        it.rows(["Show"], ["Hide"])
+        it.click(0, "beside")
         it.until(lambda: centres(it, "/past/1"))
-        it.shows("shown on the right")
+        it.shows("What differs, left and right")
         assert position(it, "/past/0") == (-APART / 2, 0.0, 0.0)
         assert position(it, "/past/1") == (APART / 2, 0.0, 0.0)
         words = [m["props"]["text"] for m in it.page.seen if m["type"] == "LabelMessage"]
         assert words[-2:] == ["a red cube", "a blue sphere"]
         moved = it.page.wait(lambda m: m["type"] == "SetCameraPositionMessage" and not m.get("initial"))
         assert np.linalg.norm(moved["position"]) > 3.0  # the page's own was there
-        it.rows(["Hide", "Save .ply", "Again"], ["Hide", "Save .ply", "Again"])
+        it.rows(["Hide"], ["Hide"])
         it.page.press("Back to the live run")
-        it.rows(["Show", "Save .ply", "Again"], ["Show", "Save .ply", "Again"])
+        it.rows(["Show"], ["Show"])
         for name in ("/past/0", "/past/1"):
             assert is_gone(it, name)
 
@@ -494,11 +524,13 @@ def test_the_live_object_makes_room_and_comes_back_with_the_next_run(shelf):
         it.page.fill("Steps", NEVER_MET)
         it.page.press("Generate")
         it.page.wait(is_splats, 60)
-        it.until(lambda: len(it.groups()) == 3)
-        it.click(1, "Show")
+        it.until(lambda: len(it.names()) == 3)
+        it.click(1, "show")
         it.until(lambda: visibility(it) == [False])
         it.page.fill("Steps", 2)
         it.page.press("Generate")
+        it.until(lambda: it.session.waiting)
+        it.deed("stop")
         it.until(lambda: visibility(it) == [True])
         it.until(lambda: not it.session.status.busy)
     for run in made_here(shelf):
@@ -511,9 +543,9 @@ def made_here(out):
 
 def test_a_ply_is_downloaded_whole(shelf):
     with bench(shelf) as it:
-        it.click(1, "Save .ply")
+        it.click(1, "save-ply")
         start = it.page.wait(lambda m: m["type"] == "FileTransferStartDownload")
-        assert start["filename"] == "run-0.ply"
+        assert start["filename"] == "a-red-cube.ply"
         it.until(lambda: sum(m["type"] == "FileTransferPart" for m in it.page.seen) == start["part_count"])
         parts = [m["content"] for m in it.page.seen if m["type"] == "FileTransferPart"]
     assert b"".join(map(bytes, parts)) == (shelf / "run-0" / "splats.ply").read_bytes()
@@ -524,10 +556,10 @@ def test_a_run_whose_folder_went_away_is_gone_and_a_broken_file_is_told(shelf, t
     shutil.copytree(shelf, out)
     with bench(out) as it:
         (out / "run-1" / "splats.ply").write_bytes(b"ply\nnonsense")
-        it.click(0, "Show")
-        it.until(lambda: it.page.texts().count("color: #c92a2a"))
+        it.click(0, "show")
+        it.until(lambda: it.page.texts().count('class="alert"'))
         shutil.rmtree(out / "run-1")
-        it.rows(["Show", "Save .ply", "Again"])
+        it.rows(["Show"])
 
 
 def test_words_out_of_a_folder_are_text_on_the_page(shelf, tmp_path):
@@ -545,12 +577,61 @@ def test_many_runs_are_on_several_pages(shelf, tmp_path):
     for number in range(PER_PAGE + 2):
         shutil.copytree(shelf / "run-0", out / f"run-{number}")
     with bench(out) as it:
-        it.rows(*[["Show", "Save .ply", "Again"]] * PER_PAGE)
-        it.page.fill("Page", "older")
-        it.rows(*[["Show", "Save .ply", "Again"]] * 2)
-        it.page.fill("Page", "older")
-        it.page.fill("Page", "newer")
-        it.rows(*[["Show", "Save .ply", "Again"]] * PER_PAGE)
+        it.rows(*[["Show"]] * PER_PAGE)
+        it.deed("page", PER_PAGE)
+        it.rows(*[["Show"]] * 2)
+        it.deed("page", -PER_PAGE)
+        it.rows(*[["Show"]] * PER_PAGE)
+
+
+def test_past_runs_are_searched_marked_put_away_and_brought_back(shelf, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(shelf, out)
+    with bench(out) as it:
+        it.until(lambda: it.names() == ["run-1", "run-0"])
+        it.page.fill("Search", "sds BLUE")
+        it.until(lambda: it.names() == ["run-1"])
+        it.page.fill("Search", "")
+        it.deed("star", "run-0")
+        it.until(lambda: "★" in it.viewer.studio.past_runs.list.content)
+        it.page.fill("Which", "starred")
+        it.until(lambda: it.names() == ["run-0"])
+        it.page.fill("Which", "all")
+        it.deed("measure", "run-0")
+        it.shows("against the truth: silhouette ")
+        it.deed("delete", "run-0")
+        it.until(lambda: it.names() == ["run-1"])
+        it.shows('data-deed="undo"')
+        it.deed("undo")
+        it.until(lambda: it.names() == ["run-1", "run-0"])
+        it.deed("delete", "run-1")
+        it.until(lambda: it.names() == ["run-0"])
+        it.program.close()
+    assert sorted(path.name for path in out.iterdir()) == ["broken", "run-0"]
+
+
+def test_a_result_is_saved_in_other_formats_under_its_prompt(shelf):
+    with bench(shelf) as it:
+        it.until(lambda: len(it.names()) == 2)
+        for suffix in (".spz", ".glb", ".html"):
+            name, content = it.program.file("run-1", suffix)
+            assert name == f"a-blue-sphere{suffix}"
+            assert len(content) > 500
+        with pytest.raises(ValueError, match="no picture"):
+            it.program.file("run-1", ".png")
+
+
+def test_an_object_that_is_opened_is_edited_into_the_prompt(shelf, tmp_path):
+    content = (shelf / "run-0" / "splats.ply").read_bytes()
+    with bench(tmp_path) as it:
+        opened = it.program.open("mine.ply", content)
+        it.viewer.studio.request.hold(opened)
+        it.viewer.studio.past_runs.bring(opened.name, "mine.ply", opened.cloud)
+        it.until(lambda: centres(it, "/past/0"))
+        assert it.generate(**{"It shows": "a red cube", "Prompt": "a blue sphere"}).state == "done"
+        it.shows("a red cube -&gt; a blue sphere")
+    (run,) = made(tmp_path)
+    assert (config_of(run).source, config_of(run).prompt) == ("a red cube", "a blue sphere")
 
 
 # The process

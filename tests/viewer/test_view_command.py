@@ -16,6 +16,7 @@ from splatgen_viewer.page import Subject
 
 from splatgen import formats
 from splatgen.commands import generate, resume, view
+from splatgen.commands.common import still
 from splatgen.commands.common import viewer as viewing
 from splatgen.commands.common.errors import Failure
 from splatgen.commands.common.viewer import ViewerAddress, ViewerOptions
@@ -158,10 +159,13 @@ def test_a_page_that_wants_a_picture_of_a_file_gets_one():
     camera[2, 3] = 3.0
     splats = starting_splats(Config(device="cpu"))
     asked = ViewRequest(c2w=camera, fov=50.0, width=40, height=30)
-    view.answer(Command(kind="look", look=asked), channel, splats, given, splat_file.of(splats))
+    shown = still.Still(splats=splats, file=splat_file.of(splats), name="a-cube", snapshot=given)
+    still.answer(Command(kind="look", look=asked), channel, shown)
     assert channel.take().view.shape == (30, 40, 3)
-    view.answer(Command(kind="look"), channel, splats, given, splat_file.of(splats))
+    still.answer(Command(kind="look"), channel, shown)
     assert channel.take() is None
+    still.answer(Command(kind="save"), channel, shown)
+    assert channel.files.get_nowait().name == "a-cube.ply"
 
 
 @pytest.mark.parametrize("kind", ["run", "file"])
@@ -193,7 +197,9 @@ def test_it_shows_the_splats_until_ctrl_c(run, kind, tmp_path):
 def test_a_run_with_a_viewer_prints_its_folder_alone(run, verb, tmp_path, capsys):
     main = {"generate": generate.main, "resume": resume.main}[verb]
     words = (
-        [str(run.folder)] if verb == "resume" else ["--config", str(run.config_json), "--out", str(tmp_path)]
+        [str(run.folder), "--steps", "5"]
+        if verb == "resume"
+        else ["--config", str(run.config_json), "--out", str(tmp_path)]
     )
     assert main([*words, "--viewer", "--quiet", "--port", str(free_port())]) == 0
     out, err = capsys.readouterr()

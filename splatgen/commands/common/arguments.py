@@ -29,7 +29,7 @@ def parse(kind: type[T], verb: str, argv: Sequence[str], *, default: T | None = 
     summary = " ".join((kind.__doc__ or "").split())
     return tyro.cli(
         kind,
-        args=gather(argv, ("--reward", "--holdout-reward", "--methods")),
+        args=gather(argv, ("--reward", "--holdout-reward", "--methods", "--set", "--metrics")),
         prog=f"splatgen {verb}",
         description=f"{summary}\n\n{note}" if note else summary,
         default=tyro.MISSING_NONPROP if default is None else default,

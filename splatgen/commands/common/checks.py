@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from splatgen import formats
+from splatgen.commands.common import cost
 from splatgen.commands.common.embedded import VocabularyError, World, concerned, missing_weights, of_prior
 from splatgen.commands.common.errors import MISSING, USAGE, Failure
-from splatgen.config import Config, Method, PriorOptions
+from splatgen.config import Config, ImageConfig, Method, PriorOptions
 from splatgen.config.hints import did_you_mean
 from splatgen.config.stages import Stage, stages
 from splatgen.models import weights
+from splatgen.models.budget import BUDGETS
 from splatgen.priors import PRIORS
 from splatgen.rewards import JUDGES, REWARDS, RewardEntry
-from splatgen.runs import run_folder
+from splatgen.runs import run_folder, sinks
 
 if TYPE_CHECKING:
     from splatgen.rasterizer.backends import Choice
@@ -208,6 +210,7 @@ def check_models(config: Method) -> None:
     rewards = (*config.rewards(), *config.holdout_reward)
     for name in rewards:
         if not JUDGES[name].embedded:
+            _check_room(name, config.budget)
             weights.find(name, config.weights)
     world, given = of_prior(config.prior), config.prior_options.model
     if world is not None:
@@ -217,12 +220,32 @@ def check_models(config: Method) -> None:
         weights.given(config.prior_options.model, config.prior_options.revision)
     else:
         without = () if config.prior_options.t5 else ("text_encoder_3/", "tokenizer_3/")
-        weights.find(config.prior, config.weights, without=without)
+        try:
+            weights.find(config.prior, config.weights, without=without)
+        except weights.WeightsError as error:
+            raise weights.WeightsError("; ".join(filter(None, [str(error), takes_long(config)]))) from error
     for world in concerned(config):
         for name in world.rewards.keys() & {*rewards}:
             _check_embedded(world, world.rewards[name], world.folder)
     if config.weights is not None and not Path(config.weights).is_dir():
         raise Failure(MISSING, f"--weights {config.weights} is no folder: give one that holds models by name")
+
+
+def _check_room(name: str, budget: str) -> None:
+    """Refuse a reward whose weights alone break what a budget promises."""
+    most, taken = BUDGETS[budget].most, weights.published(name).gigabytes * 1e9 / 2**30
+    if most and taken > most:
+        raise Failure(
+            USAGE,
+            f"{name} alone takes {taken:.1f} GiB and --budget {budget} promises to stay within {most:g}: "
+            "take a larger budget, or another reward",
+        )
+
+
+def takes_long(config: Method) -> str:
+    """What a run of a published prior takes where there is no GPU, in words; empty where there is one."""
+    slow = config.prior in cost.TERAFLOPS and resolve_device("auto", renders=False).device == "cpu"
+    return cost.without_gpu(config) if slow else ""
 
 
 def _check_embedded(world: World, name: str, folder: Path) -> None:
@@ -234,8 +257,23 @@ def _check_embedded(world: World, name: str, folder: Path) -> None:
         raise Failure(MISSING, f"{missing[0]} is missing: {advice}")
 
 
+def check_log(config: Method) -> None:
+    """Raise Failure for a log whose package is not there."""
+    options = (
+        config.output
+        if isinstance(config, Config)
+        else config.image
+        if isinstance(config, ImageConfig)
+        else None
+    )
+    lacking = "" if options is None else sinks.missing(options.log)
+    if lacking:
+        raise Failure(MISSING, lacking)
+
+
 def check_device(config: Method) -> None:
     """Raise Failure for CUDA with a torch that was built without it; `resolve_device` does the rest."""
+    check_log(config)
     try:
         version = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError as error:

@@ -20,6 +20,7 @@ from splatgen.commands.common import doctor_models
 from splatgen.commands.common.doctor_models import Choice, Model
 from splatgen.commands.common.embedded import WORLDS, World, missing_weights
 from splatgen.config import Config
+from splatgen.models import footprint
 
 State = Literal["ok", "note", "bad"]  # bad: generate can't run
 
@@ -73,6 +74,7 @@ def examine(folder: str | None = None) -> Examination:
             *(finding for part in parts for finding in _attempt(part)),
             *map(_of_model, here),
             *_attempt(room),
+            Finding(name="GPU memory", state="ok", text=footprint.table()),
         ],
         models=here,
         choice=doctor_models.choose(here, _presets(), gpu=gpu_memory(), memory=main_memory()),
@@ -254,7 +256,8 @@ def _card(path: Path) -> str:
     """The figures of a model's card, as far as it has them."""
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-        side = f", {card['config']['size']} pixels"
+        sizes = card["config"]
+        side = f", {sizes['size']} pixels" if "size" in sizes else f", latents of {sizes['side']}"
     except (OSError, ValueError, KeyError, TypeError):
         return ", its card can't be read"
     for key, unit in (("parameters", "parameters"), ("images", "training images"), ("steps", "steps")):

@@ -14,7 +14,16 @@ from splatgen.worlds.shelf import grammar as shelf_grammar
 from splatgen.worlds.toybox import grammar as toybox_grammar
 from splatgen.worlds.toybox.grammar import VocabularyError
 
-__all__ = ["WORLDS", "VocabularyError", "World", "concerned", "lacks", "missing_weights", "of_prior"]
+__all__ = [
+    "WORLDS",
+    "VocabularyError",
+    "World",
+    "concerned",
+    "lacks",
+    "lacks_reward",
+    "missing_weights",
+    "of_prior",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,3 +142,9 @@ def lacks(prior: str) -> bool:
     world = of_prior(prior)
     assert world is not None, prior
     return any(missing_weights(name, world.folder) for name in world.priors[prior])
+
+
+def lacks_reward(reward: str) -> bool:
+    """Whether the packaged weights of an embedded reward are not there."""
+    found = next(((world, world.rewards[reward]) for world in WORLDS if reward in world.rewards), None)
+    return found is None or bool(missing_weights(found[1], found[0].folder))

@@ -62,6 +62,10 @@ def _is_backend(error: BaseException) -> bool:
     return _is(error, "splatgen.rasterizer.backends", "BackendError")
 
 
+def _is_fleet(error: BaseException) -> bool:
+    return _is(error, "splatgen.sweeps.fleet", "FleetError")
+
+
 def _is_safetensors(error: BaseException) -> bool:
     return _is(error, "safetensors", "SafetensorError")
 
@@ -87,6 +91,7 @@ _TABLE: tuple[tuple[Callable[[BaseException], bool], int, Callable[[BaseExceptio
     (_is_weights, MISSING, str),
     (_is_diverged, DIVERGED, str),
     (_is_backend, MISSING, str),
+    (_is_fleet, MISSING, str),
     (is_out_of_memory, MEMORY, lambda _: f"out of memory: {_MEMORY_ADVICE}"),
     (is_lost_device, MISSING, lambda error: f"the GPU failed ({str(error).splitlines()[0]}): {_LOST_ADVICE}"),
     (_is_any(ImportError), MISSING, lambda error: f"{error}: `splatgen doctor` says what this machine lacks"),

@@ -11,14 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from splatgen.commands.common import cost
 from splatgen.commands.common.checks import resolve
 from splatgen.commands.common.progress import Reporter, duration
 from splatgen.commands.common.signals import Stop, on_signals
 from splatgen.config import Config, ImageConfig
 from splatgen.config.stages import stages
 from splatgen.models.budget import not_compiled
+from splatgen.models.footprint import footprint
 from splatgen.models.memory import keep_freed
 from splatgen.priors import PRIORS
+from splatgen.rewards import JUDGES
 from splatgen.runs import run_folder
 
 if TYPE_CHECKING:
@@ -33,20 +36,33 @@ Job = Callable[[Callable[["Progress"], None], Callable[[], bool]], "Result"]
 
 def execute(job: Job, config: Method, *, as_json: bool, quiet: bool) -> int:
     """Run a job, print its result and return the exit code."""
+    begin = time.monotonic()
     result, stop = carry_out(job, config, quiet=quiet)
     stopped = result.status == "stopped"
+    made = [Path(path).name for kind, path in files(result.run).items() if kind in RESULTS]
     if stopped:
         command = shlex.join(["splatgen", "resume", str(result.run.folder)])
-        print(f"splatgen: stopped after step {result.step}; continue with: {command}", file=sys.stderr)
+        kept = f"stopped after step {result.step}: {', '.join(made)}"
+        print(f"splatgen: {kept}; continue with: {command}", file=sys.stderr)
     elif not quiet:
-        made = [Path(path).name for kind, path in files(result.run).items() if kind in RESULTS]
-        seconds = time.monotonic() - result.run.clock
-        lost = run_folder.read(result.run).get("skipped")
+        about = run_folder.read(result.run)
+        lost, scores = about.get("skipped"), about.get("rewards") or {}
         note = f" ({lost} steps were skipped: their numbers were not finite)" if lost else ""
-        print(f"splatgen: done in {duration(seconds)}{note}: {', '.join(made)}", file=sys.stderr)
+        took = whole_time(time.monotonic() - begin, result.run.wall_before)
+        print(f"splatgen: done in {took}{note}: {', '.join(made)}", file=sys.stderr)
+        told = [f"{name.partition('/')[2]} {score:.3f}" for name, score in scores.items()]
+        if told:
+            print(f"splatgen: scores at the end: {', '.join(told)}", file=sys.stderr)
     text = json.dumps(summary(result)) if as_json else str(result.run.folder)
     print(text, flush=True)
     return stop.exit_code if stopped else 0
+
+
+def whole_time(seconds: float, before: float) -> str:
+    """How long a run took, loading included; before are the seconds of its earlier processes."""
+    if before < 1.0:
+        return duration(seconds)
+    return f"{duration(seconds)}, {duration(seconds + before)} with what was done before"
 
 
 def carry_out(job: Job, config: Method, *, quiet: bool) -> tuple[Result, Stop]:
@@ -55,7 +71,9 @@ def carry_out(job: Job, config: Method, *, quiet: bool) -> tuple[Result, Stop]:
     if choice.device == "cpu":
         keep_freed()
     if not quiet:
-        print(f"splatgen: {headline(config, choice)}", file=sys.stderr, flush=True)
+        slow = cost.without_gpu(config) if choice.device == "cpu" else ""
+        for text in filter(None, (headline(config, choice), slow, *scores_explained(config))):
+            print(f"splatgen: {text}", file=sys.stderr, flush=True)
     report = Reporter(sys.stderr, quiet=quiet)
     with on_signals() as stop:
         try:
@@ -73,17 +91,29 @@ def headline(config: Method, choice: Choice) -> str:
         rasterizer = choice.device.upper()
     chosen = f"{choice.note}: " if choice.note else ""
     if isinstance(config, Config) and config.stages:
-        told = ", ".join(f"{s.name or s.number}: {described(s.config)}" for s in stages(config))
+        told = ", ".join(f"{s.name or s.number}: {described(s.config, choice)}" for s in stages(config))
         return f"{chosen}{rasterizer}, {told}, seed {config.seed}"
-    return f"{chosen}{rasterizer}, {described(config)}, seed {config.seed}"
+    return f"{chosen}{rasterizer}, {described(config, choice)}, seed {config.seed}"
 
 
-def described(config: Method) -> str:
-    """Prior and length of a run or a stage."""
+def described(config: Method, choice: Choice) -> str:
+    """Prior, memory and length of a run or a stage."""
     prior = "embedded toybox" if config.prior == "toybox" else config.prior
     reason = not_compiled(config, large=PRIORS[config.prior].large)
     plain = f" (not compiled: {reason})" if reason else ""
-    return f"{prior} prior{plain}, {config.steps} steps"
+    taken = footprint(config) if choice.device == "cuda" else None
+    memory = "" if taken is None else f", about {taken:.1f} GiB of GPU memory"
+    return f"{prior} prior{plain}{memory}, {config.steps} steps"
+
+
+def scores_explained(config: Method) -> list[str]:
+    """What each score on the progress line tells, and whether it guides what it measures."""
+    lines = []
+    for name in (*config.rewards(), *config.holdout_reward):
+        guides = config.preference != "none" and name not in config.holdout_reward
+        role = "it guides, so it is no measure of quality" if guides else "it only watches"
+        lines.append(f"score {name}: {JUDGES[name].about}; {role}")
+    return lines
 
 
 def files(run: Run) -> dict[str, str]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from splatgen import formats
 from splatgen.commands.common.errors import USAGE, Failure
+from splatgen.runs import lock, run_folder
+from splatgen.runs.run_folder import Run
 
 if TYPE_CHECKING:
     from splatgen.formats.splat_file import SplatFile
@@ -18,32 +21,61 @@ if TYPE_CHECKING:
 def splat_file(given: Path) -> Path:
     """The file to read; raises Failure when there is none or no format has its suffix."""
     if given.is_dir():
-        path = given / "splats.ply"
-        if path.is_file():
-            return path
-        advice = "give a run folder or a splat file"
-        if (given / "image.png").is_file():
-            advice = "it is an image's; give the run of an object"
-        elif (given / "run.json").is_file():
-            advice = f"finish the run first with {shlex.join(['splatgen', 'resume', str(given)])}"
-        raise Failure(USAGE, f"{given} holds no splats.ply: {advice}")
+        return _of_run(given)
     if not given.exists():
         raise Failure(USAGE, f"{given} does not exist: give a run folder or a splat file")
     check_suffix(given)
     return given
 
 
-def check_suffix(path: Path) -> None:
+def _of_run(given: Path) -> Path:
+    """The splats of a run folder: its splats.ply, or out of its newest checkpoint where that is newer."""
+    run = Run(folder=given)
+    made, saved = run.splats_ply, run.checkpoints / "latest"
+    status, kind = _about(run)
+    if made.is_file() and not (status == "running" and saved.is_file() and newer(saved, made)):
+        return made
+    if status and kind != "image" and any(run.checkpoints.glob("step-*")):
+        from splatgen.loop import kept
+
+        who = lock.holder(given)
+        path, step = kept.from_checkpoint(run)
+        why = f"is at work in {who}" if who else "was not finished"
+        print(f"splatgen: {given} {why}: {path.name} is its checkpoint of step {step}", file=sys.stderr)
+        return path
+    advice = "give a run folder or a splat file"
+    if kind == "image" or (given / "image.png").is_file():
+        advice = "it is an image's; give the run of an object"
+    elif run.run_json.is_file():
+        advice = f"finish the run first with {shlex.join(['splatgen', 'resume', str(given)])}"
+    raise Failure(USAGE, f"{given} holds no splats.ply: {advice}")
+
+
+def _about(run: Run) -> tuple[str, str]:
+    """Status and kind of a run, empty where its run.json does not tell."""
+    try:
+        data = run_folder.read(run)
+    except (OSError, ValueError):
+        return "", ""
+    return str(data.get("status") or ""), str(data.get("kind") or "")
+
+
+def newer(a: Path, b: Path) -> bool:
+    """Whether a file was written after another."""
+    return a.stat().st_mtime_ns > b.stat().st_mtime_ns
+
+
+def check_suffix(path: Path, table: Mapping[str, str] = formats.FORMATS) -> None:
     """Raise Failure unless a format has the suffix."""
-    if path.suffix.lower() not in formats.FORMATS:
-        known = ", ".join(formats.FORMATS)
+    if path.suffix.lower() not in table:
+        known = ", ".join(table)
         hint = formats.packed(path) or f"the formats now are {known}"
         raise Failure(USAGE, f"{path} has no suffix of a splat format: {hint}")
 
 
 def check_output(path: Path) -> None:
     """Raise Failure for a file that no format is written to, or under a name that means another layout."""
-    check_suffix(path)
+    check_suffix(path, formats.WRITTEN)
     if formats.packed(path):
         raise Failure(USAGE, f"{path} would not be what its name says: {formats.packed(path)}")
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 LIVE_SECONDS = 0.1
 PLAIN_SECONDS = 5.0
-BAR_LENGTH = 20  # characters
+BAR_LENGTH = 12  # characters
+NAME_LENGTH = 16  # of a reward's name, on a live line
 
 
 class Reporter:
@@ -41,12 +42,11 @@ class Reporter:
         if self._quiet or (now < self._due and progress.step < progress.steps):
             return
         self._due = now + (LIVE_SECONDS if self._live else PLAIN_SECONDS)
-        text = line(progress, self._first)
         try:
             if self._live:
-                self._draw(text, progress)
+                self._draw(progress, self._first)
             else:
-                print(text, file=self._stream, flush=True)
+                print(line(progress, self._first), file=self._stream, flush=True)
         except OSError:  # nobody reads it, or its disk is full: no reason to end the run
             self._quiet, self._bar = True, None
 
@@ -57,10 +57,12 @@ class Reporter:
                 self._bar.stop()
             self._bar = None
 
-    def _draw(self, text: str, progress: Progress) -> None:
+    def _draw(self, progress: Progress, first: Progress) -> None:
         if self._bar is None:
             self._bar = live_line(self._stream, progress.steps)
             self._bar.start()
+        room = self._bar.console.width - BAR_LENGTH - 2
+        text = line(progress, first, room)
         self._bar.update(self._bar.task_ids[0], completed=progress.step, description=text, refresh=True)
 
 
@@ -78,16 +80,25 @@ def live_line(stream: TextIO, steps: int) -> Bar:
     return made
 
 
-def line(progress: Progress, first: Progress) -> str:
-    """`step 120/400  3.4 it/s  1:22 left  loss 0.0123  1,532 splats  toybox 0.61`."""
-    parts = [f"step {progress.step}/{progress.steps}"]
+def line(progress: Progress, first: Progress, room: int | None = None) -> str:
+    """`30%  step 120/400  1:22 left  toybox 0.610  3.4 it/s  loss 0.0123  1,532 splats`.
+
+    room is the most characters there are: what comes later is left out first, and a reward's name cut.
+    """
     done, seconds = progress.step - first.step, progress.seconds - first.seconds
-    if done > 0 and seconds > 0:
-        left = (progress.steps - progress.step) * seconds / done
-        parts += [f"{done / seconds:.1f} it/s", f"{duration(left)} left"]
+    percent = 100 * progress.step // max(progress.steps, 1)
+    parts = [f"{percent:>3}%", f"step {progress.step}/{progress.steps}"]
+    moves = done > 0 and seconds > 0
+    parts += [f"{duration((progress.steps - progress.step) * seconds / done)} left"] if moves else []
+    short = None if room is None else NAME_LENGTH
+    parts += [
+        f"{key.partition('/')[2][:short] or key} {value:.3f}" for key, value in progress.rewards.items()
+    ]
+    parts += [f"{done / seconds:.1f} it/s"] if moves else []
     parts += [] if math.isnan(progress.loss) else [f"loss {progress.loss:.4g}"]
     parts += [f"{progress.splats:,} splats"] if progress.splats else []  # images have none
-    parts += [f"{key.removeprefix('reward/')} {value:.3f}" for key, value in progress.rewards.items()]
+    while room is not None and len(parts) > 2 and len("  ".join(parts)) > room:
+        parts.pop()
     return "  ".join(parts)
 
 

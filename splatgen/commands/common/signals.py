@@ -1,10 +1,11 @@
-"""Ctrl-C and TERM ask a run to stop after its step; a second Ctrl-C leaves at once."""
+"""Ctrl-C, TERM and HUP ask a run to stop after its step; a second Ctrl-C leaves at once."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,15 +25,16 @@ class Stop:
 
     @property
     def exit_code(self) -> int:
-        """What shells expect of a process that a signal ended: 130 for INT, 143 for TERM."""
+        """What shells expect of a process that a signal ended: 130 for INT, 143 for TERM, 129 for HUP."""
         return 0 if self.signal is None else 128 + self.signal
 
 
 @contextlib.contextmanager
 def on_signals() -> Iterator[Stop]:
-    """Within, INT and TERM are remembered; a second INT raises KeyboardInterrupt, a third kills.
+    """Within, INT, TERM and HUP are remembered; a second INT raises KeyboardInterrupt, a third kills.
 
-    Only the main thread can be asked so; in another, nobody asks.
+    HUP comes when a terminal is closed; under nohup, which has it ignored, it stays so. Only the main thread
+    can be asked; in another, nobody asks.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -48,7 +50,10 @@ def on_signals() -> Iterator[Stop]:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [signal.SIGINT, signal.SIGTERM]
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        heard.append(signal.SIGHUP)
+    before = {number: signal.signal(number, handle) for number in heard}
     try:
         yield stop
     finally:

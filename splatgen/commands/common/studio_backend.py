@@ -1,33 +1,31 @@
-"""What the page of the studio asks of the program: settings out of fields, runs, and what became of them."""
+"""What the page of the studio asks of the program: settings out of fields, jobs, and what became of them."""
 
 from __future__ import annotations
 
 import logging
-import tomllib
-import typing
+import threading
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from splatgen.commands.common.arguments import check_heard
-from splatgen.commands.common.embedded import VocabularyError, of_prior
+from splatgen.commands.common import known_limits, studio_files, truth
+from splatgen.commands.common.embedded import VocabularyError
 from splatgen.commands.common.errors import describe
-from splatgen.commands.common.past_runs import History, PastRun, finished, thumbnail
+from splatgen.commands.common.past_runs import History, PastRun, Trash, finished, star, thumbnail
+from splatgen.commands.common.studio_settings import Settings, told, vocabulary
 from splatgen.commands.common.viewer import settings
-from splatgen.config import Config, ConfigError, merge, presets
-from splatgen.config.schema import PREFERENCES, SCORES
-from splatgen.config.stages import selections, stages
+from splatgen.config import Config
 from splatgen.loop.snapshot import Cloud, Command
-from splatgen.priors import PRIORS
+from splatgen.runs import lock
 
 if TYPE_CHECKING:
     from splatgen_viewer import studio_program as page
 
-    from splatgen.loop.resident_models import Session
+    from splatgen.loop.jobs import Entry, Job
+    from splatgen.loop.session import Session
 
-AS_STARTED = "as started"
-FIELDS = ("prompt", "prior", "score", "preference", "steps", "seed")  # of a form, settings by the same name
+TWICE = 1.0  # seconds in which a second press is the first one's
 
 _log = logging.getLogger(__name__)
 
@@ -50,83 +48,91 @@ class StudioBackend:
         from splatgen_viewer import studio_program
 
         self._page = studio_program
-        self._session, self._out, self._command, self._read = session, out, command, read
-        self._history = History(out)
+        self._session, self._out, self._command = session, out, command
+        self._history, self._trash = History(out), Trash(out)
         self._runs: dict[str, PastRun] = {}
-        self._presets: dict[str, Config] = {}
-        self._number, self._settings = 0, dict[str, float]()  # of the run at work
-        self.choices = self._page.Choices(
-            bases=(AS_STARTED, *presets()),
-            priors=tuple(PRIORS),
-            scores=names_of("score"),
-            preferences=names_of("preference"),
-        )
+        self._truths: dict[tuple[str, int], str] = {}  # by run and step
+        self._files = studio_files.OpenedFiles(out)
+        self._settings = Settings(read, self._files)
+        self._number, self._steered = 0, dict[str, float]()  # of the job at work
+        self._asked: tuple[object, float] = (None, 0.0)  # the last job, and when
+        self._asking = threading.Lock()  # a second press comes in a thread of its own
+        self.choices = self._settings.choices
+
+    # The job at work and those that wait
 
     def work(self) -> page.Work:
         status = self._session.status
         if status.job is None:
             return self._page.Work(state=status.state, message=status.message)
+        config = status.job.runs[0][1]
         if self._number != status.number:  # the page asks many times a second
-            self._settings = settings(status.job.config, status.job.folder)
+            self._steered = settings(config, status.job.folder)
             self._number = status.number
         return self._page.Work(
             state=status.state,
             number=status.number,
-            prompt=status.job.config.prompt,
+            prompt=_prompt(config),
             message=status.message,
-            channel=status.channel,
-            settings=self._settings,
+            advice=known_limits.advice(config),
+            where="" if status.folder is None else str(status.folder),
+            lanes=tuple(
+                self._page.Lane(name=one.name, state=one.state, channel=one.channel, message=one.message)
+                for one in status.lanes
+            ),
+            settings=self._steered,
         )
 
-    def form(self, base: str) -> page.Form:
-        config = self._base(base)
-        return self._page.Form(
-            base=base,
-            prompt=config.prompt,
-            prior=config.prior,
-            score=config.score,
-            preference=config.preference,
-            steps=config.steps,
-            seed=config.seed,
-        )
+    def queue(self) -> list[page.QueuedJob]:
+        entries = (*self._session.waiting, *self._session.ended)
+        return [self._queued(entry) for entry in entries]
 
-    def vocabulary(self, prior: str) -> page.Vocabulary | None:
-        world = of_prior(prior)
-        return None if world is None else self._page.Vocabulary(lines=world.lines(), examples=world.examples)
+    def _queued(self, entry: Entry) -> page.QueuedJob:
+        config, status = entry.job.runs[0][1], entry.status
+        names = [name for name, _ in entry.job.variants]
+        return self._page.QueuedJob(
+            number=entry.number,
+            prompt=_prompt(config),
+            told=", ".join(names) if names else told(config),
+            state="waiting" if status is None else status.state,
+            message="" if status is None else status.message,
+            runs=() if status is None else tuple(one.folder.name for one in status.lanes if one.folder),
+        )
 
     def begin(self, form: page.Form) -> page.Refusal | None:
-        return self._start(lambda: self._config(form), None)
+        pressed = time.monotonic()
+        with self._asking:
+            before, then = self._asked
+            if form == before and pressed - then < TWICE:
+                return None
+            refusal = self._add(lambda: self._job(form))
+            self._asked = (form, time.monotonic()) if refusal is None else (None, 0.0)
+            return refusal
+
+    def _job(self, form: page.Form) -> Job:
+        from splatgen.loop.jobs import Job
+
+        if not form.prompt.strip():
+            raise ValueError("the prompt is empty: type what to make, as in a red cube")
+        variants = self._settings.variants(form, self._runs)
+        source = self._files.splats(form.opened) if form.source.strip() else None
+        shown = tuple(variants) if len(variants) > 1 else ()
+        return Job(config=variants[0][1], out=self._out, command=self._command, source=source, variants=shown)
 
     def go_on(self, name: str) -> page.Refusal | None:
-        return self._start(lambda: self._run(name).config, name)
+        from splatgen.loop.jobs import Job
 
-    def send(self, command: Command) -> None:
-        self._session.send(command)
+        def again() -> Job:
+            past = self._run(name)
+            if not isinstance(past.config, Config):
+                raise ValueError(f"{name} is the run of a picture: splatgen resume continues it")
+            return Job(config=past.config, out=self._out, command=self._command, folder=past.folder)
 
-    def past(self) -> list[page.PastRun]:
-        found = self._history.read()
-        self._runs = {past.name: past for past in found}
-        return [self._entry(past) for past in found]
+        return self._add(again)
 
-    def thumbnail(self, name: str) -> bytes | None:
-        return thumbnail(self._run(name))
-
-    def cloud(self, name: str) -> Cloud:
-        return finished(self._run(name))
-
-    def file(self, name: str) -> bytes:
-        splats = self._run(name).splats
-        if splats is None:
-            raise ValueError(f"{name} has no finished object")
-        return splats.read_bytes()
-
-    def _start(self, settings_of: Callable[[], Config], run: str | None) -> page.Refusal | None:
-        from splatgen.loop.resident_models import Job
-
+    def _add(self, make: Callable[[], Job]) -> page.Refusal | None:
         try:
-            folder = None if run is None else self._run(run).folder
-            job = Job(config=settings_of(), out=self._out, command=self._command, folder=folder)
-            self._session.start(job)
+            self._session.add(make())
         except Exception as error:  # noqa: BLE001 - it becomes words on the page, which lives on
             return self._refusal(error)
         return None
@@ -141,21 +147,76 @@ class StudioBackend:
             message = f"this is a bug: {type(error).__name__}: {error}"
         return self._page.Refusal(message=message)
 
-    def _config(self, form: page.Form) -> Config:
-        base, chosen = self._base(form.base), {name: getattr(form, name) for name in FIELDS}
-        config: Config = merge(selected(merge(base, chosen)), more(form.more))
-        check_heard(config, base)
-        return config
+    def cancel(self, number: int) -> None:
+        self._session.cancel(number)
 
-    def _base(self, name: str) -> Config:
-        """The settings of a preset under the words of the command line, or of a past run."""
-        if name in self._runs:
-            return self._runs[name].config
-        if name not in self.choices.bases:
-            raise ConfigError(f"there is no preset or run {name[:100]!r} to start from")
-        if name not in self._presets:
-            self._presets[name] = self._read(None if name == AS_STARTED else name)
-        return self._presets[name]
+    def move(self, number: int, by: int) -> None:
+        self._session.move(number, by)
+
+    def send(self, command: Command, lane: int | None = None) -> None:
+        self._session.send(command, lane)
+
+    # Settings
+
+    def form(self, base: str) -> page.Form:
+        return self._settings.form(base, self._runs)
+
+    def vocabulary(self, prior: str) -> page.Vocabulary | None:
+        return vocabulary(prior)
+
+    def advice(self, form: page.Form) -> str:
+        found = [known_limits.advice(config) for _, config in self._settings.variants(form, self._runs)]
+        return "; ".join(dict.fromkeys(part for part in found if part))
+
+    def open(self, name: str, content: bytes) -> page.Opened:
+        return self._files.open(name, content, self._settings, self._runs)
+
+    # Past runs
+
+    def past(self) -> list[page.PastRun]:
+        found = self._history.read()
+        self._runs = {past.name: past for past in found}
+        return [self._entry(past) for past in found]
+
+    def thumbnail(self, name: str) -> bytes | None:
+        return thumbnail(self._run(name))
+
+    def picture(self, name: str) -> bytes:
+        found = self._run(name).picture
+        if found is None:
+            raise ValueError(f"{name} has no picture")
+        return found.read_bytes()
+
+    def cloud(self, name: str) -> Cloud:
+        return finished(self._run(name))
+
+    def file(self, name: str, suffix: str) -> tuple[str, bytes]:
+        past = self._run(name)
+        return studio_files.saved(past, suffix)
+
+    def star(self, name: str) -> None:
+        star(self._run(name))
+
+    def measure(self, name: str) -> None:
+        past = self._run(name)
+        self._truths[name, past.step] = truth.measured(past)
+
+    def delete(self, name: str) -> None:
+        past = self._run(name)
+        who = lock.holder(past.folder)
+        if who is not None:
+            raise ValueError(f"{past.name} is at work in {who}: stop it first")
+        self._trash.put(past)
+
+    def undo(self) -> str:
+        return self._trash.undo()
+
+    def differences(self, one: str, other: str) -> list[tuple[str, str, str]]:
+        return studio_files.differences(self._run(one), self._run(other))
+
+    def close(self) -> None:
+        """What was deleted goes."""
+        self._trash.empty()
 
     def _run(self, name: str) -> PastRun:
         if name not in self._runs:
@@ -164,43 +225,34 @@ class StudioBackend:
 
     def _entry(self, past: PastRun) -> page.PastRun:
         c = past.config
+        source = c.source if isinstance(c, Config) else ""
         return self._page.PastRun(
             name=past.name,
-            prompt=f"{c.source} -> {c.prompt}" if c.source else c.prompt,
-            told=f"{method_of(c)}, {c.steps:,} steps, seed {c.seed}",
+            prompt=_prompt(c) if isinstance(c, Config) else c.prompt,
+            told=told(c),
             status=past.status,
             rewards=past.rewards,
-            finished=past.splats is not None,
-            goes_on=past.status == "stopped",
-            again=not c.source,  # an edit starts from an object
+            finished=past.splats is not None or past.picture is not None,
+            goes_on=past.status == "stopped" and not past.flat,
+            again=not source,  # an edit starts from an object
+            when=when(past.started),
+            starred=past.starred,
+            flat=past.flat,
+            guided=c.preference != "none",
+            measurable=past.splats is not None and truth.caption(past) is not None,
+            truth=self._truths.get((past.name, past.step), ""),
         )
 
 
-def names_of(field: str) -> tuple[str, ...]:
-    """What a setting of the config can be."""
-    return tuple(typing.get_args(typing.get_type_hints(Config)[field]))
+def _prompt(config: Config) -> str:
+    return f"{config.source} -> {config.prompt}" if config.source else config.prompt
 
 
-def method_of(config: Config) -> str:
-    """Score, preference and prior, of each stage where there are several."""
-    told = []
-    for stage in stages(config):
-        c = stage.config
-        method = c.score if c.preference == "none" else f"{c.score} + {c.preference}"
-        told.append(f"{stage.name}: {method}, {c.prior}" if stage.name else f"{method}, {c.prior}")
-    return " → ".join(told)
+def when(started: str) -> str:
+    """A time of run.json as clocks here show it; as it stands where it is none."""
+    from datetime import datetime
 
-
-def selected(config: Config) -> Config:
-    """Without options of a score or preference that is not the chosen one: they would be refused."""
-    unused = [name for name in (*SCORES, *PREFERENCES) if name not in selections(config)]
-    return replace(config, **{name: type(getattr(config, name))() for name in unused})
-
-
-def more(text: str) -> dict[str, Any]:
-    """Settings as lines of a config file."""
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        advice = "write a line a setting, such as guidance.scale = 7.5"
-        raise ConfigError(f"more settings: {error}: {advice}") from error
+        return f"{datetime.fromisoformat(started).astimezone():%Y-%m-%d %H:%M}"
+    except ValueError:
+        return started

@@ -8,18 +8,20 @@ import math
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
+from splatgen.commands.common import still
 from splatgen.commands.common.arguments import Switch
-from splatgen.commands.common.errors import USAGE, Failure
+from splatgen.commands.common.errors import USAGE, Failure, one_line
 from splatgen.config import Config, Method
 from splatgen.config.stages import stages
-from splatgen.runs import steering
+from splatgen.runs import run_folder, steering
 from splatgen.runs.run_folder import Run
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ class ViewerAddress:
     holds a token, but goes unencrypted."""
     port: Annotated[int, arg(metavar="N")] = 8080
     """Of the viewer; the next one that is free if it is taken."""
+    open: Switch = False
+    """Open its page in the browser of this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,14 +52,16 @@ class ViewerOptions:
     """Whether a run is watched, and where."""
 
     viewer: Switch = False
-    """Show the run live in a browser."""
+    """Show the run live in a browser; --open alone does so, too."""
+    viewer_wait: Literal["auto", "yes", "no"] = "auto"
+    """Keep the page after the end of the run, until Ctrl-C: auto does if one is open then."""
     place: Annotated[ViewerAddress, arg(name="", prefix_name=False)] = field(default_factory=ViewerAddress)
 
 
 @contextlib.contextmanager
 def watched(options: ViewerOptions, config: Method, folder: Path | None = None) -> Iterator[Channel | None]:
     """The channel of a run while its viewer is open, None without --viewer; folder is a resumed run's."""
-    if not options.viewer:
+    if not options.viewer and not options.place.open:
         yield None
         return
     if not isinstance(config, Config):
@@ -66,8 +72,45 @@ def watched(options: ViewerOptions, config: Method, folder: Path | None = None) 
 
     channel = Channel(interval=INTERVAL)
     subject = Subject(title=config.prompt, settings=settings(config, folder), reach=reach(config))
-    with opened(channel, subject, options.place):
-        yield channel
+    with opened(channel, subject, options.place) as viewer:
+        try:
+            yield channel
+        except Exception as error:
+            if wanted(viewer, channel, options):
+                print(f"splatgen: the run has ended: {one_line(str(error))}", file=sys.stderr)
+                stay(channel, config.prompt)
+            raise
+        if wanted(viewer, channel, options):
+            stay(channel, config.prompt)
+
+
+def wanted(viewer: Viewer, channel: Channel, options: ViewerOptions) -> bool:
+    """Whether the page outlives its run; not where there was none, or a signal wants the process to end."""
+    if channel.folder is None or channel.asked or options.viewer_wait == "no":
+        return False
+    return options.viewer_wait == "yes" or viewer.server.readers() > 0
+
+
+def stay(channel: Channel, prompt: str) -> None:
+    """Keep the page of a run that has ended, with its splats to look at and to save, until Ctrl-C."""
+    print(
+        "splatgen: the page stays until Ctrl-C (--viewer-wait no: it ends with the run)",
+        file=sys.stderr,
+        flush=True,
+    )
+    assert channel.folder is not None
+    try:
+        last = channel.last
+        if last is None:
+            raise ValueError("nothing was shown")
+        shown = still.of_run(channel.folder, run_folder.slug(prompt), last)
+    except (Failure, OSError, ValueError) as error:
+        channel.messages.put(f"no splats to save or to render: {error}")
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                time.sleep(still.NAP)
+    else:
+        still.serve(channel, shown)
 
 
 @contextlib.contextmanager
@@ -92,7 +135,17 @@ def served(make: Callable[[], Viewer], place: ViewerAddress, what: str = "viewer
     with viewer:
         for line in told(viewer, place, os.environ):
             print(f"splatgen: {line}", file=sys.stderr, flush=True)
+        if place.open and not browse(viewer.url, os.environ):
+            print("splatgen: no browser could be started here: open the address yourself", file=sys.stderr)
         yield viewer
+
+
+def browse(url: str, environment: Mapping[str, str]) -> bool:
+    """Open a page in a browser with a window; one that draws in the terminal would take it from the run."""
+    import webbrowser
+
+    seen = any(environment.get(name) for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY"))
+    return (seen or sys.platform in ("win32", "darwin")) and webbrowser.open(url)
 
 
 def told(viewer: Viewer, place: ViewerAddress, environment: Mapping[str, str]) -> list[str]:

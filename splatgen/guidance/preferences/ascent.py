@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -24,7 +22,8 @@ class Ascent(Preference):
     form = "paper": G = w(t) (e - d_r - n) with d_r = weight dr/drender, r judged on the render, or on the
     one-step estimate at times up to `straight_through` (value of the estimate, gradient of the render).
     form = "code", the official one: weight c relu(target - r) is added to the loss |G|^2 / 2, where c is ten
-    to the difference of their decimal digits; for the last steps the reward alone, a million times.
+    to the difference of their decimal digits; for the last steps the reward alone, of the render at any time,
+    a million times.
     """
 
     def __init__(self, options: AscentOptions) -> None:
@@ -70,6 +69,8 @@ class Ascent(Preference):
     def _looked(self, moment: Moment, rows: Tensor, x0: Tensor, render: Tensor) -> Tensor:
         """What the rewards of some views look at: the render, or the value of the estimate at small times."""
         looked = render.clamp(0.0, 1.0)
+        if self._alone(moment):  # as the official code does
+            return looked
         early = moment.times[rows] <= self.options.straight_through
         if not bool(early.any()):  # a decoder can cost as much as a step
             return looked
@@ -87,7 +88,8 @@ class Ascent(Preference):
             return -(w.flatten() * o.weight * rewards).sum() / len(rewards)
         missing = (o.target - rewards).clamp_min(0.0).mean()
         scale = digit_scale(0.5 * value.square().sum() / len(value), missing.detach())
-        return (PURE if self._alone(moment) else o.weight * scale) * missing
+        weight = torch.full_like(scale, PURE) if self._alone(moment) else o.weight * scale
+        return weight.to(missing.dtype) * missing
 
     def _alone(self, moment: Moment) -> bool:
         return moment.fraction >= max(self.options.start, 1.0 - self.options.pure)
@@ -97,10 +99,11 @@ def prompts_of(moment: Moment, rows: Tensor) -> list[str]:
     return [moment.prompts[n] for n in rows.tolist()]
 
 
-def digit_scale(loss: Tensor, other: Tensor) -> float:
-    """Ten to the difference of the decimal digits before the point of two losses."""
+def digit_scale(loss: Tensor, other: Tensor) -> Tensor:
+    """Ten to the difference of the decimal digits before the point of two losses, [] in float64."""
+    powers = upload(torch.tensor([10.0**n for n in range(1, 39)], dtype=torch.float64), loss.device)
 
-    def digits(value: float) -> int:
-        return len(str(int(value))) if math.isfinite(value) else 1
+    def digits(value: Tensor) -> Tensor:  # of float32: no more than 39; what is not finite counts as one
+        return ((value.double() >= powers) & torch.isfinite(value)).sum()
 
-    return float(10.0 ** (digits(float(loss)) - digits(float(other))))
+    return 10.0 ** (digits(loss) - digits(other)).double()

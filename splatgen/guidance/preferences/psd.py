@@ -31,7 +31,8 @@ class PSD(Preference):
         d_gen + gamma d_cls = e_win - n_win,   d_pref = (e_win - rho n_win) - (e_lose - rho n_lose)
         beta = gamma |d_cls| / |d_pref| sigmoid(-(r_win - r_lose) / temperature)
 
-    with the norms over all elements of an item, in float32 or better. Only the paper's abstract and a blog
+    with the norms over all elements of an item, in float32 or better; with rescaling, gamma d_cls is what
+    guidance comes to after it, e_win - e_y. Only the paper's abstract and a blog
     post were at hand: rho = 1 follows from the theory (the score of the render's own noising kernel), rho = 0
     is the blog's formula; the scope of the norms, and the restriction of the learning to times up to
     t_limit, are ours. The negative embedding starts as the given negative prompt and climbs the reward of
@@ -78,7 +79,10 @@ class PSD(Preference):
         noises = tries.eps - residuals
         win, lose = residuals + (1.0 - self.options.rho) * noises
         views = moment.prior.views
-        pull, push = item_norms(tries.classifier[0], views), item_norms(win - lose, views)
+        guidance = tries.classifier[0]
+        if moment.denoiser.options.rescale > 0:  # what it comes to in e_win, from which the pair is, too
+            guidance = guidance + tries.adjustment[0]
+        pull, push = item_norms(guidance, views), item_norms(win - lose, views)
         ratio = torch.where(push > 0, pull / push.clamp_min(torch.finfo(push.dtype).tiny), 0.0)
         beta = ratio * choice.weights[1].to(ratio)[:, None, None, None]
         added = torch.where(beta != 0, beta * (win - lose), 0.0)  # 0 times NaN would be NaN
@@ -139,6 +143,7 @@ class PSD(Preference):
             negative = {**fixed, **repeat(learned, len(rows))}
             e_n = moment.denoiser.raw(x_t[on], t, negative, moment.cameras[rows])
             eps = e_n + moment.scale * (guided.conditional - e_n + aside)
+            eps = eps if guided.beyond is None else eps + guided.beyond
             return ddim_step(prior, x_t[on], eps, t, torch.zeros_like(t))
 
         def pictures(x0: Tensor) -> Tensor:
@@ -149,7 +154,7 @@ class PSD(Preference):
 
         with torch.enable_grad():
             if moment.denoiser.learning:
-                eps = guided.base + moment.scale * guided.direction
+                eps = guided.classifier + guided.conditional
                 known = ddim_step(prior, x_t[on], eps, t, torch.zeros_like(t))
                 reward, slope = one_by_one(known, pictures, judged)
                 x0 = estimate()

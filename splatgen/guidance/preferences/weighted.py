@@ -26,7 +26,8 @@ class Weighted(Preference):
 
     The paper divides the sum by N (normalise = "paper"); its 3D code takes means over the best and over the
     worst (the default here), its 2D code a quarter of that. Its 2D code starts the denoising from the
-    nearest lower level of a grid; this one, like the 3D code, from t itself. Both codes can take the same
+    nearest lower level of a grid; this one, like the 3D code, from t itself, through multiples of 1/S or
+    through the levels of that code (levels = "code"). Both codes can take the same
     candidate as best and as worst, and let a NaN win: `omegas` does neither.
     """
 
@@ -52,21 +53,41 @@ class Weighted(Preference):
         )
 
     def _look_ahead(self, moment: Moment, x_t: Tensor, tries: Guided) -> Tensor:
-        """Estimates after up to `lookahead` steps; the first step's predictions are there already."""
-        scale = moment.scale if self.options.scale is None else self.options.scale
-        if scale == moment.scale:
-            first = tries
-        elif tries.base is None:
-            first = moment.guided(x_t, scale=scale)
-        else:
-            flat, t = tries.map(lambda z: z.flatten(0, 1)), moment.t.repeat(len(x_t))
-            x = x_t.flatten(0, 1)
-            first = moment.denoiser.finish(x, t, flat.conditional, flat.base, flat.direction, scale)
+        """Estimates after up to `lookahead` steps; the first step's predictions are there already.
+
+        Without rescaling, as the official code scores.
+        """
+        o, null_scale = self.options, moment.null_scale
+        scale = moment.scale if o.scale is None else o.scale
+        first = tries
+        if tries.base is None and scale != moment.scale:
+            first = moment.guided(x_t, scale=scale, null_scale=null_scale, rescaled=False)
+        elif scale != moment.scale or moment.denoiser.options.rescale > 0:
+            z, t = tries.map(lambda z: z.flatten(0, 1)), moment.t.repeat(len(x_t))
+            first = moment.denoiser.finish(
+                x_t.flatten(0, 1),
+                t,
+                z.conditional,
+                z.base,
+                z.direction,
+                scale,
+                rescaled=False,
+                beyond=z.beyond,
+            )
             first = first.map(lambda z: z.view(x_t.shape))
-        if self.options.lookahead == 1:
+        if o.lookahead == 1:
             return first.x0
-        levels = falling(moment.times, self.options.lookahead)
-        return walk(moment, x_t, levels, scale=scale, plain=False, first=first)
+        levels = falling(moment.times, o.lookahead, closed=o.levels == "code")
+        return walk(
+            moment,
+            x_t,
+            levels,
+            scale=scale,
+            null_scale=null_scale,
+            plain=False,
+            rescaled=False,
+            first=first,
+        )
 
 
 def omegas(rewards: Tensor, options: WeightedOptions) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from splatgen.guidance.denoiser import Guided, gather
 from splatgen.guidance.moment import Moment
+from splatgen.guidance.noise_field import consistent, field_seed
 from splatgen.scene.uploads import upload
 
 Metrics = dict[str, float | Tensor]  # tensors [] are read when somebody logs them
@@ -38,8 +39,16 @@ class Score(Protocol):
     weighting: str = "uniform"  # what --guidance.weighting auto means for it
     asks: bool = False  # whether its baseline asks a network
 
+    def seen(self, moment: Moment) -> Moment:
+        """The step as the candidates are predicted and judged: by other prompts, for some scores."""
+        return moment
+
     def noises(self, moment: Moment, count: int) -> Noised:
         """Noises of `count` candidates."""
+
+    def refined(self, moment: Moment, x_t: Tensor, guided: Guided) -> Guided:
+        """Predictions of the kept candidates x_t [M, B, C, h, w], by more steps where a score asks."""
+        return guided
 
     def baseline(self, moment: Moment, noised: Noised, guided: Guided) -> Tensor:
         """What is subtracted from guided.eps [M, B, C, h, w]."""
@@ -59,7 +68,14 @@ class Score(Protocol):
 
 
 def gaussian(moment: Moment, count: int, purpose: str = "noise") -> Tensor:
-    """Standard normal noise [K, B, C, h, w]; the first candidates are the same whatever the count."""
+    """Standard normal noise [K, B, C, h, w]; the first candidates are the same whatever the count.
+
+    Fresh in every view, or of one field around the object for each candidate.
+    """
+    if moment.surface is not None:
+        fields = (field_seed(moment.seed, purpose, k) for k in range(count))
+        found = torch.stack([consistent(moment.surface, moment.x.shape, seed) for seed in fields])
+        return found.to(moment.x)
     generator = moment.rng(purpose)
     noise = torch.stack([torch.randn(moment.x.shape, generator=generator) for _ in range(count)])
     return upload(noise, moment.x.device).to(moment.x.dtype)

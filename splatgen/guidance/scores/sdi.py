@@ -5,6 +5,8 @@ Shapes: B views, K candidates, M of them kept, C x h x w the prior's space.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,10 @@ class SDI(Score):
     latents of t + tau to the denoiser as if they were of t (renoise = False), takes tau up to a tenth, and
     inverts on a grid of 100 from a first label of -99. All candidates of an item share one inversion and
     differ by their fresh noise.
+
+    With reverse > 1 the estimate x0 is where as many equal, guided DDIM steps lead from x_t, in place of the
+    one step that e stands for: probability-flow distillation (arXiv 2605.09071), G = x - x0 again. Of that
+    paper the abstract was at hand; how many steps it takes is not known to us.
     """
 
     times = "annealed"
@@ -34,6 +40,7 @@ class SDI(Score):
 
     def __init__(self, options: SDIOptions) -> None:
         self.options = options
+        self.asks = options.reverse > 1
 
     def noises(self, moment: Moment, count: int) -> Noised:
         o = self.options
@@ -64,6 +71,16 @@ class SDI(Score):
         scale = -moment.scale if o.scale is None else o.scale
         levels = rising(end, counts)
         return walk(moment, start, levels, scale=scale, plain=True, jitter=jitter, eta=o.entropy)
+
+    def refined(self, moment: Moment, x_t: Tensor, guided: Guided) -> Guided:
+        if self.options.reverse == 1:
+            return guided
+        shares = 1.0 - torch.arange(self.options.reverse + 1).to(moment.times) / self.options.reverse
+        levels = shares[:, None] * moment.times
+        null_scale = moment.null_scale
+        x0 = walk(moment, x_t, levels, scale=moment.scale, null_scale=null_scale, plain=False, first=guided)
+        alpha, sigma = moment.amplitudes()
+        return replace(guided, eps=(x_t - alpha * x0) / sigma, x0=x0)
 
     def baseline(self, moment: Moment, noised: Noised, guided: Guided) -> Tensor:
         return noised.noise

@@ -24,10 +24,20 @@ class SDS(Score):
 
 
 class CSD(Score):
-    """Classifier score distillation (Yu et al. 2023): G = w(t) (scale - 1) (e_y - e_n), no noise at all."""
+    """Classifier score distillation (Yu et al. 2023): no noise at all.
+
+        G = w(t) ((w - 1) (e_y - e_n) + w_0 (e_y - e_0))
+
+    with e_0 of the empty prompt and w_0 the null scale. Its published branches are e_y + a e_n + b e_0 with
+    1 + a + b = 0, from (a, b) = (0, -1) to (-1, 0) over half of the run for a shape, from (-1, 0) to (-0.5,
+    -0.5) for a texture: scale 1 - a and null scale -b.
+    """
 
     def noises(self, moment: Moment, count: int) -> Noised:
         return Noised(noise=gaussian(moment, count))
 
     def baseline(self, moment: Moment, noised: Noised, guided: Guided) -> Tensor:
+        if moment.scale == 0.0 and guided.base is None:  # guided.conditional is e_n: ask for e_y, too
+            e_y = moment.guided(moment.noised(noised.noise), scale=1.0, plain=True).conditional
+            return e_y + guided.adjustment
         return guided.conditional + guided.adjustment

@@ -29,7 +29,7 @@ LATENT_NOISE = 0.05  # of a latent's deviation, added before decoding: neighbour
 LATENT_PULL = 1e-4  # toward 0
 COARSE, COARSE_WEIGHT = 8, 2.0  # pixels of the averages that must be right, too
 NO_TEXT, NO_CAMERA = 0.1, 0.08  # shares that are told nothing, for guidance without a classifier
-TIME_POWER = 0.8  # below 1: more of the late times, where forms are decided
+TIME_POWER = 0.5  # below 1: more of the late times, where forms are decided
 
 
 def cutouts(

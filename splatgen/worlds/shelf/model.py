@@ -3,7 +3,8 @@
 A cut-out is colour times coverage, and coverage: four channels without a background.
 Autoencoder: `AutoencoderKL` on pixel_unshuffle(cut-out, 2).
 Diffusion: `UNet2DConditionModel` on its latents with v-prediction; words and the camera's own token reach it
-by cross-attention, the pooled text and the camera through its class embedding.
+by cross-attention, the pooled text and the camera through its class embedding, and rays of pixels (see
+splatgen.worlds.shelf.rays) as channels beside the latents.
 Reward: two towers, see splatgen.worlds.towers.
 
 Shapes: B images, L tokens, D text width, S image side.
@@ -28,6 +29,7 @@ from splatgen.worlds import towers
 from splatgen.worlds.quantised import restored
 from splatgen.worlds.shelf.catalogue import catalogue
 from splatgen.worlds.shelf.grammar import AnyCaption, tokens
+from splatgen.worlds.shelf.rays import RAYS, ray_map
 from splatgen.worlds.towers import RewardConfig, RewardNet
 from splatgen.worlds.toybox.model import camera_features
 
@@ -66,6 +68,7 @@ class PriorConfig:
     text_width: int = 128
     text_layers: int = 2
     heads: int = 4
+    rays: bool = False  # reads them beside the latents
 
 
 def autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
@@ -112,7 +115,7 @@ class PriorNet(nn.Module):
         self.camera = nn.Sequential(nn.Linear(CAMERA, width), nn.SiLU(), nn.Linear(width, 2 * width))
         self.unet = UNet2DConditionModel(
             sample_size=config.side,
-            in_channels=config.latents,
+            in_channels=config.latents + RAYS * config.rays,
             out_channels=config.latents,
             block_out_channels=config.channels,
             layers_per_block=1,
@@ -134,6 +137,8 @@ class PriorNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, states: Tensor, pooled: Tensor, camera: Tensor) -> Tensor:
         """v for latents x [B, C, h, w] at t [B]; states [B, L, D], pooled [B, D], camera [B, CAMERA]."""
         pooled_camera, token = self.camera(camera).chunk(2, -1)
+        if self.config.rays:
+            x = torch.cat([x, ray_map(camera.float(), x.shape[-1]).to(x.dtype)], 1)
         v: Tensor = self.unet(
             x,
             1000.0 * t,

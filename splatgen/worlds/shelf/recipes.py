@@ -36,7 +36,7 @@ RECIPES: dict[str, Recipe] = {
         weight_decay=1e-4,
         fall=0.5,
     ),
-    "prior": Recipe(net=PriorConfig(), seed=11, steps=40_000, ema=0.9995, weight_decay=1e-2),
+    "prior": Recipe(net=PriorConfig(rays=True), seed=11, steps=40_000, ema=0.9995, weight_decay=1e-2),
     "reward": Recipe(
         net=RewardConfig(size=64, channels=(80, 128, 160), patch=4, activation="gelu"), seed=12, steps=9_000
     ),

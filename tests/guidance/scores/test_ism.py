@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from splatgen.config import GuidanceOptions, ISMOptions
 from splatgen.guidance.distillation import gradient
-from splatgen.guidance.inversion import ddim_step
 from splatgen.guidance.preferences import NoPreference
 from splatgen.guidance.scores import ISM
 from splatgen.scene.cameras import turntable
@@ -24,35 +23,51 @@ def value(step, options):
 
 
 @pytest.mark.parametrize("t", [0.95, 0.5, 0.28, 0.13, 0.08, 0.05])
-def test_it_is_its_loop_for_one_view(t):
-    """Steps of at most 0.2 without a prompt to s = t - 0.08, one to t, then G = sigma/alpha (e - e_s)."""
+@pytest.mark.parametrize("negative", ["", "blurry"])
+def test_it_is_its_loop_for_one_view(t, negative):
+    """LucidDreamer's: from timestep 1 in steps of exactly 200 and a remainder to s = t - 80, and one to t.
+
+    The start has noise of that level, with an offset of 0.1 a channel; both e_0 are of the empty prompt, and
+    the negative one is guidance's alone.
+    """
     prior, x, camera = GroupPrior(1), normal("x", 1, 3, 6, 6), turntable(1, size=6)
-    o = ISMOptions(noise=0.1)
-    step = moment(prior, x, t, options=GUIDED, cameras=camera)
+    step = moment(prior, x, t, options=GUIDED, cameras=camera, negative=negative)
     empty, front = prior.embed([""]), prior.embed(["a, front view"])
 
     def e(y, level, told):
         return prior.predict(y, torch.tensor([level], dtype=torch.float64), told, camera)
 
-    y = x + 0.1 * torch.randn(x.shape, generator=step.rng("noise")).double()
-    s = max(t - 0.08, 0.0)
-    count = max(math.ceil(s / 0.2 - 1e-6), 1)
-    for n in range(count if s > 0 else 0):
-        here, there = s * n / count, s * (n + 1) / count
-        levels = (torch.tensor([v], dtype=torch.float64) for v in (here, there))
-        y = ddim_step(prior, y, e(y, here, empty), *levels)
+    def amplitude(level):
+        return math.cos(math.pi / 2 * level), math.sin(math.pi / 2 * level)
+
+    n = torch.randn(x.shape, generator=step.rng("noise")).double()
+    offset = torch.randn(1, 3, 1, 1, generator=step.rng("offset")).double()
+    here, s = 0.001, max(t - 0.08, 0.001)
+    y = amplitude(here)[0] * x + amplitude(here)[1] * (n + 0.1 * offset)
+    while here < s - 1e-9:
+        there = min(here + 0.2, s)
+        (a, b), (c, d), found = amplitude(here), amplitude(there), e(y, here, empty)
+        y, here = c * (y - b * found) / a + d * found, there
     e_s = e(y, s, empty)
-    alpha, sigma = math.cos(math.pi / 2 * t), math.sin(math.pi / 2 * t)
-    alpha_s, sigma_s = math.cos(math.pi / 2 * s), math.sin(math.pi / 2 * s)
-    x_t = alpha * (y - sigma_s * e_s) / alpha_s + sigma * e_s
-    e_t = e(x_t, t, empty) + 7.5 * (e(x_t, t, front) - e(x_t, t, empty))
-    torch.testing.assert_close(value(step, o), sigma / alpha * (e_t - e_s), rtol=1e-9, atol=1e-9)
+    (a, b), (alpha, sigma) = amplitude(s), amplitude(t)
+    x_t = alpha * (y - b * e_s) / a + sigma * e_s
+    e_n = e(x_t, t, prior.embed([negative]))
+    e_t = e_n + 7.5 * (e(x_t, t, front) - e_n)
+    torch.testing.assert_close(value(step, ISMOptions()), sigma / alpha * (e_t - e_s), rtol=1e-9, atol=1e-9)
+
+
+def test_the_interval_falls_over_the_warm_up():
+    """LucidDreamer: 100 to 80 of 1000 over the first 1,500 of 5,000 steps."""
+    score = ISM(ISMOptions(interval_start=0.1, warmup=1500 / 5000))
+    found = [score.interval(step / 5000) for step in (0, 750, 1500, 4000)]
+    assert found == pytest.approx([0.1, 0.09, 0.08, 0.08])
+    assert ISM(ISMOptions()).interval(0.0) == 0.08
 
 
 def test_every_view_of_a_batch_is_as_if_alone():
     prior, cameras = GroupPrior(1), turntable(4, size=6)
     x, t = normal("x", 4, 3, 6, 6), torch.tensor([0.33, 0.95, 0.05, 0.5], dtype=torch.float64)
-    o = ISMOptions(noise=0.0)
+    o = ISMOptions(start=0.0)
     together = value(moment(prior, x, t, cameras=cameras, options=GUIDED), o)
     for b in range(4):
         s = slice(b, b + 1)
@@ -79,23 +94,28 @@ def test_images_through_the_denoiser(t, steps):
 
 def test_candidates_begin_with_noises_of_their_own():
     step = moment(GroupPrior(1), normal("x"), 0.5, options=GUIDED)
-    noisy = ISM(ISMOptions(noise=0.1)).noises(step, 3)
+    noisy = ISM(ISMOptions()).noises(step, 3)
     assert noisy.noise.shape == noisy.baseline.shape == (3, 2, 3, 6, 6)
     assert not torch.allclose(noisy.noise[0], noisy.noise[1])
-    quiet = ISM(ISMOptions(noise=0.0)).noises(step, 2)
+    quiet = ISM(ISMOptions(start=0.0)).noises(step, 2)
     assert torch.equal(quiet.noise[0], quiet.noise[1])
+
+
+class Told(GaussianPrior):
+    """Knows its mean without a prompt, too."""
+
+    def embed(self, prompts):
+        return {"known": torch.ones(len(prompts), dtype=torch.float64)}
 
 
 def test_the_mean_is_where_a_gaussian_rests():
     """The flow from the mean is the mean, and both predictions are 0."""
-    prior = GaussianPrior(pattern, spread=0.1)
-    step = moment(prior, pattern(turntable(2, size=6)), 0.5, options=PLAIN, negative="a")
-    assert value(step, ISMOptions(noise=0.0)).abs().max() < 1e-12
+    step = moment(Told(pattern, spread=0.1), pattern(turntable(2, size=6)), 0.5, options=PLAIN)
+    assert value(step, ISMOptions(start=0.0)).abs().max() < 1e-12
 
 
 def test_ism_recovers_the_mean_of_an_analytic_prior():
     """The data is N(pattern, 0.1^2), with and without a prompt."""
-    prior = GaussianPrior(pattern, spread=0.1)
-    error = distil(prior, ISM(ISMOptions(noise=0.0)), steps=150, negative="a")
+    error = distil(Told(pattern, spread=0.1), ISM(ISMOptions(start=0.0)), steps=150)
     print(f"root mean square error {error:.4f}")
     assert error < 0.02

@@ -1,5 +1,7 @@
 """Variational score distillation with a copy that is known in closed form."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from analytic import PLAIN, GaussianAdapter, GaussianPrior, distil, moment, normal, pattern
@@ -307,3 +309,37 @@ def test_vsd_recovers_the_mean_of_an_analytic_prior():
     error = distil(prior, VSD(VSDOptions(lr=0.1), prior, seed=0), steps=150)
     print(f"root mean square error {error:.4f}")
     assert error < 0.06
+
+
+# Published settings of the copy
+
+
+class Paired(torch.nn.Module):
+    """An adapter with LoRA's names."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = {
+            "block.lora_A.vsd.weight": torch.nn.Parameter(torch.zeros(4, 320)),
+            "block.lora_B.vsd.weight": torch.nn.Parameter(torch.zeros(320, 4)),
+            "camera.linear_1.weight": torch.nn.Parameter(torch.full((2, 2), 7.0)),
+        }
+
+    def parameters(self):
+        return self.found
+
+
+def test_the_published_start_of_lora_is_normal_by_its_rank():
+    """diffusers' LoRALinearLayer: down N(0, 1 / rank^2), up 0; torch's rule has 1 / sqrt(3 width)."""
+    adapter = Paired()
+    prior = SimpleNamespace(adapter=lambda rank, generator: adapter)
+    score = VSD(VSDOptions(rank=4, start="normal", betas=(0.9, 0.99), eps=1e-15), prior, 0)
+    down = adapter.found["block.lora_A.vsd.weight"].detach()
+    assert float(down.std()) == pytest.approx(1 / 4, rel=0.05)
+    assert float(down.mean()) == pytest.approx(0.0, abs=0.02)
+    assert adapter.found["block.lora_B.vsd.weight"].abs().max() == 0
+    assert (adapter.found["camera.linear_1.weight"] == 7.0).all()
+    group = score.optimizer.param_groups[0]
+    assert (group["betas"], group["eps"]) == ((0.9, 0.99), 1e-15)
+    usual = VSD(VSDOptions(), SimpleNamespace(adapter=lambda rank, generator: Paired()), 0)
+    assert usual.optimizer.param_groups[0]["betas"] == (0.9, 0.999)

@@ -6,8 +6,7 @@ import pytest
 import steps
 import torch
 
-from splatgen.commands import compare
-from splatgen.commands.common import embedded
+from splatgen.commands.common import embedded, sweeping
 from splatgen.loop.object_snapshots import THUMB, shown, thumbnails
 from splatgen.runs.metrics import read_metrics
 from splatgen.runs.run_folder import open_run
@@ -49,7 +48,7 @@ def test_image(cli, tmp_path, space):
 
 
 def test_compare(cli, tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "has_truth", lambda plan: False)  # the CPU's work, and most of it
+    monkeypatch.setattr(sweeping, "has_truth", lambda plan: False)  # the CPU's work, and most of it
     words = ["--methods", "sds", "rewardsds", "--weighted.candidates", "4", "--weighted.lookahead", "1"]
     done = cli("compare", "a red cube", *TINY, *words, "--out", tmp_path)
     assert done.code == 0, done.err

@@ -1,4 +1,4 @@
-"""Comparisons: that methods are paired, that none touches another, and that all of it survives a stop."""
+"""Sweeps in one process: that methods are paired, that none touches another, and what a stop leaves."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from PIL import Image
 
 from splatgen import formats
 from splatgen.commands.common import checks
-from splatgen.config import Config, ConfigError, from_dict, merge
-from splatgen.config.methods import METHODS, ComparisonPlan, line_up, slots
-from splatgen.loop import comparison as comparing
+from splatgen.config import from_dict, merge
+from splatgen.config.methods import slots
 from splatgen.loop import object_run
-from splatgen.loop.comparison import Callbacks, Comparison, Outcome, compare
 from splatgen.loop.loop import Progress
 from splatgen.runs.metrics import read_metrics
-from splatgen.runs.statistics import summarise
 from splatgen.scene.splats import Splats
+from splatgen.sweeps import ledger, sheet
+from splatgen.sweeps.ledger import Outcome, Sweep, make_folder, read_plan, read_rows, read_sweep
+from splatgen.sweeps.plan import Plan, Task, line_up
+from splatgen.sweeps.sweep import Alone, Callbacks, carry_out
+from splatgen.sweeps.table import measures
+from splatgen.sweeps.worker import Worker
 from splatgen.worlds.toybox import weights_folder
 
 needs_weights = pytest.mark.skipif(
@@ -41,9 +44,9 @@ BASE = from_dict(
 )
 
 
-def plan(*names: str, seeds: tuple[int, ...] = (3, 4), **change: object) -> ComparisonPlan:
+def plan(*names: str, seeds: tuple[int, ...] = (3, 4), **change: object) -> Plan:
     base = merge(BASE, change)
-    return line_up({name: merge(base, slots(name)) for name in names}, seeds)
+    return line_up(["a red cube"], {name: merge(base, slots(name)) for name in names}, seeds)
 
 
 class Log:
@@ -55,8 +58,8 @@ class Log:
         self.steps = 0
         self.stop_after = stop_after
 
-    def begin(self, method: str, seed: int) -> Callable[[Progress], None]:
-        self.begun.append((method, seed))
+    def begin(self, task: Task) -> Callable[[Progress], None]:
+        self.begun.append((task.method, task.seed))
         return self.step
 
     def step(self, progress: Progress) -> None:
@@ -68,13 +71,16 @@ class Log:
         )
 
 
-def made(what: ComparisonPlan, out: Path, log: Log | None = None, folder: Path | None = None) -> Comparison:
+def made(what: Plan, out: Path, log: Log | None = None, folder: Path | None = None) -> Sweep:
     watch = (log or Log()).watch()
-    return compare(what, out=out, folder=folder, truth=False, command=["here"], watch=watch)
+    crew = Alone(worker=Worker(["here"], truth=False))
+    return carry_out(
+        what, folder or make_folder(out, "compare", what.prompts), crew, command=["here"], watch=watch
+    )
 
 
-def splats(comparison: Comparison, method: str, seed: int) -> Splats:
-    return formats.load(comparison.folder / comparing.run_name(method, seed) / "splats.ply")
+def splats(comparison: Sweep, method: str, seed: int) -> Splats:
+    return formats.load(comparison.folder / f"{method}-{seed}" / "splats.ply")
 
 
 def equal(a: Splats, b: Splats) -> bool:
@@ -83,7 +89,7 @@ def equal(a: Splats, b: Splats) -> bool:
 
 
 @pytest.fixture(scope="module")
-def four(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Log]:
+def four(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, Log]:
     """Four methods, two seeds; vsd, which trains a copy of the prior, comes first."""
     log = Log()
     what = plan("vsd", "sds", "rewardsds", "psd", weighted={"candidates": 1})
@@ -94,7 +100,7 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> tuple[Comparison, Log]:
 
 
 @needs_weights
-def test_reward_weighting_of_a_single_candidate_is_sds_bit_for_bit(four: tuple[Comparison, Log]) -> None:
+def test_reward_weighting_of_a_single_candidate_is_sds_bit_for_bit(four: tuple[Sweep, Log]) -> None:
     """So the two saw the same cameras, backgrounds, times and noises at every step."""
     comparison, _ = four
     for seed in (3, 4):
@@ -104,12 +110,12 @@ def test_reward_weighting_of_a_single_candidate_is_sds_bit_for_bit(four: tuple[C
 
 
 @needs_weights
-def test_the_first_step_has_the_same_cameras_and_times_for_all(four: tuple[Comparison, Log]) -> None:
+def test_the_first_step_has_the_same_cameras_and_times_for_all(four: tuple[Sweep, Log]) -> None:
     """The first row's reward is that of the first picture, before any method moved a splat."""
     comparison, _ = four
     for seed in (3, 4):
         rows = [
-            read_metrics(comparison.folder / comparing.run_name(method, seed) / "metrics.jsonl")[0]
+            read_metrics(comparison.folder / f"{method}-{seed}" / "metrics.jsonl")[0]
             for method in comparison.plan.methods
         ]
         for key in ("t_max", "reward/toybox-mini"):
@@ -118,7 +124,7 @@ def test_the_first_step_has_the_same_cameras_and_times_for_all(four: tuple[Compa
 
 @needs_weights
 def test_a_method_is_what_it_is_alone_whatever_was_trained_before(
-    four: tuple[Comparison, Log], tmp_path: Path
+    four: tuple[Sweep, Log], tmp_path: Path
 ) -> None:
     comparison, _ = four
     for method in ("sds", "psd"):
@@ -131,7 +137,7 @@ def test_a_method_is_what_it_is_alone_whatever_was_trained_before(
 
 
 @needs_weights
-def test_every_run_is_a_run_folder_of_its_own(four: tuple[Comparison, Log]) -> None:
+def test_every_run_is_a_run_folder_of_its_own(four: tuple[Sweep, Log]) -> None:
     comparison, log = four
     order = [(method, seed) for seed in (3, 4) for method in comparison.plan.methods]
     assert log.begun == order
@@ -149,39 +155,41 @@ def test_every_run_is_a_run_folder_of_its_own(four: tuple[Comparison, Log]) -> N
 
 
 @needs_weights
-def test_the_json_holds_all_that_the_table_is_made_of(four: tuple[Comparison, Log]) -> None:
+def test_the_json_holds_all_that_the_table_is_made_of(four: tuple[Sweep, Log]) -> None:
     comparison, _ = four
-    data = json.loads((comparison.folder / comparing.FILE).read_text())
+    data = json.loads((comparison.folder / ledger.FILE).read_text())
     assert data["complete"] is True
-    assert (data["prompt"], data["seeds"], data["command"]) == ("a red cube", [3, 4], ["here"])
-    assert {"version", "date", "machine", "packages", "python", "device"} <= set(data)
-    assert {name: from_dict(values) for name, values in data["methods"].items()} == comparison.plan.methods
-    assert [Outcome(**run) for run in data["runs"]] == list(comparison.outcomes)
-    calls = {m: [r["numbers"]["cost/model_calls"] for r in data["runs"] if r["method"] == m] for m in METHODS}
+    assert (data["prompts"], data["seeds"], data["command"]) == (["a red cube"], [3, 4], ["here"])
+    assert {"version", "date", "machine", "id", "seconds"} <= set(data)
+    assert read_plan(comparison.folder) == comparison.plan
+    assert read_rows(comparison.folder) == list(comparison.outcomes)
+    assert read_sweep(comparison.folder).outcomes == comparison.outcomes
+    rows = [json.loads(line) for line in (comparison.folder / ledger.ROWS).read_text().splitlines()]
+    calls = {m: [r["numbers"]["cost/model_calls"] for r in rows if r["method"] == m] for m in data["methods"]}
     assert calls["sds"] == calls["rewardsds"] == [4.0, 4.0]  # two views, with and without the prompt
     assert calls["vsd"] == [8.0, 8.0]  # the copy's baseline and its training
     assert min(calls["psd"]) > 4.0
-    measured = summarise(comparing.values(comparison))
-    reward = data["table"]["psd"]["reward/toybox-mini"]
-    assert reward["mean"] == pytest.approx(measured["psd"]["reward/toybox-mini"].mean)
-    assert reward["difference"]["n"] == 2
-    assert data["table"]["vsd"]["reward/toybox-mini"]["difference"] is None
+    found = measures(comparison)
+    difference = found["psd"]["reward/toybox-mini"].difference
+    assert difference is not None
+    assert difference.n == 2
+    assert found["vsd"]["reward/toybox-mini"].difference is None
 
 
 @needs_weights
-def test_the_sheet_has_a_row_a_method_and_the_views_of_every_seed(four: tuple[Comparison, Log]) -> None:
+def test_the_sheet_has_a_row_a_method_and_the_views_of_every_seed(four: tuple[Sweep, Log]) -> None:
     comparison, _ = four
     side = BASE.output.size
-    with Image.open(comparison.folder / comparing.SHEET) as sheet:
-        columns = 2 * len(comparing.AZIMUTHS)
-        label = sheet.width - columns * side
+    with Image.open(comparison.folder / ledger.SHEET) as image:
+        columns = 2 * len(sheet.AZIMUTHS)
+        label = image.width - columns * side
         assert 0 < label < 120
-        assert sheet.height == 2 * comparing.LINE + 4 * side
+        assert image.height == 3 * sheet.LINE + 4 * side
         for row in range(4):
             for column in range(columns):
                 left = label + column * side
-                top = 2 * comparing.LINE + row * side
-                cell = sheet.crop((left, top, left + side - 2, top + side))
+                top = 3 * sheet.LINE + row * side
+                cell = image.crop((left, top, left + side - 2, top + side))
                 assert min(low for low, _ in cell.getextrema()) < 230, (row, column)
 
 
@@ -199,17 +207,16 @@ def test_a_run_that_diverges_does_not_stop_the_others(tmp_path: Path) -> None:
     assert wild.numbers == {}
     assert tame.numbers["reward/toybox-mini"] > -1.0
     assert comparison.complete
-    data = json.loads((comparison.folder / comparing.FILE).read_text())
-    assert data["runs"][0]["error"] == wild.error
-    assert data["table"]["sds"]["reward/toybox-mini"]["difference"] is None  # there is no pair
-    assert (comparison.folder / comparing.SHEET).is_file()
+    assert read_rows(comparison.folder)[0].error == wild.error
+    assert measures(comparison)["sds"]["reward/toybox-mini"].difference is None  # there is no pair
+    assert (comparison.folder / ledger.SHEET).is_file()
     again = Log()
     assert made(what, tmp_path, again, comparison.folder).outcomes == comparison.outcomes
     assert again.begun == []
 
 
 @needs_weights
-def test_a_stopped_comparison_goes_on_where_it_was(four: tuple[Comparison, Log], tmp_path: Path) -> None:
+def test_a_stopped_comparison_goes_on_where_it_was(four: tuple[Sweep, Log], tmp_path: Path) -> None:
     what = plan("sds", "psd", seeds=(3,))
     log = Log(stop_after=5)  # in the middle of the second run
     stopped = made(what, tmp_path, log)
@@ -230,7 +237,7 @@ def test_a_stopped_comparison_goes_on_where_it_was(four: tuple[Comparison, Log],
 
 
 @needs_weights
-def test_what_had_no_checkpoint_and_no_turn_is_made(four: tuple[Comparison, Log], tmp_path: Path) -> None:
+def test_what_had_no_checkpoint_and_no_turn_is_made(four: tuple[Sweep, Log], tmp_path: Path) -> None:
     what = plan("sds", "psd", seeds=(3,))
     stopped = made(what, tmp_path, Log(stop_after=3))
     assert [o.status for o in stopped.outcomes] == ["done", "waiting"]
@@ -240,64 +247,3 @@ def test_what_had_no_checkpoint_and_no_turn_is_made(four: tuple[Comparison, Log]
     finished = made(what, tmp_path, None, stopped.folder)
     assert finished.complete
     assert equal(splats(finished, "psd", 3), splats(four[0], "psd", 3))
-
-
-# --- what can be compared ------------------------------------------------------------------------
-
-
-def base(**change: object) -> Config:
-    return from_dict({"prompt": "a red cube", **change})
-
-
-def test_an_option_of_a_piece_counts_for_the_methods_that_use_it() -> None:
-    given = base(weighted={"candidates": 8}, vsd={"rank": 2}, reward_options={"units": "candidates"})
-    names = ("sds", "rewardsds", "rewardvsd", "dreamreward")
-    found = line_up({name: merge(given, slots(name)) for name in names}, [0, 1]).methods
-    assert [c.weighted.candidates for c in found.values()] == [4, 8, 8, 4]
-    assert [c.vsd.rank for c in found.values()] == [4, 4, 2, 4]
-    units = [c.reward_options.units for c in found.values()]
-    assert units == ["auto", "candidates", "candidates", "auto"]
-    assert len({(c.prompt, c.steps, c.views, c.guidance) for c in found.values()}) == 1
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"psd": {"rho": 0.5}}, "psd.rho is 0.5: it acts with psd only, and no method of sds, rewardsds"),
-        ({"sdi": {"tau": 0.1}}, "sdi.tau is 0.1"),
-        ({"weighted": {"candidates": 0}}, "method rewardsds: weighted.candidates is 0"),
-        ({"steps": 0}, "method sds: steps is 0"),
-        ({"seed": 2**63 - 1}, "method sds: seed is"),
-    ],
-)
-def test_settings_that_cannot_be_are_refused_by_name(given: dict[str, object], message: str) -> None:
-    bases = {name: merge(base(**given), slots(name)) for name in ("sds", "rewardsds")}
-    first = base(**given).seed
-    with pytest.raises(ConfigError, match=message):
-        line_up(bases, range(first, first + 2))
-
-
-def test_candidates_units_need_a_method_with_candidates() -> None:
-    given = base(reward_options={"units": "candidates"})
-    with pytest.raises(ConfigError, match=r"reward\.units"):
-        line_up({name: merge(given, slots(name)) for name in ("sds", "dreamreward")}, [0])
-
-
-def test_one_method_under_two_names_is_refused() -> None:
-    with pytest.raises(ConfigError, match="sds\\+none and sds are the same method"):
-        line_up({name: merge(base(), slots(name)) for name in ("sds", "sds+none")}, [0])
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("prior", "toybox-mini"),
-        ("reward", ["toybox-mini"]),
-        ("prompt", "a blue cone"),
-        ("negative", "a cone"),
-    ],
-)
-def test_what_measures_must_be_shared(key: str, value: object) -> None:
-    other = merge(base(), {**slots("psd"), key: value})
-    with pytest.raises(ConfigError, match=f"^{key} is .* for sds and .* for psd"):
-        line_up({"sds": base(), "psd": other}, [0])

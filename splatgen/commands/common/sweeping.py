@@ -1,0 +1,328 @@
+"""What `compare` and `sweep` share: methods and seeds, checks, who makes the runs, and what is shown."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import arg
+
+from splatgen import config as settings
+from splatgen.commands.common import checks, embedded
+from splatgen.commands.common.arguments import RunFlags, Switch
+from splatgen.commands.common.errors import DISK, DIVERGED, MEMORY, MISSING, USAGE, Failure
+from splatgen.commands.common.execution import headline
+from splatgen.commands.common.progress import Reporter, duration
+from splatgen.commands.common.signals import Stop, on_signals
+from splatgen.config import Config, OutputOptions
+from splatgen.config.methods import METHODS, slots
+from splatgen.models.memory import keep_freed
+from splatgen.sweeps.estimate import estimate
+from splatgen.sweeps.ledger import FILE, FINISHED, ROWS, SHEET, Outcome, Sweep, make_folder, read_rows
+from splatgen.sweeps.plan import Plan, Task
+from splatgen.sweeps.table import columns, table
+from splatgen.worlds.shelf import shelf_folder
+
+if TYPE_CHECKING:
+    from splatgen.loop.loop import Progress
+    from splatgen.sweeps.sweep import Crew
+
+START = Config(output=OutputOptions(frames=0))  # a turntable a run would take longer than some runs
+PRESET = "preset:"
+MAX_SEEDS, MAX_WORKERS, MAX_RUNS = 1000, 1024, 1_000_000
+CODES = {"diverged": DIVERGED, "oom": MEMORY}  # when no run came to its end
+SHOWN = 3  # numbers of a run on its line
+RAY = "pip install 'splatgen[ray]'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepFlags(RunFlags):
+    """What every verb takes that makes several runs."""
+
+    methods: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ("sds", "sdi", "rewardsds", "psd")
+    """Names of methods, SCORE+PREFERENCE as in sdi+psd, or preset:NAME; the first is what the others are held
+    against."""
+    seeds: Annotated[int, arg(metavar="N")] = 3
+    """Runs a method and prompt: --seed, the next number, and so on."""
+    resume: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """The folder of an earlier one: make what is missing in it, with its own settings."""
+    workers: Annotated[int, arg(metavar="N")] = 1
+    """Runs at once; more than one takes Ray (pip install 'splatgen[ray]'), and shares the cores between
+    them. On a cluster, the most."""
+    ray: Annotated[str | None, arg(metavar="ADDRESS|auto|local", help_behavior_hint="")] = None
+    """A Ray cluster to work on: its address, auto for the one this machine belongs to, local for this
+    machine alone."""
+    gpus: Annotated[float, arg(metavar="N")] = 1.0
+    """GPUs a run takes on a cluster, 0.5 for two runs on each; nodes without any work on their CPUs."""
+    dry_run: Switch = False
+    """Say what would be run and what it would take, and make nothing."""
+
+
+NOTE = (
+    "All methods see the same cameras, times and noises, but for what a method sets itself (sdi anneals its "
+    "times). Options of a piece, such as --weighted.candidates, count for the methods that use it; score and "
+    "preference come from --methods. A preset:NAME stands in for --preset: it brings its own steps and "
+    "cameras too, unless the config file or the command line has them. Methods: {methods}. Presets: "
+    "{presets}. Ctrl-C stops; --resume continues."
+)
+
+
+def note() -> str:
+    return NOTE.format(methods=", ".join(METHODS), presets=", ".join(settings.presets()))
+
+
+def check_words(options: SweepFlags, argv: Sequence[str] = ()) -> None:
+    """Raise Failure for methods, seeds and workers that can't be, before anything is read."""
+    for word in argv:
+        if word.partition("=")[0] in ("--score", "--preference"):
+            raise Failure(USAGE, f"{word}: scores and preferences come from --methods here")
+    if not options.methods:
+        raise Failure(USAGE, "no methods: give --methods one or more names")
+    for name in options.methods:
+        if options.methods.count(name) > 1:
+            raise Failure(USAGE, f"the method {name[:60]!r} is there twice: name it once")
+        if " " in name and not options.settings.prompt:
+            raise Failure(USAGE, f"no method {name[:60]!r}; if that is the prompt, put it before --methods")
+    if not 1 <= options.seeds <= MAX_SEEDS:
+        raise Failure(USAGE, f"--seeds {options.seeds}: give 1 to {MAX_SEEDS}")
+    check_crew(options)
+
+
+def check_crew(options: SweepFlags) -> None:
+    """Raise Failure for workers that there can't be."""
+    if not 1 <= options.workers <= MAX_WORKERS:
+        raise Failure(USAGE, f"--workers {options.workers}: give 1 to {MAX_WORKERS}")
+    if not 0 < options.gpus <= 64 or (options.gpus > 1 and options.gpus % 1):
+        raise Failure(USAGE, f"--gpus {options.gpus:g}: give a share up to 1, or a whole number")
+    if takes_ray(options) and importlib.util.find_spec("ray") is None:
+        option = "--ray" if options.ray is not None else f"--workers {options.workers}"
+        raise Failure(MISSING, f"{option} takes Ray, which is not installed: {RAY}, or leave it out")
+
+
+def takes_ray(options: SweepFlags) -> bool:
+    return options.ray is not None or options.workers > 1
+
+
+def methods_of(
+    names: Sequence[str], given: Config, with_preset: Callable[[str], Config]
+) -> dict[str, Config]:
+    """Each method's settings; with_preset gives those of the options over another preset."""
+    bases = {}
+    for name in names:
+        if name.startswith(PRESET):
+            preset = name.removeprefix(PRESET)
+            preset_table = {
+                "score": START.score,
+                "preference": START.preference,
+                **settings.read_preset(preset),
+            }
+            chosen = {key: preset_table[key] for key in ("score", "preference")}
+            bases[name] = settings.merge(with_preset(preset), chosen)
+        else:
+            bases[name] = settings.merge(given, slots(name))
+    return bases
+
+
+def seeds_of(options: SweepFlags) -> range:
+    first = options.settings.seed
+    return range(first, first + options.seeds)
+
+
+def check_alone(options: Any, usual: Any) -> None:
+    """Raise Failure when more is given with --resume than what belongs to this session."""
+    session = {"resume": None, "json": False, "quiet": False, "dry_run": False}
+    session |= {name: getattr(usual, name) for name in ("workers", "ray", "gpus")}
+    if dataclasses.replace(options, **session) != usual:
+        raise Failure(
+            USAGE,
+            "--resume takes everything from the folder: give only --workers, --ray, --gpus, --json or "
+            "--quiet with it",
+        )
+
+
+def check(options: SweepFlags, plan: Plan) -> None:
+    """Everything that can fail early but the prompts, cheapest first."""
+    if len(plan.prompts) * len(plan.methods) * len(plan.seeds) > MAX_RUNS:
+        raise Failure(USAGE, f"these are more than {MAX_RUNS:,} runs: take fewer prompts, values or seeds")
+    for config in plan.methods.values():
+        checks.check_names(config)
+        if config.source:
+            raise Failure(USAGE, f"source is {config.source!r}: a comparison edits nothing; leave it out")
+        checks.check_init(config)
+    if options.ray in (None, "local"):  # else the nodes look for them
+        for config in plan.methods.values():
+            checks.check_models(config)
+            if has_truth(plan):
+                judge = "shelf-judge" if config.prior == "shelf" else "toybox-judge"
+                checks.check_models(dataclasses.replace(config, holdout_reward=(judge,)))
+            checks.check_device(config)
+    checks.check_out(options.out if options.resume is None else options.resume)
+
+
+def has_truth(plan: Plan) -> bool:
+    """Whether results can be compared with exact pictures of the prompts."""
+    worlds = [embedded.of_prior(config.prior) for config in plan.methods.values()]
+    return all(w is not None and (w.name != "shelf" or shelf_folder() is not None) for w in worlds)
+
+
+def missing(options: SweepFlags, plan: Plan) -> list[Task]:
+    """The runs that an earlier session has not finished."""
+    rows = [] if options.resume is None else read_rows(options.resume)
+    done = {o.folder for o in rows if o.status in FINISHED}
+    return [task for task in plan.tasks() if task.folder not in done]
+
+
+def announce(options: SweepFlags, plan: Plan) -> None:
+    """Say what is run and what it takes; Failure where the disk has not that much room."""
+    tasks = missing(options, plan)
+    found = estimate(tasks)
+    sizes = [(len(plan.prompts), "prompt"), (len(plan.methods), "method"), (len(plan.seeds), "seed")]
+    product = " x ".join(f"{n} {name}{'s' if n > 1 else ''}" for n, name in sizes)
+    parts = [f"{found.runs:,} runs", f"about {found.calls:,} model calls"]
+    if found.seconds is not None:
+        parts.append(f"about {duration(found.seconds / options.workers)}")
+    parts.append(f"{found.disk / 2**20:,.0f} MB")
+    if len(tasks) < len(plan.tasks()):
+        parts.append(f"{len(plan.tasks()) - len(tasks):,} are there already")
+    if not options.quiet or options.dry_run:
+        print(f"splatgen: {product}: {', '.join(parts)}", file=sys.stderr, flush=True)
+    where = options.resume or options.out
+    existing = next(path for path in [where.absolute(), *where.absolute().parents] if path.exists())
+    free = shutil.disk_usage(existing).free
+    if found.disk > free:
+        raise Failure(
+            DISK,
+            f"{free / 2**20:,.0f} MB free in {existing}, these runs take {found.disk / 2**20:,.0f}: "
+            "free some, use another --out, or take fewer",
+        )
+
+
+class Announcer:
+    """Tells stderr which run is on, how far it is, and how it ended."""
+
+    def __init__(self, plan: Plan, *, missing: int, quiet: bool) -> None:
+        self.quiet = quiet
+        self.missing, self.ended, self.began = missing, 0, time.monotonic()
+        self.numbers = {task.folder: n for n, task in enumerate(plan.tasks(), 1)}
+        self.several, self.columns = len(plan.prompts) > 1, columns(plan)
+        self.reporter = Reporter(sys.stderr, quiet=quiet)
+
+    def name(self, run: Task | Outcome) -> str:
+        prompt = f", {run.prompt}" if self.several else ""
+        return f"{self.numbers[run.folder]}/{len(self.numbers)} {run.method}, seed {run.seed}{prompt}"
+
+    def begin(self, task: Task) -> Callable[[Progress], None]:
+        self.reporter.close()
+        if not self.quiet:
+            print(f"splatgen: {self.name(task)}", file=sys.stderr, flush=True)
+        self.reporter = Reporter(sys.stderr, quiet=self.quiet)
+        return self.reporter
+
+    def left(self) -> str:
+        """How long the rest takes, at the pace so far; empty at the end."""
+        rest = self.missing - self.ended
+        pace = (time.monotonic() - self.began) / max(self.ended, 1)
+        return f"; {duration(rest * pace)} left" if rest > 0 else ""
+
+    def end(self, outcome: Outcome) -> None:
+        self.ended += 1
+        self.reporter.close()
+        if outcome.error is not None:
+            text = f"{outcome.status}: {outcome.error}"
+        elif self.quiet or not (self.several or outcome.node):
+            return
+        else:
+            shown = {k: c for k, c in self.columns.items() if k in outcome.numbers and k[:5] != "cost/"}
+            told = [f"{t} {outcome.numbers[k]:.{d}f}" for k, (t, d) in list(shown.items())[:SHOWN]]
+            where = [outcome.node] if outcome.node else []
+            text = ", ".join([outcome.status, *told, *where]) + self.left()
+        print(f"splatgen: {self.name(outcome)}: {text}", file=sys.stderr, flush=True)
+
+
+def carry_out(options: SweepFlags, plan: Plan, command: Sequence[str], kind: str) -> tuple[Sweep, Stop]:
+    """Every run of the plan that is missing, with progress on stderr and signals that stop it."""
+    from splatgen.sweeps import sweep
+
+    announcer = Announcer(plan, missing=len(missing(options, plan)), quiet=options.quiet)
+    with recruited(options, plan, command) as crew, on_signals() as stop:
+        watch = sweep.Callbacks(begin=announcer.begin, end=announcer.end, should_stop=stop.requested)
+        if options.resume is None:  # what can't be loaded leaves no folder
+            crew.prepare(plan)
+        folder = options.resume or make_folder(options.out, kind, plan.prompts)
+        try:
+            return sweep.carry_out(plan, folder, crew, command=command, watch=watch), stop
+        finally:
+            announcer.reporter.close()
+
+
+@contextlib.contextmanager
+def recruited(options: SweepFlags, plan: Plan, command: Sequence[str]) -> Iterator[Crew]:
+    """Who makes the runs: this process, or workers under Ray."""
+    if takes_ray(options):
+        from splatgen.sweeps.fleet import Fleet, FleetOptions
+
+        chosen = FleetOptions(address=options.ray or "local", workers=options.workers, gpus=options.gpus)
+        tell = (
+            (lambda _: None) if options.quiet else (lambda text: print(f"splatgen: {text}", file=sys.stderr))
+        )
+        with Fleet(chosen, command, truth=has_truth(plan), tell=tell) as fleet:
+            yield fleet
+        return
+    from splatgen.sweeps.sweep import Alone
+    from splatgen.sweeps.worker import Worker
+
+    choice = checks.resolve(plan.first)
+    if choice.device == "cpu":
+        keep_freed()
+    if not options.quiet:
+        print(f"splatgen: {headline(plan.first, choice)}", file=sys.stderr, flush=True)
+    yield Alone(worker=Worker(command, truth=has_truth(plan)))
+
+
+def show(sweep: Sweep, *, as_json: bool) -> None:
+    """The table and the folder, or all that the folder holds with the paths."""
+    folder = sweep.folder
+    if as_json:
+        print(json.dumps(content(sweep)), flush=True)
+        return
+    runs = sum(o.status in FINISHED for o in sweep.outcomes)
+    print(f"{table(sweep)}\n{runs} runs in {duration(sweep.seconds)}.\n\n{folder}", flush=True)
+
+
+def content(sweep: Sweep) -> dict[str, Any]:
+    """sweep.json, the rows and the table as one object."""
+    from splatgen.sweeps.table import measures
+
+    folder = sweep.folder
+    paths = {"folder": folder, "rows": folder / ROWS, "sheet": folder / SHEET}
+    numbers = {
+        method: {name: dataclasses.asdict(measure) for name, measure in found.items()}
+        for method, found in measures(sweep).items()
+    }
+    return {
+        **{key: str(path) for key, path in paths.items() if path.exists()},
+        **settings.read_file(folder / FILE),
+        "runs": [dataclasses.asdict(o) for o in sweep.outcomes],
+        "table": numbers,
+    }
+
+
+def finish(sweep: Sweep, stop: Stop, verb: str, *, as_json: bool) -> int:
+    """Show a sweep and return the exit code."""
+    show(sweep, as_json=as_json)
+    if not sweep.complete and stop.requested():
+        command = shlex.join(["splatgen", verb, "--resume", str(sweep.folder)])
+        print(f"splatgen: stopped; continue with: {command}", file=sys.stderr)
+        return stop.exit_code
+    statuses = [o.status for o in sweep.outcomes]
+    return 0 if "done" in statuses else CODES.get(statuses[0], 1)
