@@ -32,7 +32,7 @@ from splatgen.config import Config, from_dict, merge
 from splatgen.config.methods import slots
 from splatgen.runs.machine import machine_name
 from splatgen.runs.run_folder import peak_memory_mb
-from splatgen.sweeps.fleet import Fleet, FleetOptions
+from splatgen.sweeps.fleet import RAY, RAY_ALONE, Fleet, FleetOptions
 from splatgen.sweeps.ledger import FINISHED, Sweep, make_folder, read_sweep
 from splatgen.sweeps.plan import Plan, line_up
 from splatgen.sweeps.sweep import Alone, Callbacks, Crew, carry_out
@@ -94,10 +94,11 @@ def drive(folder: Path, kind: str, delay: float) -> None:
         event()
 
     if kind == "node":
+        os.environ.update(RAY | RAY_ALONE)
         from ray.cluster_utils import Cluster
 
-        small = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-        head = {"include_dashboard": False, "node_ip_address": "127.0.0.1", **small}
+        small = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "node_ip_address": "127.0.0.1"}
+        head = {"include_dashboard": False, **small}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         nodes = [cluster.add_node(**small) for _ in range(2)]
         lose = lambda: cluster.remove_node(nodes[0], allow_graceful=False)  # noqa: E731
@@ -137,7 +138,7 @@ def killed(kind: str, delay: float, expected: bytes, others: set[int]) -> dict[s
     with tempfile.TemporaryDirectory() as out:
         folder = make_folder(Path(out), "sweep", PROMPTS)
         words = [sys.executable, __file__, "--drive", kind, str(delay), str(folder)]
-        driver = subprocess.Popen(words, env={**os.environ, "RAY_health_check_period_ms": "500"})
+        driver = subprocess.Popen(words)
         if kind == "driver":
             while driver.poll() is None and not list(folder.rglob("step-*")):
                 time.sleep(0.05)

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from splatgen.config import Config
 from splatgen.runs.run_folder import Run
 from splatgen.runs.version import __version__
@@ -98,13 +100,20 @@ class Fleet:
                 "give another --gpus or --device"
             )
 
-    def outcomes(self, tasks: Sequence[Task], root: Path, watch: Callbacks) -> Iterator[Outcome]:
+    def threads(self) -> int:
+        """The cores shared between the workers here; one of each CPU that Ray counts on a cluster."""
+        here = self.options.address == "local"
+        return max(1, torch.get_num_threads() // self.options.workers) if here else 1
+
+    def outcomes(
+        self, tasks: Sequence[Task], root: Path, threads: int, watch: Callbacks
+    ) -> Iterator[Outcome]:
         import ray
 
         queue, stopping = deque(tasks), False
         while queue or any(post.task for post in self._posts):
             if not stopping:
-                self._staff(queue, root)
+                self._staff(queue, root, threads)
                 self._assign(queue, watch)
             done, _ = ray.wait(list(self._busy), num_returns=1, timeout=WAIT) if self._busy else ([], [])
             for reference in done:
@@ -128,7 +137,7 @@ class Fleet:
         free = self.options.address != "local" and self.options.workers == 1
         return 10**6 if free else self.options.workers
 
-    def _staff(self, queue: Sequence[Task], root: Path) -> None:
+    def _staff(self, queue: Sequence[Task], root: Path, threads: int) -> None:
         """A hand wherever there is room and work; hands of nodes that are gone are forgotten by _settle."""
         config = (queue[0] if queue else next(post.task for post in self._posts if post.task)).config
         there = nodes()
@@ -139,7 +148,7 @@ class Fleet:
             room = self._room(node, config)
             wanted = min(room - here, self._most() - len(self._posts), len(queue) - self._free())
             for _ in range(wanted):
-                self._start(node, config, room, root)
+                self._start(node, config, root, threads)
         if not self._posts and queue:
             reasons = "; ".join(self._refused.values()) or "the cluster has no node with room"
             raise FleetError(f"no worker is left: {reasons}")
@@ -147,18 +156,17 @@ class Fleet:
     def _free(self) -> int:
         return sum(post.task is None for post in self._posts)
 
-    def _start(self, node: Node, config: Config, room: int, root: Path) -> None:
+    def _start(self, node: Node, config: Config, root: Path, threads: int) -> None:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         gpus = self.options.gpus if node.gpus and config.device != "cpu" else 0.0
-        cores = (os.cpu_count() or 1) if self.options.address == "local" else int(node.cpus)
         order = Order(
             root=str(root.resolve()),
             mark=root.name,
             command=tuple(self.command),
             truth=self.truth,
-            threads=max(1, cores // min(room, self._most())),
+            threads=threads,
             gpus=gpus,
         )
         where = NodeAffinitySchedulingStrategy(node_id=node.id, soft=False)

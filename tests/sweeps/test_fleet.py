@@ -21,13 +21,14 @@ from splatgen.commands.common import checks
 from splatgen.loop.loop import Progress, ignore
 from splatgen.runs import run_folder
 from splatgen.runs.version import __version__
-from splatgen.sweeps.fleet import Fleet, FleetError, FleetOptions, check_answers, newest_step
+from splatgen.sweeps.fleet import RAY, RAY_ALONE, Fleet, FleetError, FleetOptions, check_answers, newest_step
 from splatgen.sweeps.hand import Hand, Order, unpack
 from splatgen.sweeps.ledger import Sweep, read_rows, read_sweep
 from splatgen.sweeps.plan import Task
 from splatgen.sweeps.sweep import Callbacks
 from splatgen.worlds.toybox import weights_folder
 
+os.environ.update(RAY | RAY_ALONE)  # before Ray is imported, as `connect` does it
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'splatgen[ray]'")
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="processes are told apart by /proc"),
@@ -37,12 +38,6 @@ pytestmark = [
     ),
 ]
 LOCAL = FleetOptions(address="local", workers=2, gpus=1.0)
-
-
-@pytest.fixture(autouse=True)
-def _lively(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_worker_niceness", "0")
-    monkeypatch.setenv("RAY_health_check_period_ms", "500")  # a node that died is found out at once
 
 
 @pytest.fixture(scope="module")
@@ -164,14 +159,14 @@ def cluster(tmp_path: Path) -> Iterator[object]:
     for name, text in about.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "sitecustomize.py").write_text(text)
-    memory = {"object_store_memory": 80 * 2**20}
+    small = {"object_store_memory": 80 * 2**20, "node_ip_address": "127.0.0.1"}
     found = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 1, "include_dashboard": False, "node_ip_address": "127.0.0.1", **memory},
+        head_node_args={"num_cpus": 1, "include_dashboard": False, **small},
     )
-    found.good = found.add_node(num_cpus=1, **memory)
+    found.good = found.add_node(num_cpus=1, **small)
     for name in about:
-        found.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(tmp_path / name)}, **memory)
+        found.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(tmp_path / name)}, **small)
     yield found
     found.shutdown()
 

@@ -272,9 +272,7 @@ def recruited(options: SweepFlags, plan: Plan, command: Sequence[str]) -> Iterat
         from splatgen.sweeps.fleet import Fleet, FleetOptions
 
         chosen = FleetOptions(address=options.ray or "local", workers=options.workers, gpus=options.gpus)
-        tell = (
-            (lambda _: None) if options.quiet else (lambda text: print(f"splatgen: {text}", file=sys.stderr))
-        )
+        tell = _ignore if options.quiet else _say
         with Fleet(chosen, command, truth=has_truth(plan), tell=tell) as fleet:
             yield fleet
         return
@@ -287,6 +285,14 @@ def recruited(options: SweepFlags, plan: Plan, command: Sequence[str]) -> Iterat
     if not options.quiet:
         print(f"splatgen: {headline(plan.first, choice)}", file=sys.stderr, flush=True)
     yield Alone(worker=Worker(command, truth=has_truth(plan)))
+
+
+def _say(text: str) -> None:
+    print(f"splatgen: {text}", file=sys.stderr, flush=True)
+
+
+def _ignore(text: str) -> None:
+    """Nobody is told."""
 
 
 def show(sweep: Sweep, *, as_json: bool) -> None:
