@@ -15,7 +15,9 @@ import torch
 from splatgen import formats
 from splatgen.config import from_dict, read_preset, to_dict
 from splatgen.loop import object_run, read_ahead, resident_models
-from splatgen.loop.resident_models import Job, ResidentModels, Session
+from splatgen.loop.jobs import Job
+from splatgen.loop.resident_models import ResidentModels
+from splatgen.loop.session import Session
 from splatgen.loop.snapshot import Channel, Command
 from splatgen.loop.step import load_models
 from splatgen.runs import checkpoint, run_folder, steering
