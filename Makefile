@@ -5,7 +5,7 @@ BIN := .venv/bin
 # what the CUDA build of torch 2.13 wants
 TRITON ?= 3.7.1
 
-.PHONY: setup demo test lint bench triton browser reward-parity interop fuzz clean
+.PHONY: setup demo test lint bench triton ray browser reward-parity interop fuzz clean
 
 setup: .venv/.done
 
@@ -40,6 +40,11 @@ triton: setup
 	$(BIN)/python -m pytest -q tests/rasterizer/test_triton_launch.py
 	TRITON_INTERPRET=1 PYTHONPATH=tests $(BIN)/python -m pretend pytest -q -p no:xdist tests/gpu/test_gpu_triton.py
 	$(BIN)/python benchmarks/triton_kernels.py --check
+
+# sweeps with several workers and on a cluster, under a real Ray on loopback; without it their tests are skipped
+ray: setup
+	$(BIN)/pip install --disable-pip-version-check -q ray==2.60.0 pyarrow
+	$(BIN)/python -m pytest -q tests/sweeps tests/commands/test_sweep_command.py
 
 # what the browser tests need (Debian, as root); without it they are skipped
 browser: setup

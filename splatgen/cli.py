@@ -20,6 +20,8 @@ VERBS = {  # name: (module, summary)
     "image": ("splatgen.commands.image", "the same guidance on one image instead of an object"),
     "compare": ("splatgen.commands.compare", "several methods on one prompt, paired"),
     "sweep": ("splatgen.commands.sweep", "many prompts with several methods, here or on a cluster"),
+    "eval": ("splatgen.commands.eval", "finished runs measured by the papers' metrics"),
+    "report": ("splatgen.commands.report", "a sweep as one page: tables, plots, pictures"),
     "resume": ("splatgen.commands.resume", "continue a run that was stopped"),
     "studio": ("splatgen.commands.studio", "make one object after the other from a page in the browser"),
     "view": ("splatgen.commands.view", "a finished run or a splat file in the browser"),

@@ -525,9 +525,10 @@ WRITERS = {
         "self._file.write": "the same",
     },
     "runs/checkpoint.py": {"safetensors.torch.save": "into memory"},
-    "formats/__init__.py": {"_module(path).save": "of the modules beside it"},
+    "formats/__init__.py": {"_module(path, WRITTEN).save": "of the modules beside it"},
     "formats/ply.py": {"data.write": "within atomic.replacing"},
     "sweeps/sheet.py": {"sheet.save": "within atomic.replacing"},
+    "sweeps/report.py": {"frames[0].save": "into memory"},
     "sweeps/ledger.py": {"self._rows.write": "of runs/metrics.py"},
     "runs/video.py": {
         "path.touch": "the temporary file of atomic.replacing",

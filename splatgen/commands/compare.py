@@ -42,7 +42,7 @@ def with_preset(argv: Sequence[str], name: str) -> Config:
 def plan_of(options: Compare, with_preset: Callable[[str], Config]) -> Plan:
     """Each method's settings; with_preset gives those of the options over another preset."""
     sweeping.check_words(options)
-    bases = sweeping.methods_of(options, with_preset)
+    bases = sweeping.methods_of(options.methods, options.settings, with_preset)
     return line_up([options.settings.prompt], bases, sweeping.seeds_of(options))
 
 

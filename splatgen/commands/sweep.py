@@ -75,7 +75,7 @@ def read(argv: Sequence[str]) -> tuple[Sweep, Plan]:
         words = [*argv, "--preset", name]
         return plain(arguments.read(Sweep, "sweep", words, note=sweeping.note()).settings)
 
-    bases = sweeping.methods_of(dataclasses.replace(options, settings=plain(options.settings)), with_preset)
+    bases = sweeping.methods_of(options.methods, plain(options.settings), with_preset)
     methods = crossed(bases, axes)
     return options, line_up(found, methods, sweeping.seeds_of(options), {axis.path[0] for axis in axes})
 
@@ -108,13 +108,13 @@ def possible(options: Sweep, plan: Plan) -> tuple[str, ...]:
             f"{_some(list(unknown))} of {len(plan.prompts)} can't be made: --skip-unknown leaves them out, "
             f"--force takes the nearest; of the first: {first}",
         )
-    if unknown:
-        print(f"splatgen: left out: {_some(list(unknown), len(unknown))}", file=sys.stderr)
     kept = tuple(dict.fromkeys(p for p in found if p not in unknown))
     if not kept:
         raise Failure(
             USAGE, f"none of {len(plan.prompts)} prompts can be made: {next(iter(unknown.values()))}"
         )
+    if unknown:
+        print(f"splatgen: left out: {_some(list(unknown), len(unknown))}", file=sys.stderr)
     return kept
 
 

@@ -27,6 +27,13 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[no-any-return]
 
 
+# Settings of earlier versions, which run folders still name: what they were unless someone changed them (that
+# says nothing and is passed over), and what took their place.
+FORMER: dict[str, tuple[Any, str]] = {
+    "ism.noise": (0.1, "ism.start and ism.offset say what it said: take one of them"),
+}
+
+
 def merge(config: Any, changes: Mapping[str, Any], where: str = "") -> Any:
     """A copy of a config with nested changes; unknown keys and wrong types raise ConfigError."""
     known = {f.name: f for f in fields(config)}
@@ -34,7 +41,11 @@ def merge(config: Any, changes: Mapping[str, Any], where: str = "") -> Any:
     values = {}
     for key, value in changes.items():
         name = f"{where}{key}"
+        if key not in known and name in FORMER and value == FORMER[name][0]:
+            continue
         if key not in known:
+            if name in FORMER:
+                raise ConfigError(f"{name} is gone, and {FORMER[name][1]}")
             close = difflib.get_close_matches(key, list(known), n=1)
             hint = f"; did you mean {where}{close[0]!s}?" if close else f"; known here: {', '.join(known)}"
             raise ConfigError(f"unknown setting {name}{hint}")

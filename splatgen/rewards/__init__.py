@@ -48,6 +48,7 @@ class RewardEntry:
 _TOYBOX, _SHELF = "splatgen.rewards.toybox", "splatgen.rewards.shelf"
 _FITS = "fit of pictures and words, by {} of ours; exact ones have {}"
 _LIKED = "how people would like the pictures for the words; good ones have about {}"
+_YES = "how surely a language model says that the pictures show the words; 0 to 1"
 _FOUR = "how four views together would be liked for the words; 0 is usual, 2 much"
 
 REWARDS = {
@@ -73,20 +74,11 @@ REWARDS = {
     ),
     "clip-iqa": RewardEntry(
         loader="splatgen.rewards.clip_iqa:load",
-        about="how good the pictures are, by opposite words, whatever the prompt; 0 to 1",
+        about="how much nearer the pictures are to a good photo than to a bad one; 0 to 1",
     ),
-    "vqa": RewardEntry(
-        loader="splatgen.rewards.vqa:load",
-        about="how likely a language model says yes when asked whether they show the words; 0 to 1",
-    ),
-    "vqa-7b": RewardEntry(
-        loader="splatgen.rewards.vqa:load_7b",
-        about="how likely a larger language model says yes when asked whether they show the words; 0 to 1",
-    ),
-    "hpsv3": RewardEntry(
-        loader="splatgen.rewards.hpsv3:load",
-        about="how people would like the pictures for the words; good ones have 5 and more",
-    ),
+    "vqa": RewardEntry(loader="splatgen.rewards.vqa:load", about=_YES),
+    "vqa-7b": RewardEntry(loader="splatgen.rewards.vqa:load_7b", about=_YES),
+    "hpsv3": RewardEntry(loader="splatgen.rewards.hpsv3:load", about=_LIKED.format("8 to 11")),
     "aesthetic": RewardEntry(
         loader="splatgen.rewards.aesthetic:load", about="beauty of the pictures, whatever the words; 4 to 7"
     ),

@@ -98,7 +98,7 @@ def update(config: Config, scene: Scene, whole: Tensor) -> Tensor:
         optimizer, p = scene.optimizers[name], scene.params[name]
         state = optimizer.state[p]
         before = [p.detach().clone(), *(state.get(key, torch.zeros_like(p)).clone() for key in MOMENTS)]
-        optimizer.param_groups[0]["lr"] = rate
+        optimizer.param_groups[0] |= {"lr": rate, "betas": config.lr.betas}
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         for new, old in zip([p.detach(), *(optimizer.state[p][key] for key in MOMENTS)], before, strict=True):

@@ -85,11 +85,14 @@ class Ledger:
         self._rows: Metrics | None = None
         self._began = datetime.now(UTC)
         self.before = 0.0  # seconds of earlier sessions
+        self.threads: int | None = None  # of every run, so that all come out the same to the bit
 
     def __enter__(self) -> Ledger:
         self._exits.enter_context(lock.held(self.folder))
         atomic.sweep(self.folder)
         self.before = _seconds(self.folder)
+        saved = _saved(self.folder).get("threads")
+        self.threads = saved if isinstance(saved, int) and saved > 0 else None
         self._rows = self._exits.enter_context(Metrics(self.folder / ROWS))
         return self
 
@@ -112,7 +115,7 @@ class Ledger:
     def save(self, sweep: Sweep) -> None:
         """Write sweep.json; a sweep that goes on keeps its date and command."""
         before = _saved(self.folder)
-        kept = {key: before[key] for key in ("command", "date", "id") if key in before}
+        kept = {key: before[key] for key in ("command", "date") if key in before}
         content = {
             "version": __version__,
             "id": self.folder.name,
@@ -121,6 +124,7 @@ class Ledger:
             "machine": machine_name(),
             "complete": sweep.complete,
             "seconds": round(self.seconds(), 1),
+            "threads": self.threads,
             "prompts": list(self.plan.prompts),
             "seeds": list(self.plan.seeds),
             "methods": {name: to_dict(config) for name, config in self.plan.methods.items()},

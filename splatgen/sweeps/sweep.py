@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from splatgen.loop.loop import Progress
 from splatgen.runs import atomic
 from splatgen.sweeps.ledger import FINISHED, TABLE, Ledger, Outcome, Sweep
@@ -38,7 +40,12 @@ class Crew(Protocol):
     def prepare(self, plan: Plan) -> None:
         """Whatever can fail before there is a folder."""
 
-    def outcomes(self, tasks: Sequence[Task], root: Path, watch: Callbacks) -> Iterator[Outcome]:
+    def threads(self) -> int:
+        """What a run has of the cores, in a sweep that begins."""
+
+    def outcomes(
+        self, tasks: Sequence[Task], root: Path, threads: int, watch: Callbacks
+    ) -> Iterator[Outcome]:
         """Of each task as it is finished; ends early, with runs that stopped, when asked to stop."""
 
 
@@ -52,12 +59,22 @@ class Alone:
         """Load the networks of the first run."""
         self.worker.load(plan.tasks()[0].config)
 
-    def outcomes(self, tasks: Sequence[Task], root: Path, watch: Callbacks) -> Iterator[Outcome]:
-        for task in tasks:
-            report = watch.begin(task)
-            yield tried(functools.partial(self.worker.make, task, root, report, watch.should_stop))
-            if watch.should_stop():
-                return
+    def threads(self) -> int:
+        return torch.get_num_threads()
+
+    def outcomes(
+        self, tasks: Sequence[Task], root: Path, threads: int, watch: Callbacks
+    ) -> Iterator[Outcome]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            for task in tasks:
+                report = watch.begin(task)
+                yield tried(functools.partial(self.worker.make, task, root, report, watch.should_stop))
+                if watch.should_stop():
+                    return
+        finally:
+            torch.set_num_threads(before)
 
 
 def carry_out(plan: Plan, folder: Path, crew: Crew, *, command: Sequence[str], watch: Callbacks) -> Sweep:
@@ -68,6 +85,7 @@ def carry_out(plan: Plan, folder: Path, crew: Crew, *, command: Sequence[str], w
     tasks = plan.tasks()
     with Ledger(folder, plan, command) as ledger:
         found = ledger.known()
+        ledger.threads = ledger.threads or crew.threads()
 
         def now() -> Sweep:
             outcomes = tuple(found.get(task.folder) or Outcome.waiting(task) for task in tasks)
@@ -76,7 +94,7 @@ def carry_out(plan: Plan, folder: Path, crew: Crew, *, command: Sequence[str], w
         ledger.save(now())
         written = time.monotonic()
         left = [t for t in tasks if t.folder not in found or found[t.folder].status not in FINISHED]
-        for outcome in crew.outcomes(left, folder, watch):
+        for outcome in crew.outcomes(left, folder, ledger.threads, watch):
             found[outcome.folder] = outcome
             ledger.add(outcome)
             watch.end(outcome)

@@ -24,6 +24,7 @@ PAGES = [ROOT / "README.md", ROOT / "Makefile", FOLDER / "README.md", *(ROOT / "
 NAMED = {name for page in PAGES for name in re.findall(r"benchmarks/(\w+)\.py", page.read_text("utf-8"))}
 ELSEWHERE = {"models", "tiny_decoder", "shelf_quality", "triton_kernels"}
 ELSEWHERE |= {"gpu_rasterizers", "gpu_truth", "memory_estimate"}
+ELSEWHERE |= {"sweep_faults"}  # in tests/sweeps/test_fleet.py, as it needs Ray
 LESS = ["--captions", "1", "--seeds", "1", "--workers", "0"]
 TINY = {
     "alignment": [
@@ -44,8 +45,10 @@ TINY = {
     "overhead": ["--steps", "7", "--out", "OUT/result.json"],
     "rasterizer": ["--tiny", "--out", "OUT"],
     "reward_step": ["--rounds", "1", "--views", "1", "--times", "0.5", "--threads", "1", "--latents", "8"],
+    "suite": ["--out", "OUT", "--prior", "toybox-mini", "--prompts", "1", "--steps", "1", "--workers", "1"],
     "toybox_quality": ["--ceiling", *LESS, "--set", "steps=2", "--set", 'prior="toybox-mini"'],
 }
+TINY["suite"] += ["--methods", "sds", "csd", "--result", "OUT/result.json"]
 TINY["alignment"] += ["--out", "OUT/result.json"]
 TINY["reward_step"] += ["--out", "OUT/result.json"]
 TINY["toybox_quality"] += ["--out", "OUT/result.json"]

@@ -90,6 +90,10 @@ def test_a_rasterizer_that_fails_is_bad(monkeypatch: pytest.MonkeyPatch) -> None
     assert found.advice == "set NUMBA_CACHE_DIR to a folder that is writable"
 
 
+def test_every_packaged_card_is_read() -> None:
+    assert not [f.name for f in doctor_report.weights() if f.state == "ok" and "can't be read" in f.text]
+
+
 def test_weights_are_listed_with_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("mini-prior", "reward"):
         (tmp_path / f"{name}.safetensors").write_bytes(b"0" * 2_000_000)

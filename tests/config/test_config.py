@@ -83,10 +83,15 @@ def test_every_setting_is_frozen_and_documented() -> None:
             assert text.split(line)[1].lstrip().startswith('"""'), field.name
 
 
+def test_a_run_of_an_earlier_version_is_read_with_what_has_gone_since():
+    assert from_dict({"prompt": "a cow", "ism": {"noise": 0.1, "interval": 0.2}}).ism.interval == 0.2
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"stepz": 3}, "unknown setting stepz; did you mean steps?"),
+        ({"ism": {"noise": 0.2}}, "ism.noise is gone, and ism.start and ism.offset say what it said"),
         ({"guidance": {"scal": 3}}, "unknown setting guidance.scal; did you mean guidance.scale?"),
         ({"zzz": 3}, "known here: prompt"),
         ({"guidance": 3}, "guidance is a group of settings"),

@@ -160,7 +160,7 @@ def test_the_json_holds_all_that_the_table_is_made_of(four: tuple[Sweep, Log]) -
     data = json.loads((comparison.folder / ledger.FILE).read_text())
     assert data["complete"] is True
     assert (data["prompts"], data["seeds"], data["command"]) == (["a red cube"], [3, 4], ["here"])
-    assert {"version", "date", "machine", "id", "seconds"} <= set(data)
+    assert {"version", "date", "machine", "id", "seconds", "threads"} <= set(data)
     assert read_plan(comparison.folder) == comparison.plan
     assert read_rows(comparison.folder) == list(comparison.outcomes)
     assert read_sweep(comparison.folder).outcomes == comparison.outcomes

@@ -178,12 +178,6 @@ def check_models(config: Method) -> None:
         raise Failure(MISSING, f"--weights {config.weights} is no folder: give one that holds models by name")
 
 
-def takes_long(config: Method) -> str:
-    """What a run of a published prior takes where there is no GPU, in words; empty where there is one."""
-    slow = config.prior in cost.TERAFLOPS and resolve_device("auto", renders=False).device == "cpu"
-    return cost.without_gpu(config) if slow else ""
-
-
 def _check_room(name: str, budget: str) -> None:
     """Refuse a reward whose weights alone break what a budget promises."""
     most, taken = BUDGETS[budget].most, weights.published(name).gigabytes * 1e9 / 2**30
@@ -193,6 +187,12 @@ def _check_room(name: str, budget: str) -> None:
             f"{name} alone takes {taken:.1f} GiB and --budget {budget} promises to stay within {most:g}: "
             "take a larger budget, or another reward",
         )
+
+
+def takes_long(config: Method) -> str:
+    """What a run of a published prior takes where there is no GPU, in words; empty where there is one."""
+    slow = config.prior in cost.TERAFLOPS and resolve_device("auto", renders=False).device == "cpu"
+    return cost.without_gpu(config) if slow else ""
 
 
 def _check_embedded(world: World, name: str, folder: Path) -> None:

@@ -256,7 +256,8 @@ def _card(path: Path) -> str:
     """The figures of a model's card, as far as it has them."""
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-        side = f", {card['config']['size']} pixels"
+        sizes = card["config"]
+        side = f", {sizes['size']} pixels" if "size" in sizes else f", latents of {sizes['side']}"
     except (OSError, ValueError, KeyError, TypeError):
         return ", its card can't be read"
     for key, unit in (("parameters", "parameters"), ("images", "training images"), ("steps", "steps")):

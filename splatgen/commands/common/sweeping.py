@@ -30,7 +30,7 @@ from splatgen.models.memory import keep_freed
 from splatgen.sweeps.estimate import estimate
 from splatgen.sweeps.ledger import FILE, FINISHED, ROWS, SHEET, Outcome, Sweep, make_folder, read_rows
 from splatgen.sweeps.plan import Plan, Task
-from splatgen.sweeps.table import COLUMNS, table
+from splatgen.sweeps.table import columns, table
 from splatgen.worlds.shelf import shelf_folder
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ START = Config(output=OutputOptions(frames=0))  # a turntable a run would take l
 PRESET = "preset:"
 MAX_SEEDS, MAX_WORKERS, MAX_RUNS = 1000, 1024, 1_000_000
 CODES = {"diverged": DIVERGED, "oom": MEMORY}  # when no run came to its end
+SHOWN = 3  # numbers of a run on its line
 RAY = "pip install 'splatgen[ray]'"
 
 
@@ -112,17 +113,23 @@ def takes_ray(options: SweepFlags) -> bool:
     return options.ray is not None or options.workers > 1
 
 
-def methods_of(options: SweepFlags, with_preset: Callable[[str], Config]) -> dict[str, Config]:
+def methods_of(
+    names: Sequence[str], given: Config, with_preset: Callable[[str], Config]
+) -> dict[str, Config]:
     """Each method's settings; with_preset gives those of the options over another preset."""
     bases = {}
-    for name in options.methods:
+    for name in names:
         if name.startswith(PRESET):
             preset = name.removeprefix(PRESET)
-            given = {"score": START.score, "preference": START.preference, **settings.read_preset(preset)}
-            chosen = {key: given[key] for key in ("score", "preference")}
+            preset_table = {
+                "score": START.score,
+                "preference": START.preference,
+                **settings.read_preset(preset),
+            }
+            chosen = {key: preset_table[key] for key in ("score", "preference")}
             bases[name] = settings.merge(with_preset(preset), chosen)
         else:
-            bases[name] = settings.merge(options.settings, slots(name))
+            bases[name] = settings.merge(given, slots(name))
     return bases
 
 
@@ -168,18 +175,25 @@ def has_truth(plan: Plan) -> bool:
     return all(w is not None and (w.name != "shelf" or shelf_folder() is not None) for w in worlds)
 
 
+def missing(options: SweepFlags, plan: Plan) -> list[Task]:
+    """The runs that an earlier session has not finished."""
+    rows = [] if options.resume is None else read_rows(options.resume)
+    done = {o.folder for o in rows if o.status in FINISHED}
+    return [task for task in plan.tasks() if task.folder not in done]
+
+
 def announce(options: SweepFlags, plan: Plan) -> None:
     """Say what is run and what it takes; Failure where the disk has not that much room."""
-    done = {o.folder for o in read_rows(options.resume) if o.status in FINISHED} if options.resume else set()
-    found = estimate([task for task in plan.tasks() if task.folder not in done])
+    tasks = missing(options, plan)
+    found = estimate(tasks)
     sizes = [(len(plan.prompts), "prompt"), (len(plan.methods), "method"), (len(plan.seeds), "seed")]
     product = " x ".join(f"{n} {name}{'s' if n > 1 else ''}" for n, name in sizes)
     parts = [f"{found.runs:,} runs", f"about {found.calls:,} model calls"]
     if found.seconds is not None:
         parts.append(f"about {duration(found.seconds / options.workers)}")
     parts.append(f"{found.disk / 2**20:,.0f} MB")
-    if done:
-        parts.append(f"{len(done):,} are there already")
+    if len(tasks) < len(plan.tasks()):
+        parts.append(f"{len(plan.tasks()) - len(tasks):,} are there already")
     if not options.quiet or options.dry_run:
         print(f"splatgen: {product}: {', '.join(parts)}", file=sys.stderr, flush=True)
     where = options.resume or options.out
@@ -196,10 +210,11 @@ def announce(options: SweepFlags, plan: Plan) -> None:
 class Announcer:
     """Tells stderr which run is on, how far it is, and how it ended."""
 
-    def __init__(self, plan: Plan, *, quiet: bool, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, plan: Plan, *, missing: int, quiet: bool) -> None:
         self.quiet = quiet
+        self.missing, self.ended, self.began = missing, 0, time.monotonic()
         self.numbers = {task.folder: n for n, task in enumerate(plan.tasks(), 1)}
-        self.several = len(plan.prompts) > 1
+        self.several, self.columns = len(plan.prompts) > 1, columns(plan)
         self.reporter = Reporter(sys.stderr, quiet=quiet)
 
     def name(self, run: Task | Outcome) -> str:
@@ -213,18 +228,24 @@ class Announcer:
         self.reporter = Reporter(sys.stderr, quiet=self.quiet)
         return self.reporter
 
+    def left(self) -> str:
+        """How long the rest takes, at the pace so far; empty at the end."""
+        rest = self.missing - self.ended
+        pace = (time.monotonic() - self.began) / max(self.ended, 1)
+        return f"; {duration(rest * pace)} left" if rest > 0 else ""
+
     def end(self, outcome: Outcome) -> None:
+        self.ended += 1
         self.reporter.close()
         if outcome.error is not None:
             text = f"{outcome.status}: {outcome.error}"
         elif self.quiet or not (self.several or outcome.node):
             return
         else:
-            shown = [
-                (key, title, digits) for key, (title, digits) in COLUMNS.items() if key in outcome.numbers
-            ]
-            told = [f"{title} {outcome.numbers[key]:.{digits}f}" for key, title, digits in shown[:2]]
-            text = ", ".join([outcome.status, *told, *([outcome.node] if outcome.node else [])])
+            shown = {k: c for k, c in self.columns.items() if k in outcome.numbers and k[:5] != "cost/"}
+            told = [f"{t} {outcome.numbers[k]:.{d}f}" for k, (t, d) in list(shown.items())[:SHOWN]]
+            where = [outcome.node] if outcome.node else []
+            text = ", ".join([outcome.status, *told, *where]) + self.left()
         print(f"splatgen: {self.name(outcome)}: {text}", file=sys.stderr, flush=True)
 
 
@@ -232,7 +253,7 @@ def carry_out(options: SweepFlags, plan: Plan, command: Sequence[str], kind: str
     """Every run of the plan that is missing, with progress on stderr and signals that stop it."""
     from splatgen.sweeps import sweep
 
-    announcer = Announcer(plan, quiet=options.quiet)
+    announcer = Announcer(plan, missing=len(missing(options, plan)), quiet=options.quiet)
     with recruited(options, plan, command) as crew, on_signals() as stop:
         watch = sweep.Callbacks(begin=announcer.begin, end=announcer.end, should_stop=stop.requested)
         if options.resume is None:  # what can't be loaded leaves no folder
@@ -251,9 +272,7 @@ def recruited(options: SweepFlags, plan: Plan, command: Sequence[str]) -> Iterat
         from splatgen.sweeps.fleet import Fleet, FleetOptions
 
         chosen = FleetOptions(address=options.ray or "local", workers=options.workers, gpus=options.gpus)
-        tell = (
-            (lambda _: None) if options.quiet else (lambda text: print(f"splatgen: {text}", file=sys.stderr))
-        )
+        tell = _ignore if options.quiet else _say
         with Fleet(chosen, command, truth=has_truth(plan), tell=tell) as fleet:
             yield fleet
         return
@@ -266,6 +285,14 @@ def recruited(options: SweepFlags, plan: Plan, command: Sequence[str]) -> Iterat
     if not options.quiet:
         print(f"splatgen: {headline(plan.first, choice)}", file=sys.stderr, flush=True)
     yield Alone(worker=Worker(command, truth=has_truth(plan)))
+
+
+def _say(text: str) -> None:
+    print(f"splatgen: {text}", file=sys.stderr, flush=True)
+
+
+def _ignore(text: str) -> None:
+    """Nobody is told."""
 
 
 def show(sweep: Sweep, *, as_json: bool) -> None:
