@@ -91,9 +91,9 @@ class ObjectRun:
         learned = self.models.learned()
         del self.models  # there need not be room for both
         self.models = self.load(following.config)
-        learned = move_on(self.stage, following, self.scene, learned)
-        if learned is not None:
-            self.models.relearn(learned)
+        kept_of_it = move_on(self.stage, following, self.scene, learned)
+        if kept_of_it is not None:
+            self.models.relearn(kept_of_it)
         self.config = self.base = following.config
         self._tell()
         return True
