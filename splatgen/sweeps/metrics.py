@@ -34,7 +34,7 @@ from splatgen.worlds.toybox import world as toybox_world
 
 FRAMES = 120  # of the turn that tells how evenly a picture changes
 AZIMUTHS, FACE_SIZE = 24, 64  # of the views in which the front is looked for, and their side
-VISIBLE = toybox.VISIBLE  # mean squared difference of pictures that can be told apart
+APART = 4e-3  # mean squared difference of pictures that differ by more than the light, which is the world's
 QUALITIES = {  # of CLIP-IQA (Wang et al. 2023): what a picture is nearer to, in torchmetrics' words
     "quality": ("Good photo.", "Bad photo."),
     "sharp": ("Sharp photo.", "Blurry photo."),
@@ -131,7 +131,7 @@ def faces(subject: Subject) -> dict[str, float]:
     exact = _around(subject.config.prior == "shelf", subject.config.prompt)
     seen, _ = shelf.seen(subject.splats, exact.cameras)
     front = exact.rgb[:1]
-    other = ((exact.rgb - front).square().mean((1, 2, 3)) > VISIBLE).nonzero()[:, 0]
+    other = ((exact.rgb - front).square().mean((1, 2, 3)) > APART).nonzero()[:, 0]
     if not len(other):
         return {}  # the same from all sides
     to_front = (seen - front).square().mean((1, 2, 3))

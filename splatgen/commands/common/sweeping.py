@@ -245,7 +245,8 @@ class Announcer:
             shown = {k: c for k, c in self.columns.items() if k in outcome.numbers and k[:5] != "cost/"}
             told = [f"{t} {outcome.numbers[k]:.{d}f}" for k, (t, d) in list(shown.items())[:SHOWN]]
             where = [outcome.node] if outcome.node else []
-            text = ", ".join([outcome.status, *told, *where]) + self.left()
+            left = self.left() if outcome.status == "done" else ""
+            text = ", ".join([outcome.status, *told, *where]) + left
         print(f"splatgen: {self.name(outcome)}: {text}", file=sys.stderr, flush=True)
 
 
