@@ -128,7 +128,9 @@ class ObjectRun:
         )
 
     def snapshot(self, row: StepRecord | None, look: ViewRequest | None) -> dict[str, Any]:
-        fields = shown(self.scene, self.models, None if row is None else row.seen, look)
+        seen = None if row is None else row.seen
+        # without a step the models are not asked for: those of the next stage may not have come
+        fields = shown(self.scene, None if seen is None else self.models, seen, look)
         return {**fields, "stage": f"{self.stage.label} of {self.stage.of}" if self.whole.stages else ""}
 
     def clear(self) -> None:
