@@ -41,7 +41,7 @@ from splatgen.scene.cameras import turntable
 from splatgen.scene.parameters import new_scene
 from splatgen.scene.splats import Splats, random_ball
 
-SCORES = ("sds", "csd", "sdi", "ism", "vsd")
+SCORES = ("sds", "csd", "sdi", "ism", "vsd", "nfsd", "bridge")
 PREFERENCES: dict[str, dict[str, Any]] = {
     "none": {},
     "weighted": {"weighted": {"candidates": 4, "lookahead": 2, "stop": 1.0}},

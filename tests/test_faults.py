@@ -525,7 +525,7 @@ WRITERS = {
         "self._file.write": "the same",
     },
     "runs/checkpoint.py": {"safetensors.torch.save": "into memory"},
-    "formats/__init__.py": {"_module(path).save": "of the modules beside it"},
+    "formats/__init__.py": {"_module(path, WRITTEN).save": "of the modules beside it"},
     "formats/ply.py": {"data.write": "within atomic.replacing"},
     "sweeps/sheet.py": {"sheet.save": "within atomic.replacing"},
     "sweeps/report.py": {"frames[0].save": "into memory"},

@@ -211,7 +211,9 @@ class StudioPage:
             self.scene.splats.visible = False
         self._fill_panels(work)
         self.status.begin(work)
-        self.past_runs.choose(())
+        if self.request.at_once:  # one out of the queue disturbs nobody who looks at past ones
+            self.request.at_once = False
+            self.past_runs.choose(())
         self._show(work)
 
     def _fill_panels(self, work: Work) -> None:

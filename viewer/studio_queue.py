@@ -24,8 +24,8 @@ class Queue:
     def __init__(self, gui: viser.GuiApi, program: Program, deeds: Deeds) -> None:
         self.program = program
         self.html = gui.add_html("", visible=False)
-        self._drawn, self._at = "", 0.0
-        self._state: object = None
+        self.numbers = gui.add_html("", visible=False)  # apart, so that buttons stay under the hand
+        self._drawn, self._told, self._at = "", "", 0.0
         deeds.add("up", lambda of, _: program.move(int(of), -1))
         deeds.add("down", lambda of, _: program.move(int(of), 1))
         deeds.add("cancel", lambda of, _: program.cancel(int(of)))
@@ -37,17 +37,22 @@ class Queue:
         waiting = [job for job in jobs if job.state == "waiting"]
         shown = work.busy or len(work.lanes) > 1
         ended = [job for job in jobs if job.state != "waiting" and not (shown and job.number == work.number)]
-        rows = [self._at_work(work, scores, steps)] if shown else []
+        rows = [self._at_work(work)] if shown else []
         rows += [_waiting(job, n, len(waiting)) for n, job in enumerate(waiting)]
         rows += [_ended(job) for job in ended[:ENDED]]
         content = box(f'<div class="list">{"".join(rows)}</div>') if rows else ""
-        now, state = time.monotonic(), (work.state, jobs, [lane.state for lane in work.lanes])
-        if content != self._drawn and (state != self._state or now - self._at >= INTERVAL):
-            self._drawn, self._state, self._at = content, state, now
+        if content != self._drawn:
+            self._drawn = content
             self.html.content = content
             self.html.visible = bool(rows)
+        now, several = time.monotonic(), len(work.lanes) > 1
+        if now - self._at >= INTERVAL or not several:
+            told = "<br>".join(map(_number, work.lanes, steps, scores)) if several else ""
+            if told != self._told:
+                self._told, self._at = told, now
+                self.numbers.content, self.numbers.visible = box(told), several
 
-    def _at_work(self, work: Work, scores: Sequence[float | None], steps: Sequence[int]) -> str:
+    def _at_work(self, work: Work) -> str:
         stop = button("Stop and keep", "stop", "", "Ends it with a checkpoint") if work.busy else ""
         said = f'<span class="now">{html.escape(work.prompt)}</span> {html.escape(work.state)} {stop}'
         if len(work.lanes) < 2:
@@ -55,16 +60,17 @@ class Queue:
         some = sum(lane.state in BUSY for lane in work.lanes) > 1
         if some:
             said += button("Stop the worst", "worst") + button("Only the best goes on", "best")
-        lines = "".join(
-            f"<div>{_lane(n, lane, scores[n], steps[n], alone=not some)}</div>"
-            for n, lane in enumerate(work.lanes)
-        )
+        lines = "".join(f"<div>{_lane(n, lane, alone=not some)}</div>" for n, lane in enumerate(work.lanes))
         return f'<div class="row"><div>{said}{lines}</div></div>'
 
 
-def _lane(n: int, lane: Lane, score: float | None, step: int, *, alone: bool) -> str:
+def _number(lane: Lane, step: int, score: float | None) -> str:
     told = f" · {score:.3f}" if score is not None else ""
-    said = f"<b>{html.escape(lane.name)}</b> {html.escape(lane.state)} · step {step:,}{told} "
+    return f"{html.escape(lane.name)}: step {step:,}{told}"
+
+
+def _lane(n: int, lane: Lane, *, alone: bool) -> str:
+    said = f"<b>{html.escape(lane.name)}</b> {html.escape(lane.state)} "
     said += button("Look at", "front", n, "Its curves and candidates, in the panels below")
     if lane.state in BUSY:
         said += button("Stop", "stop", n, "Ends this one and keeps it")

@@ -26,6 +26,8 @@ class Request:
     def __init__(self, gui: viser.GuiApi, program: Program, deeds: Deeds) -> None:
         self.gui, self.program = gui, program
         self.opened = ""  # a file to go on from
+        self.busy = False  # a job is at work
+        self.at_once = False  # somebody asked for a job and waits to see it
         form = program.form(program.choices.bases[0])
         with gui.add_form(None) as self.frame:
             self.prompt = gui.add_text("Prompt", form.prompt, hint="Enter generates, too")
@@ -123,6 +125,7 @@ class Request:
             refusal = self.program.begin(form)
             self.tell(refusal)
             if refusal is None:
+                self.at_once = not self.busy
                 self._advise(form)
         finally:
             self.generate.disabled = False
@@ -164,6 +167,7 @@ class Request:
 
     def show(self, work: Work) -> None:
         """Follow the job at work."""
+        self.busy = work.busy
         self.generate.label = QUEUE if work.busy else GENERATE
 
     def fill(self, base: str, *, with_prompt: bool) -> None:

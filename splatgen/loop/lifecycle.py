@@ -108,8 +108,8 @@ def carry_out(
             else:
                 subject.keep()
     except BaseException as error:
-        _keep_last(subject, error)
         record_failure(run, error, subject.state.step, subject.totals())
+        _keep_last(subject, error)
         tell_end(subject, run, settings, channel, _status(error), should_stop(), f"{error}")
         raise
     step = subject.state.step

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from splatgen.config import Config, ConfigError, merge
-from splatgen.config.validation import PREFERENCES, RANKING, SCORES, validate
+from splatgen.config.schema import PREFERENCES, RANKING, SCORES
+from splatgen.config.validation import validate
 from splatgen.runs.run_folder import slug
 
 
@@ -87,6 +88,9 @@ def line_up(
     the same method or don't share what they are measured with (but for the settings in `free`, which are
     what is compared), and when a method's settings can't be used.
     """
+    staged = next((name for name, base in bases.items() if base.stages), None)
+    if staged is not None:
+        raise ConfigError(f"method {staged} has stages, and what is compared has one: leave [[stages]] out")
     bases = {name: dataclasses.replace(base, prompt=prompts[0]) for name, base in bases.items()}
     used = {piece for base in bases.values() for piece in (base.score, base.preference)}
     for base in bases.values():

@@ -52,6 +52,38 @@ def test_every_score_goes_with_every_preference_and_waits_no_more_than_it_must(s
     assert row["time/model_ms"] > 0
 
 
+ASKED = 1  # how many candidates are predicted again
+BESIDE = {  # what a run may have besides: settings, and how often these wait
+    "nfsd": ({"score": "nfsd"}, ASKED),
+    "bridge": (
+        {
+            "prior": "sd15",
+            "score": "bridge",
+            "bridge": {"quality": "sharp", "flaws": "blurred", "start": 0.0},
+        },
+        0,
+    ),
+    "flow": ({"score": "sdi", "sdi": {"reverse": 3, "renoise": False}}, ASKED),
+    "scales": ({"guidance": {"scale_end": 2.0, "null_scale": (1.0, 0.5), "clip": (0.5, 0.1)}}, 0),
+    "dmd": ({"guidance": {"weighting": "dmd", "times": "shared", "shift": 3.0}}, 0),
+    "penalties": ({"regularise": {"tv": 0.1, "depth_tv": 0.1, "normal_tv": 0.1, "axes": 0.1}}, 0),
+    "views": (
+        {"views": {"count": 2, "size": [16], "elevation_law": "mixed", "background": "white-or-black"}},
+        0,
+    ),
+    "world": ({"guidance": {"noise": "world", "noise_renewals": 150.0}}, None),  # it says that it waits
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_a_run_may_have_besides(name):
+    more, waits = BESIDE[name]
+    seen, counts = run(steps.config(**{"preference": "weighted", **more}))
+    assert torch.isfinite(seen.found.value).all()
+    if waits is not None and torch.cuda.get_device_name() == NAME:
+        assert counts.total() <= GSPLAT + waits, counts
+
+
 @pytest.mark.parametrize("preference", ["weighted", "psd"])
 def test_published_models_wait_no_more(preference):
     four = {"views": {"count": 4, "size": [16]}}

@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from splatgen.config import LearningOptions, RegulariseOptions
+from splatgen.config import Config, LearningOptions, RegulariseOptions, SplatOptions
+from splatgen.loop.initial_splats import starting_splats
 from splatgen.loop.seen_penalties import add, apart
 from splatgen.rasterizer import Render
 from splatgen.runs.rng import rng
 from splatgen.scene import penalties
 from splatgen.scene.cameras import orbit
-from splatgen.scene.parameters import left, rates
+from splatgen.scene.parameters import left, new_scene, rates, update
 
 OFF = RegulariseOptions(radius=0, scale=0, aspect=0, opacity=0)
 
@@ -170,3 +171,17 @@ def test_without_a_fall_of_its_own_a_rate_has_the_common_one():
     )
     assert left((0.5, 0.5, 0.1), 0.5) == 1.0
     assert left((0.5, 0.5, 0.1), 0.51) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.99), (0.9, 0.999)])
+def test_adam_has_the_betas_of_the_options(betas):
+    """After one step its averages are (1 - beta) g and (1 - beta) g^2; published hosts have 0.9 and 0.999."""
+    config = Config(prompt="a", splats=SplatOptions(count=5), lr=LearningOptions(betas=betas))
+    scene = new_scene(config, starting_splats(config), "cpu")
+    for p in scene.params.values():
+        p.grad = torch.full_like(p, 3.0)
+    update(config, scene, torch.tensor(True))
+    for name, p in scene.params.items():
+        state = scene.optimizers[name].state[p]
+        torch.testing.assert_close(state["exp_avg"], torch.full_like(p, 3.0 * (1 - betas[0])).detach())
+        torch.testing.assert_close(state["exp_avg_sq"], torch.full_like(p, 9.0 * (1 - betas[1])).detach())

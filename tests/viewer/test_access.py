@@ -103,7 +103,7 @@ def test_a_real_server_shows_its_page_with_rules_for_the_browser():
     with viewer(Channel()) as it:
         page = get(it, "/")
         assert page.status == 200
-        assert b"<title>Viser</title>" in page.read()
+        assert b"<title>a test</title>" in page.read()
         rules = page.headers["Content-Security-Policy"]
         assert f"connect-src 'self' ws://127.0.0.1:{it.port} " in rules
         assert "frame-ancestors 'none'" in rules

@@ -519,7 +519,7 @@ def visibility(it):
     return [m["visible"] for m in found if m["name"] == "/splats"][-1:]
 
 
-def test_the_live_object_makes_room_and_comes_back_with_the_next_run(shelf):
+def test_the_live_object_makes_room_until_it_is_wanted_or_somebody_makes_another(shelf):
     with bench(shelf) as it:
         it.page.fill("Steps", NEVER_MET)
         it.page.press("Generate")
@@ -531,8 +531,16 @@ def test_the_live_object_makes_room_and_comes_back_with_the_next_run(shelf):
         it.page.press("Generate")
         it.until(lambda: it.session.waiting)
         it.deed("stop")
+        it.until(lambda: it.session.status.number == 2 and not it.session.status.busy)
+        assert visibility(it) == [False]  # out of the queue
+        it.page.press("Back to the live run")
         it.until(lambda: visibility(it) == [True])
-        it.until(lambda: not it.session.status.busy)
+        it.click(1, "show")
+        it.until(lambda: visibility(it) == [False])
+        it.page.fill("Seed", 9)
+        it.page.press("Generate")
+        it.until(lambda: visibility(it) == [True])
+        it.until(lambda: it.session.status.number == 3 and not it.session.status.busy)
     for run in made_here(shelf):
         run.rename(shelf.parent / run.name)
 

@@ -114,6 +114,7 @@ def test_two_wait_the_first_is_stopped_and_kept_and_a_second_tab_sees_it(page, b
         page.reload()
         page.get_by_text("a blue sphere waiting").wait_for()
         other = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme="dark")
+        other.set_default_timeout(shared.SECONDS)
         try:
             other.goto(it.viewer.url)
             other.get_by_text("splatgen studio").first.wait_for()
