@@ -144,7 +144,10 @@ def steps(truth: Truth, score: str, preference: str) -> Row:
         scene = new_scene(config, starting_splats(config), device)
         firsts.append(advance(config, models, scene))
         scene.step += 1
-    row = near({"G": apart(firsts[1].found.value, firsts[0].found.value)}, STEP)
+    there, here = (first.found for first in reversed(firsts))
+    assert there is not None  # no step of it fits pictures
+    assert here is not None
+    row = near({"G": apart(there.value, here.value)}, STEP)
     losses = [firsts[1].loss]
     for _ in range(config.steps - 1):
         seen = advance(config, models, scene)
