@@ -91,9 +91,9 @@ class ObjectRun:
         learned = self.models.learned()
         del self.models  # there need not be room for both
         self.models = self.load(following.config)
-        learned = move_on(self.stage, following, self.scene, learned)
-        if learned is not None:
-            self.models.relearn(learned)
+        kept_of_it = move_on(self.stage, following, self.scene, learned)
+        if kept_of_it is not None:
+            self.models.relearn(kept_of_it)
         self.config = self.base = following.config
         self._tell()
         return True
@@ -128,7 +128,9 @@ class ObjectRun:
         )
 
     def snapshot(self, row: StepRecord | None, look: ViewRequest | None) -> dict[str, Any]:
-        fields = shown(self.scene, self.models, None if row is None else row.seen, look)
+        seen = None if row is None else row.seen
+        # without a step the models are not asked for: those of the next stage may not have come
+        fields = shown(self.scene, None if seen is None else self.models, seen, look)
         return {**fields, "stage": f"{self.stage.label} of {self.stage.of}" if self.whole.stages else ""}
 
     def clear(self) -> None:

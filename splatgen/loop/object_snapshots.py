@@ -69,13 +69,15 @@ def unsteered(base: Config, models: Models) -> Models:
 RATES = ("means", "scales", "quats", "opacities", "sh")
 
 
-def shown(scene: Scene, models: Models, seen: StepResult | None, look: ViewRequest | None) -> dict[str, Any]:
-    """The fields of a Snapshot that are about the splats and the last step."""
+def shown(
+    scene: Scene, models: Models | None, seen: StepResult | None, look: ViewRequest | None
+) -> dict[str, Any]:
+    """The fields of a Snapshot that are about the splats and the last step, which takes its models."""
     splats = scene.splats.detach()
     fields: dict[str, Any] = {"cloud": cloud(splats)}
     if look is not None:
         fields["view"] = picture(splats, look)
-    if seen is not None:
+    if seen is not None and models is not None:
         cameras = seen.cameras
         fields["cameras"] = cameras.c2w.cpu().numpy().astype(np.float32)
         half = cameras.height / (2.0 * float(cameras.K[0, 1, 1]))

@@ -28,6 +28,7 @@ from splatgen.rasterizer import Render, render
 from splatgen.runs.rng import rng
 from splatgen.scene.cameras import Cameras
 from splatgen.scene.parameters import Scene
+from splatgen.scene.uploads import upload
 
 
 def advance(config: Config, models: Models, scene: Scene) -> StepResult:
@@ -40,7 +41,7 @@ def advance(config: Config, models: Models, scene: Scene) -> StepResult:
     cameras, behind = round_views(config, began, size_at(config, scene.fraction(config.steps)))
     if score.began != began:
         score.pictures, score.began = sharpen(config, models, score, scene, began), began
-        score.pictures = score.pictures.to(device)
+    score.pictures = score.pictures.to(device)  # those of a checkpoint are on the CPU
     rows = chosen(config, scene, models.prior.views)
     cameras, behind = cameras[rows], behind[rows]
     clock.mark()
@@ -51,7 +52,7 @@ def advance(config: Config, models: Models, scene: Scene) -> StepResult:
     clock.mark()
 
     aside = apart(config.regularise, scene.params, out, cameras)
-    loss = fitted(out, score.pictures.to(device)[rows.to(device)], config.refine.ssim)
+    loss = fitted(out, score.pictures[upload(rows, device)], config.refine.ssim)
     loss.backward()  # type: ignore[no-untyped-call]
     add(scene.params, aside)
     clock.mark()

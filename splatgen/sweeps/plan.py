@@ -96,10 +96,13 @@ def line_up(
     for base in bases.values():
         _check_used(base, used, bases)
     methods: dict[str, Config] = {}
+    names: dict[Config, str] = {}
     for name, base in bases.items():
         config = _own(base, used)
-        for other, before in methods.items():
-            _check_comparable(name, config, other, before, free)
+        twin = names.setdefault(config, name)
+        if twin != name:
+            raise ConfigError(f"{name} and {twin} are the same method: name it once")
+        _check_shared(name, config, *next(iter(methods.items()), (name, config)), free)
         try:
             for seed in (seeds[0], seeds[-1]):
                 validate(dataclasses.replace(config, seed=seed))
@@ -142,9 +145,7 @@ def _own(config: Config, used: Set[str]) -> Config:
     return dataclasses.replace(config, **groups)
 
 
-def _check_comparable(name: str, config: Config, other: str, before: Config, free: Set[str]) -> None:
-    if config == before:
-        raise ConfigError(f"{name} and {other} are the same method: name it once")
+def _check_shared(name: str, config: Config, other: str, before: Config, free: Set[str]) -> None:
     for key in SHARED:
         ours, theirs = getattr(config, key), getattr(before, key)
         if ours != theirs and key not in free:

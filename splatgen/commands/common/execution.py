@@ -55,8 +55,9 @@ def told(result: Result, seconds: float, *, quiet: bool) -> None:
     made = [Path(path).name for kind, path in files(result.run).items() if kind in RESULTS]
     if result.status == "stopped":
         command = shlex.join(["splatgen", "resume", str(result.run.folder)])
-        kept = f"stopped after step {result.step}: {', '.join(made)}"
-        print(f"splatgen: {kept}; continue with: {command}", file=sys.stderr)
+        kept = f": {', '.join(made)}" if made else ""
+        line = f"splatgen: stopped after step {result.step}{kept}; continue with: {command}"
+        print(line, file=sys.stderr)
     elif not quiet:
         about = run_folder.read(result.run)
         lost, scores = about.get("skipped"), about.get("rewards") or {}

@@ -150,9 +150,9 @@ def as_edit(config: Config, source: str) -> Config:
 
 def told(config: Method) -> str:
     """How something is made, in a few words."""
-    parts = [(stage.name, stage.config) for stage in stages(config)] if isinstance(config, Config) else []
-    named = [f"{name}: {slots_of(c)}" if name else slots_of(c) for name, c in parts or [("", config)]]
-    made = " → ".join(named)
+    made = slots_of(config)
+    if isinstance(config, Config):
+        made = " → ".join(f"{s.name}: {slots_of(s.config)}".lstrip(": ") for s in stages(config))
     return f"{made}, {config.steps:,} steps, seed {config.seed}"
 
 

@@ -99,6 +99,9 @@ def stay(channel: Channel, prompt: str) -> None:
         flush=True,
     )
     assert channel.folder is not None
+    from splatgen.loop.resident_models import collect
+
+    collect()  # the models of the run: whoever waits here needs no GPU
     try:
         last = channel.last
         if last is None:
