@@ -514,8 +514,6 @@ def test_splats_never_pass_the_cap_also_after_a_resume(
 
 # Every other call that writes goes through atomic, formats.save or checkpoint.save.
 WRITERS = {
-    "runs/sinks.py": {"sink.write": "of TensorBoard or W&B, beside metrics.jsonl; what fails is left alone"},
-    "loop/object_run.py": {"self.save": "through runs/checkpoint.py"},
     "worlds/shelf/build.py": {"temporary.open": "within atomic.replacing"},
     "commands/words.py": {"sheet.save": "within atomic.replacing"},
     "runs/atomic.py": {
