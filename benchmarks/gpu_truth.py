@@ -4,6 +4,7 @@
     step        every score with every preference, 20 steps of the toybox; G of the first against the CPU's
     densify     splats that grow and are pruned
     resume      a run that stopped and went on against one that did not
+    stages      a run of two, the second of which refines
     tests       the tests of the GPU path and of the rasterizers
 
 The report is written anew after each row; what fails is in it whole. --tiny takes the miniature models and a
@@ -195,6 +196,17 @@ def resume(truth: Truth) -> Row:
     return near({"means": apart(ends[1], ends[0])}, RESUMED)
 
 
+def stages(truth: Truth) -> Row:
+    """A run whose second half fits its splats to pictures that the prior made of the first half's."""
+    later = {"share": 0.5, "score": "refine", "refine": {"views": 2, "steps": 2, "rounds": 1}}
+    config = truth.config(steps=2 if truth.tiny else 20, stages=[{"share": 0.5}, later])
+    with tempfile.TemporaryDirectory() as folder:
+        done = object_run.generate(config, out=Path(folder), command=["truth"])
+    if done.status != "done":
+        raise RuntimeError(f"the run ended as {done.status}")
+    return {"steps": config.steps}
+
+
 def tests(seconds: float) -> Row:
     """pytest on what is about the GPU."""
     places = [str(ROOT / "tests" / name) for name in ("gpu", "rasterizer")]
@@ -213,6 +225,7 @@ def plan(truth: Truth, until: float) -> Iterator[tuple[str, Callable[[], Row]]]:
         yield f"step {score} {preference}", functools.partial(steps, truth, score, preference)
     yield "densify", functools.partial(densify, truth)
     yield "resume", functools.partial(resume, truth)
+    yield "stages", functools.partial(stages, truth)
     if not truth.tiny:
         yield "tests", lambda: tests(until - time.monotonic())
 

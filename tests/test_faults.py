@@ -514,6 +514,8 @@ def test_splats_never_pass_the_cap_also_after_a_resume(
 
 # Every other call that writes goes through atomic, formats.save or checkpoint.save.
 WRITERS = {
+    "runs/sinks.py": {"sink.write": "of TensorBoard or W&B, beside metrics.jsonl; what fails is left alone"},
+    "loop/object_run.py": {"self.save": "through runs/checkpoint.py"},
     "worlds/shelf/build.py": {"temporary.open": "within atomic.replacing"},
     "commands/words.py": {"sheet.save": "within atomic.replacing"},
     "runs/atomic.py": {
@@ -524,6 +526,8 @@ WRITERS = {
         "open": "appends; a torn last line is cut off",
         "self._file.write": "the same",
     },
+    "loop/object_run.py": {"self.save": "a checkpoint"},
+    "runs/sinks.py": {"sink.write": "of TensorBoard or W&B, whose files are theirs; what fails is logged"},
     "runs/checkpoint.py": {"safetensors.torch.save": "into memory"},
     "formats/__init__.py": {"_module(path, WRITTEN).save": "of the modules beside it"},
     "formats/ply.py": {"data.write": "within atomic.replacing"},
