@@ -308,7 +308,9 @@ def measure_naive(bench: Bench, job: Job) -> Row:
             theirs.scene.step = n
             naive(theirs.scene)
 
-    mine = ours.step().found.value
+    taken = ours.step().found
+    assert taken is not None  # no step of it fits pictures
+    mine = taken.value
     with written_naively(prior):
         value = naive(theirs.scene)
         row = agreement(mine, value, ours, naive) | {"images": naive.images}

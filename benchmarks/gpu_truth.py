@@ -4,6 +4,7 @@
     step        every score with every preference, 20 steps of the toybox; G of the first against the CPU's
     densify     splats that grow and are pruned
     resume      a run that stopped and went on against one that did not
+    stages      a run of two, the second of which refines
     tests       the tests of the GPU path and of the rasterizers
 
 The report is written anew after each row; what fails is in it whole. --tiny takes the miniature models and a
@@ -41,7 +42,7 @@ from splatgen.scene.cameras import turntable
 from splatgen.scene.parameters import new_scene
 from splatgen.scene.splats import Splats, random_ball
 
-SCORES = ("sds", "csd", "sdi", "ism", "vsd")
+SCORES = ("sds", "csd", "sdi", "ism", "vsd", "nfsd", "bridge")
 PREFERENCES: dict[str, dict[str, Any]] = {
     "none": {},
     "weighted": {"weighted": {"candidates": 4, "lookahead": 2, "stop": 1.0}},
@@ -143,7 +144,10 @@ def steps(truth: Truth, score: str, preference: str) -> Row:
         scene = new_scene(config, starting_splats(config), device)
         firsts.append(advance(config, models, scene))
         scene.step += 1
-    row = near({"G": apart(firsts[1].found.value, firsts[0].found.value)}, STEP)
+    there, here = (first.found for first in reversed(firsts))
+    assert there is not None  # no step of it fits pictures
+    assert here is not None
+    row = near({"G": apart(there.value, here.value)}, STEP)
     losses = [firsts[1].loss]
     for _ in range(config.steps - 1):
         seen = advance(config, models, scene)
@@ -192,6 +196,17 @@ def resume(truth: Truth) -> Row:
     return near({"means": apart(ends[1], ends[0])}, RESUMED)
 
 
+def stages(truth: Truth) -> Row:
+    """A run whose second half fits its splats to pictures that the prior made of the first half's."""
+    later = {"share": 0.5, "score": "refine", "refine": {"views": 2, "steps": 2, "rounds": 1}}
+    config = truth.config(steps=2 if truth.tiny else 20, stages=[{"share": 0.5}, later])
+    with tempfile.TemporaryDirectory() as folder:
+        done = object_run.generate(config, out=Path(folder), command=["truth"])
+    if done.status != "done":
+        raise RuntimeError(f"the run ended as {done.status}")
+    return {"steps": config.steps}
+
+
 def tests(seconds: float) -> Row:
     """pytest on what is about the GPU."""
     places = [str(ROOT / "tests" / name) for name in ("gpu", "rasterizer")]
@@ -210,6 +225,7 @@ def plan(truth: Truth, until: float) -> Iterator[tuple[str, Callable[[], Row]]]:
         yield f"step {score} {preference}", functools.partial(steps, truth, score, preference)
     yield "densify", functools.partial(densify, truth)
     yield "resume", functools.partial(resume, truth)
+    yield "stages", functools.partial(stages, truth)
     if not truth.tiny:
         yield "tests", lambda: tests(until - time.monotonic())
 

@@ -102,9 +102,11 @@ def drive(folder: Path, kind: str, delay: float) -> None:
         cluster = Cluster(initialize_head=True, head_node_args=head)
         nodes = [cluster.add_node(**small) for _ in range(2)]
         lose = lambda: cluster.remove_node(nodes[0], allow_graceful=False)  # noqa: E731
-        threading.Thread(target=later, args=(lose,), daemon=True).start()
+        losing = threading.Thread(target=later, args=(lose,), daemon=True)
+        losing.start()
         with fleet(cluster.address, 1) as crew:
             sweep(what, folder, crew, watch)
+        losing.join()
         cluster.shutdown()
         return
     with fleet("local", 2) as crew:
@@ -133,8 +135,9 @@ def kill_a_hand() -> None:
         os.kill(random.choice(hands), signal.SIGKILL)
 
 
-def killed(kind: str, delay: float, expected: bytes, others: set[int]) -> dict[str, Any]:
+def killed(kind: str, delay: float, expected: bytes) -> dict[str, Any]:
     """One sweep with a fault: whether its table is the expected one, and what was left behind."""
+    others = processes().keys()
     with tempfile.TemporaryDirectory() as out:
         folder = make_folder(Path(out), "sweep", PROMPTS)
         words = [sys.executable, __file__, "--drive", kind, str(delay), str(folder)]
@@ -150,11 +153,12 @@ def killed(kind: str, delay: float, expected: bytes, others: set[int]) -> dict[s
             with fleet("local", 2) as crew:
                 sweep(faulty(), folder, crew)
         same = (folder / "table.md").read_bytes() == expected
+        errors = [o.error for o in read_sweep(folder).outcomes if o.error]
     end = time.monotonic() + LEFT_SECONDS
     while (left := processes().keys() - others) and time.monotonic() < end:
         time.sleep(1.0)
     found = {"kind": kind, "delay": round(delay, 2), "code": code, "finished_before": had}
-    return {**found, "same": same, "left": len(left)}
+    return {**found, "same": same, "left": len(left), "errors": errors}
 
 
 # Costs
@@ -233,19 +237,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of kills, in turn")
     parser.add_argument("--tasks", type=int, default=2000, help="with nothing to do; 0 leaves this out")
     parser.add_argument("--runs", type=int, default=16, help="of the throughput; 0 leaves this out")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--out", type=Path, help="result JSON")
     args = parser.parse_args()
-    source, others = random.Random(args.seed), set(processes())
+    source = random.Random(args.seed)
     report: dict[str, Any] = {"date": datetime.now(UTC).strftime("%Y%m%d"), "machine": machine_name()}
     with tempfile.TemporaryDirectory() as out:
         whole = sweep(faulty(), make_folder(Path(out), "sweep", PROMPTS))
         expected = (whole.folder / "table.md").read_bytes()
     report["kills"] = []
     for n in range(args.kills):
-        report["kills"].append(killed(KINDS[n % len(KINDS)], source.uniform(0.0, 6.0), expected, others))
+        report["kills"].append(killed(args.kinds[n % len(args.kinds)], source.uniform(0.0, 6.0), expected))
         print(json.dumps(report["kills"][-1]), flush=True)
     if args.tasks:
         report["overhead"] = overhead(args.tasks)

@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return dispatch(words)
     except SystemExit as stop:  # tyro's: 0 after --help, 2 after an error that it has shown
+        if stop.code == USAGE and is_loose(words):
+            print("splatgen: if those words are the prompt, put it in quotes", file=sys.stderr)
         return stop.code if isinstance(stop.code, int) else USAGE
     except (Exception, KeyboardInterrupt) as error:
         expected = describe(error)
@@ -106,6 +108,13 @@ def prepared(verb: str, words: Sequence[str]) -> list[str]:
         command = " ".join(["splatgen", verb, *map(shlex.quote, before), f'"{prompt[:200]}"'])
         raise ValueError(f"a prompt of several words stands in quotes: {command}")
     return seeded(words)
+
+
+def is_loose(words: Sequence[str]) -> bool:
+    """Whether words stand alone at the end of a line of a verb with a prompt, more than an option's value."""
+    last = list(itertools.takewhile(lambda word: not word.startswith("-"), reversed(words)))
+    single = [word for word in last if " " not in word]
+    return bool(words) and words[0] in PLAIN_WORDS and len(last) < len(words) and len(single) > 2
 
 
 def _leading(words: Sequence[str]) -> list[str]:

@@ -205,6 +205,14 @@ SCENARIOS: dict[str, Callable[[], Scenario]] = {
             psd={"interval": 1, "t_limit": 1.0},
         )
     ),
+    "stages": lambda: generation(
+        config(
+            stages=[
+                {"share": 0.34, "guidance": {"scale": 3.0}},
+                {"share": 0.66, "score": "vsd", "vsd": {"rank": 1, "lr": 0.01}},
+            ]
+        )
+    ),
     "steered": steered,
     "edit": edition,
     "image": picture,
@@ -257,7 +265,7 @@ class Fuse:
     def arm(self) -> None:
         os_open = os.open
         if self.at == LOADING:
-            module: Any = object_run
+            module: Any = resident_models
             module.load_models = self.while_loading(module.load_models)
         for name in CALLS:
             setattr(os, name, self.counted(getattr(os, name)))

@@ -10,7 +10,7 @@ import pytest
 SCRIPT = Path(__file__).with_name("killing.py")
 # scenarios of one process share its imports
 OBJECTS = {"vsd+psd": 24, "int": 6, "int-int": 8, "term": 4}
-OTHERS = {"sds": 26, "steered": 6, "edit": 8, "image": 8, "compare": 8}
+OTHERS = {"sds": 26, "stages": 8, "steered": 6, "edit": 8, "image": 8, "compare": 8}
 INTERRUPTS = ("int", "int-int", "term")
 
 

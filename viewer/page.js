@@ -82,7 +82,8 @@
     if (named && document.title !== named.dataset.title) document.title = named.dataset.title;
     const first = document.getElementById("splatgen-first");
     if (first && document.querySelector("#root canvas")) first.remove();
-    const handle = folded ? null : document.querySelector('[style*="bottom: 0"] [style*="cursor: pointer"]');
+    const sheet = folded ? null : document.querySelector('[style*="position: fixed"][style*="bottom: 0px"]');
+    const handle = sheet && sheet.querySelector('[style*="cursor: pointer"]');
     if (handle) {
       folded = true;
       handle.click();

@@ -32,6 +32,11 @@ class Scene:
         start.up, start.fov = (0.0, 1.0, 0.0), math.radians(FOV)
         self._controls(server.gui)
 
+        @server.on_client_connect
+        def _(client: viser.ClientHandle) -> None:
+            if narrow(client) > 1.0:
+                self._place_camera(client, turn=True)
+
     def _controls(self, gui: viser.GuiApi) -> None:
         self.with_cameras = gui.add_checkbox("Cameras", False, hint="Where the last step looked from")
         self.background = gui.add_dropdown("Background", tuple(BACKGROUNDS), initial_value=AS_PAGE)
@@ -61,7 +66,7 @@ class Scene:
         if client is None:
             return
         camera = client.camera
-        position = np.array(first_position(self.reach))
+        position = np.array(first_position(self.reach)) * narrow(client)
         if not turn:
             way = np.array(camera.position) - np.array(camera.look_at)
             position = way * (np.linalg.norm(position) / max(float(np.linalg.norm(way)), 1e-9))
@@ -98,3 +103,8 @@ class Scene:
         return self.scene.add_camera_frustum(
             name, math.radians(fov), 1.0, scale=FRUSTUM, thickness=THICKNESS, color=LINES, visible=shown
         )
+
+
+def narrow(client: viser.ClientHandle) -> float:
+    """How much further away a camera has to be where a page is higher than wide, as on a phone; else 1."""
+    return max(client.camera.image_height / max(client.camera.image_width, 1), 1.0)

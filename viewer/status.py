@@ -33,6 +33,7 @@ class Status:
         step = f"<b>step {snapshot.step:,} of {snapshot.steps:,}</b> · " if snapshot.steps else ""
         lines = [
             step + html.escape(snapshot.status),
+            html.escape(snapshot.stage),
             f"{len(snapshot.cloud):,} splats{self._pace(snapshot)}",
             _memory(snapshot),
         ]

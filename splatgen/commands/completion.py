@@ -51,6 +51,7 @@ def verbs() -> dict[str, type[Any]]:
         generate,
         image,
         render,
+        report,
         resume,
         runs,
         studio,
@@ -58,10 +59,11 @@ def verbs() -> dict[str, type[Any]]:
         view,
         words,
     )
+    from splatgen.commands import eval as evaluate
 
     kinds = (
         generate.Generate, edit.Edit, image.Image, compare.Compare, sweep.Sweep, resume.Resume, studio.Studio,
         view.View, runs.Runs, render.Render, export.Export, fetch.Fetch, words.Words, doctor.Doctor,
-        Completion,
+        evaluate.Eval, report.Report, Completion,
     )  # fmt: skip
     return {kind.__name__.lower(): kind for kind in kinds}

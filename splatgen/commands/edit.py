@@ -107,6 +107,7 @@ def check(options: Edit) -> Config:
     source, target = words(options.settings.prompt, options.settings.source, options.input)
     table = {**configs.to_dict(options.settings), "source": source, "prompt": target}
     config = validate(configs.from_dict(table))
+    checks.check_unstaged(config, "an edit has one")
     checks.check_names(config)
     config = check_prompts(config, force=options.force)
     checks.check_models(config)

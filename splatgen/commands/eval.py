@@ -63,7 +63,6 @@ def names(folder: Path | None) -> dict[str, str | None]:
     found: dict[str, str | None] = dict.fromkeys(OWN)
     for name, entry in JUDGES.items():
         found[name] = None if entry.embedded else lacking(name, folder)
-    found["clip-iqa"] = found["clip"]
     return found
 
 
@@ -85,7 +84,7 @@ def choose(options: Eval) -> list[str]:
             raise Failure(MISSING, f"the weights of {name} are not here: `{known[name]}`")
     if options.metrics:
         return list(dict.fromkeys(options.metrics))
-    missing = [name for name, command in known.items() if command is not None and name != "clip-iqa"]
+    missing = [name for name, command in known.items() if command is not None]
     if missing and not options.quiet:
         print(f"splatgen: not here: {', '.join(missing)}: `splatgen fetch NAME`", file=sys.stderr)
     return [name for name, command in known.items() if command is None and not is_embedded(name)]
@@ -158,7 +157,7 @@ def listing(known: Mapping[str, str | None]) -> str:
     """A line a metric."""
     lines = []
     for name, command in known.items():
-        about = OWN.get(name, "a reward of the embedded world" if is_embedded(name) else "published weights")
+        about = OWN[name] if name in OWN else JUDGES[name].about
         lines.append(f"{name:<16} {about}{'' if command is None else f'; not here: {command}'}")
     return "\n".join(lines)
 

@@ -184,6 +184,7 @@ def laid_over(usual: C, preset: str | None, settings: Mapping[str, Any]) -> C:
     given = {name: value for name, value in settings.items() if value is not None}
     base = usual if preset is None else arguments.with_preset(usual, preset)
     chosen: C = configs.merge(base, given)
+    arguments.check_heard(chosen, base)
     return chosen if base is usual else arguments.left_out(chosen, base)  # type: ignore[no-any-return]
 
 

@@ -11,11 +11,12 @@ from typing import Annotated
 from tyro.conf import arg
 
 from splatgen.commands.common import arguments, checks, embedded
-from splatgen.commands.common.arguments import RunFlags
+from splatgen.commands.common.arguments import RunFlags, StagesFile
 from splatgen.commands.common.errors import USAGE, Failure
 from splatgen.commands.common.execution import execute
 from splatgen.commands.common.viewer import ViewerOptions, watched
 from splatgen.config import Config, presets, read_preset
+from splatgen.config.stages import overruled
 from splatgen.config.validation import validate
 from splatgen.models import weights
 from splatgen.runs import steering
@@ -25,6 +26,9 @@ from splatgen.runs import steering
 class Generate(RunFlags):
     """Make a 3D object out of a prompt; prints the run folder."""
 
+    stages: StagesFile = None
+    """A .toml or .json file of [[stages]], shares of the steps with settings of their own (docs/stages.md);
+    they replace the preset's and the config file's."""
     steering: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """The steering.jsonl of another run: make the changes that somebody made in its viewer at the same
     steps."""
@@ -57,7 +61,8 @@ def read(argv: Sequence[str]) -> tuple[Generate, Config]:
 def is_open(options: Generate, argv: Sequence[str]) -> bool:
     """Whether the words leave the prior to the program."""
     names = {word.partition("=")[0] for word in argv}
-    return options.preset is None and options.config is None and "--prior" not in names
+    chosen = "--prior" in names or overruled(options.settings, {"prior": ""}) is not None
+    return options.preset is None and options.config is None and not chosen
 
 
 def usual_preset(settings: Config) -> str | None:
@@ -91,10 +96,9 @@ def can_run(preset: str, settings: Config) -> bool:
 
 def check(options: Generate, config: Config) -> Config:
     """Everything that can fail early, cheapest first; returns the config, with its prompt made possible."""
-    checks.check_names(config)
-    config = checks.check_prompts(config, force=options.force)
+    config = checks.check_settings(config, force=options.force)
     checks.check_init(config)
-    checks.check_models(config)
+    checks.check_all_models(config)
     if options.steering is not None:
         if not options.steering.is_file():
             advice = "give the steering.jsonl of a run"

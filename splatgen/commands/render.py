@@ -106,6 +106,7 @@ def main(argv: Sequence[str]) -> int:
             size=options.size,
             background=options.background,
             antialiased=file.antialiased,
+            fill=options.fit != "never",
         )
         print(wanted.preview, flush=True)
     return 0

@@ -19,6 +19,7 @@ from splatgen.commands.common.errors import USAGE, Failure
 from splatgen.commands.common.execution import execute, summary
 from splatgen.commands.common.viewer import ViewerOptions, watched
 from splatgen.config import ImageConfig, Method
+from splatgen.config.stages import lengthened
 from splatgen.config.validation import validate, validate_image
 from splatgen.runs import run_folder
 
@@ -44,7 +45,8 @@ def read(run: run_folder.Run, steps: int | None) -> Method:
     more = {} if steps is None else {"steps": steps}
     if run_folder.read(run).get("kind") == "image":
         return validate_image(settings.merge(ImageConfig(), {**table, **more}))
-    return validate(settings.from_dict({**table, **more}))
+    saved = settings.from_dict(table)
+    return validate(saved if steps is None else lengthened(saved, steps))
 
 
 def check(options: Resume) -> Method:
@@ -54,7 +56,7 @@ def check(options: Resume) -> Method:
     edit = isinstance(config, ImageConfig) and config.source
     if edit and not any(run.checkpoints.glob("step-*")):  # which holds its picture
         raise Failure(USAGE, f"{run.folder} holds no checkpoint: start the run anew")
-    checks.check_models(config)
+    checks.check_all_models(config)
     checks.check_device(config)
     checks.check_out(run.folder)
     return config

@@ -16,12 +16,13 @@ from tyro.conf import arg
 
 from splatgen.commands import generate
 from splatgen.commands.common import arguments, checks
-from splatgen.commands.common.arguments import SettingsFlags
+from splatgen.commands.common.arguments import SettingsFlags, StagesFile
 from splatgen.commands.common.signals import on_signals
 from splatgen.commands.common.studio_backend import StudioBackend, in_words
 from splatgen.commands.common.studio_settings import watched
 from splatgen.commands.common.viewer import ViewerAddress, served
 from splatgen.config import Config
+from splatgen.config.stages import stages
 from splatgen.config.validation import validate
 from splatgen.models.memory import keep_freed
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 class Studio(SettingsFlags):
     """Make objects from a page in the browser, one after the other; the models stay loaded."""
 
+    stages: StagesFile = None
+    """A .toml or .json file of [[stages]], as for `splatgen generate`."""
     place: Annotated[ViewerAddress, arg(name="", prefix_name=False)] = field(default_factory=ViewerAddress)
     settings: Annotated[Config, arg(name="", prefix_name=False)] = field(default_factory=Config)
 
@@ -90,7 +93,9 @@ def read(argv: Sequence[str]) -> Studio:
 def check(options: Studio) -> None:
     """What is wrong with any prompt, before there is a page."""
     config = validate(options.settings)
-    checks.check_names(config)
+    for stage in stages(config):
+        with checks.naming(stage):
+            checks.check_names(stage.config)
     checks.check_device(config)
     checks.check_out(options.out)
 
@@ -101,7 +106,8 @@ def workshop(session: Session, options: Studio, argv: Sequence[str]) -> StudioBa
     def with_preset(name: str | None) -> Config:
         if name is None:
             return options.settings
-        return arguments.read(Studio, "studio", ["--preset", name, *without_preset(argv)]).settings
+        words = ["--preset", name, *without_preset(argv)]
+        return arguments.read(Studio, "studio", words, heard=False).settings
 
     return StudioBackend(session, options.out, ["splatgen", "studio", *argv], with_preset)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -76,6 +77,8 @@ def read(argv: Sequence[str]) -> tuple[Sweep, Plan]:
         return plain(arguments.read(Sweep, "sweep", words, note=sweeping.note()).settings)
 
     bases = sweeping.methods_of(options.methods, plain(options.settings), with_preset)
+    most = math.prod(len(axis.values) for axis in axes)
+    sweeping.check_count(len(found), len(bases) * most, options.seeds)
     methods = crossed(bases, axes)
     return options, line_up(found, methods, sweeping.seeds_of(options), {axis.path[0] for axis in axes})
 

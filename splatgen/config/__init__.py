@@ -14,6 +14,7 @@ from splatgen.config.guidance_options import (
     ISMOptions,
     NFSDOptions,
     PSDOptions,
+    RefineOptions,
     SDIOptions,
     VSDOptions,
     WeightedOptions,
@@ -55,7 +56,7 @@ __all__ = [
     "AscentOptions", "BridgeOptions", "Config", "ConfigError", "DPOOptions", "DensifyOptions", "EditOptions",
     "GuidanceOptions", "ISMOptions", "ImageConfig", "ImageOptions", "LearningOptions", "Method",
     "NFSDOptions", "OutputOptions",
-    "PSDOptions", "PriorOptions", "RegulariseOptions", "RenderOptions", "RewardOptions",
+    "PSDOptions", "PriorOptions", "RefineOptions", "RegulariseOptions", "RenderOptions", "RewardOptions",
     "SDIOptions", "SplatOptions", "VSDOptions", "ViewOptions", "WeightedOptions", "convert", "from_dict",
     "merge", "presets", "read_file", "read_preset", "to_dict",
 ]  # fmt: skip

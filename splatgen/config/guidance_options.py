@@ -148,6 +148,22 @@ class ISMOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RefineOptions:
+    """Pictures of an object, sharpened by the prior, that it is fitted to (score refine)."""
+
+    time: float = 0.3
+    """To which a view is noised; the larger, the more of it is made up anew."""
+    steps: Annotated[int, arg(metavar="N")] = 8
+    """Reverse steps from there."""
+    views: Annotated[int, arg(metavar="N")] = 24
+    """Pictures a round."""
+    rounds: Annotated[int, arg(metavar="N")] = 2
+    """Sets of pictures, one after the other, each from other views of what the last one made."""
+    ssim: float = 0.2
+    """Share of 1 - SSIM in the loss; the rest is L1."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class WeightedOptions:
     """Candidate noises weighted by reward (preference weighted: RewardSDS, RewardVSD)."""
 

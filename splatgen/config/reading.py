@@ -61,7 +61,7 @@ def merge(config: Any, changes: Mapping[str, Any], where: str = "") -> Any:
     return dataclasses.replace(config, **values)
 
 
-def convert(value: Any, hint: Any, name: str) -> Any:
+def convert(value: Any, hint: Any, name: str) -> Any:  # noqa: PLR0911 - one for each kind of type
     """A TOML or JSON value as the annotated type; no silent coercion but int to float."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
@@ -72,6 +72,10 @@ def convert(value: Any, hint: Any, name: str) -> Any:
         if value is None and type(None) in args:
             return None
         return convert(value, next(a for a in args if a is not type(None)), name)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{name} is {value!r}: write tables, as in [[{name}]]")
+        return dict(value)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{name} is {value!r}: write a list")

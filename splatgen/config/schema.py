@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, Suppress, arg
+from tyro.conf import Fixed, Positional, Suppress, arg
 
 from splatgen.config.guidance_options import (
     AscentOptions,
@@ -15,6 +15,7 @@ from splatgen.config.guidance_options import (
     ISMOptions,
     NFSDOptions,
     PSDOptions,
+    RefineOptions,
     SDIOptions,
     VSDOptions,
     WeightedOptions,
@@ -35,6 +36,9 @@ class ConfigError(ValueError):
     """A setting that cannot be used; the message names it, its value and what would do."""
 
 
+SCORES = ("sdi", "vsd", "ism", "nfsd", "bridge", "refine")  # those with options of their own
+PREFERENCES = ("weighted", "dpo", "psd", "ascent")
+RANKING = ("weighted", "dpo", "psd")  # those that have several candidates
 EMBEDDED = {"shelf": "shelf", "toybox": "toybox", "toybox-mini": "toybox"}  # priors: the reward of each
 
 
@@ -58,8 +62,9 @@ class Method:
     prior: Annotated[str, arg(metavar="NAME")] = "toybox"
     """The diffusion model that guides: shelf, toybox or toybox-mini, the embedded ones; sd15, sd21, sdxl,
     sd3, sd35, deepfloyd or mvdream, whose weights `splatgen fetch` gets."""
-    score: Literal["sds", "sdi", "vsd", "csd", "nfsd", "ism", "bridge"] = "sds"
-    """Where the noise of a step comes from, and what is subtracted from the prediction."""
+    score: Literal["sds", "sdi", "vsd", "csd", "nfsd", "ism", "bridge", "refine"] = "sds"
+    """Where the noise of a step comes from, and what is subtracted from the prediction; refine is none: it
+    fits pictures of what is there, sharpened."""
     preference: Literal["none", "weighted", "dpo", "psd", "ascent"] = "none"
     """How the candidate noises of a step are merged by their rewards."""
     reward: Annotated[tuple[str, ...], arg(metavar="NAME[=WEIGHT] ...")] = ("auto",)
@@ -80,6 +85,7 @@ class Method:
     ism: ISMOptions = field(default_factory=ISMOptions)
     nfsd: NFSDOptions = field(default_factory=NFSDOptions)
     bridge: BridgeOptions = field(default_factory=BridgeOptions)
+    refine: RefineOptions = field(default_factory=RefineOptions)
     weighted: WeightedOptions = field(default_factory=WeightedOptions)
     dpo: DPOOptions = field(default_factory=DPOOptions)
     psd: PSDOptions = field(default_factory=PSDOptions)
@@ -120,6 +126,8 @@ class Config(Method):
     densify: DensifyOptions = field(default_factory=DensifyOptions)
     regularise: RegulariseOptions = field(default_factory=RegulariseOptions)
     output: OutputOptions = field(default_factory=OutputOptions)
+    stages: Annotated[tuple[dict[str, Any], ...], Suppress, Fixed] = ()
+    """Shares of the steps, each with settings of its own (config/stages.py); a run may have none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,8 @@ from splatgen.config import (
     ViewOptions,
     WeightedOptions,
 )
+from splatgen.config.schema import PREFERENCES, RANKING, SCORES
+from splatgen.config.stages import stages
 
 
 def _check(condition: bool, name: str, value: object, advice: str) -> None:
@@ -62,11 +64,6 @@ def _check_guidance(g: GuidanceOptions) -> None:
     _check(g.noise_cell > 0, "guidance.noise_cell", g.noise_cell, "give more than 0")
     _check(0 <= g.noise_renewals <= 1e6, "guidance.noise_renewals", g.noise_renewals, "give 0 or more")
     _check(0 < g.shift <= 100, "guidance.shift", g.shift, "give more than 0, up to 100")
-
-
-SCORES = ("sdi", "vsd", "ism", "nfsd", "bridge")  # those with options of their own
-PREFERENCES = ("weighted", "dpo", "psd", "ascent")
-RANKING = ("weighted", "dpo", "psd")  # those that have several candidates
 
 
 def guides(g: GuidanceOptions) -> bool:
@@ -121,10 +118,23 @@ def _check_scores(config: Method) -> None:
         "give 0 to 1",
     )
     _check(i.offset >= 0, "ism.offset", i.offset, "give 0 or more")
+    _check_refine(config)
     if config.preference in RANKING:
         alike = "without it the candidates are the same and there is nothing to rank: give more than 0"
         _check(config.score != "sdi" or s.entropy > 0, "sdi.entropy", s.entropy, alike)
         _check(config.score != "ism" or i.start > 0, "ism.start", i.start, alike)
+
+
+def _check_refine(config: Method) -> None:
+    r = config.refine
+    _check(0 < r.time < 1, "refine.time", r.time, "give more than 0 and less than 1")
+    _check(1 <= r.steps <= 1000, "refine.steps", r.steps, "give 1 to 1000")
+    _check(1 <= r.views <= 1000, "refine.views", r.views, "give 1 to 1000")
+    _check(1 <= r.rounds <= 1000, "refine.rounds", r.rounds, "give 1 to 1000")
+    _check(0 <= r.ssim <= 1, "refine.ssim", r.ssim, "give 0 to 1")
+    if config.score == "refine":
+        alone = "refine fits pictures, and no preference ranks those: leave it out"
+        _check(config.preference == "none", "preference", config.preference, alone)
 
 
 def _check_weighted(w: WeightedOptions) -> None:
@@ -286,7 +296,18 @@ def validate_method(config: Method) -> None:
 
 
 def validate(config: Config) -> Config:
-    """Return the config, or raise ConfigError naming the first setting that cannot be used."""
+    """Return the config, or raise ConfigError naming the first setting that cannot be used, and its stage."""
+    if not config.stages:
+        return _validate(config)
+    for stage in stages(config):
+        try:
+            _validate(stage.config)
+        except ConfigError as error:
+            raise ConfigError(f"{stage.label}: {error}") from error
+    return config
+
+
+def _validate(config: Config) -> Config:
     validate_method(config)
     _check_views(config.views)
     _check_splats(config.splats, config.densify)
@@ -307,6 +328,7 @@ def validate_image(config: ImageConfig) -> ImageConfig:
     """Return the config, or raise ConfigError naming the first setting that a 2D run cannot use."""
     validate_method(config)
     o, g = config.image, config.guidance
+    _check(config.score != "refine", "score", config.score, "refine is for splats: use another")
     _check(g.noise == "fresh", "guidance.noise", g.noise, "a picture has no world around it: leave it out")
     _check(0 < o.lr <= 1000, "image.lr", o.lr, "give more than 0, up to 1000")
     _check(1 <= o.count <= 64, "image.count", o.count, "give 1 to 64")

@@ -50,11 +50,12 @@ class Moment:
     cameras: Cameras  # on the CPU
     prompts: tuple[str, ...]  # B, as rewards read them
     seed: int
-    step: int
-    steps: int
+    step: int  # of the run
+    steps: int  # of the stage
     source: Source | None = None
     surface: Surface | None = None  # what the views see, where their noise is of one field
     pair: Callable[[], Conditions] | None = None  # the second one, for those who have it
+    begin: int = 0  # step at which the stage began
 
     @property
     def prior(self) -> Prior:
@@ -74,8 +75,8 @@ class Moment:
 
     @property
     def fraction(self) -> float:
-        """Of the run that is done."""
-        return self.step / self.steps
+        """Of the stage that is done: of the run, where that has but one."""
+        return (self.step - self.begin) / self.steps
 
     def rng(self, purpose: str) -> torch.Generator:
         return rng(self.seed, self.step, purpose)

@@ -24,7 +24,7 @@ from splatgen.guidance.distillation import gradient
 from splatgen.guidance.scores.base import Metrics
 from splatgen.loop.encoding import encode, pull_back
 from splatgen.loop.lifecycle import begins_again, carry_out, check_steps, create_run, pick_device, reopen
-from splatgen.loop.loop import Progress, Result, StepRecord, ignore, loop_settings, never
+from splatgen.loop.loop import Progress, Result, StepRecord, Subject, ignore, loop_settings, never
 from splatgen.loop.results import write_images
 from splatgen.loop.snapshot import ViewRequest
 from splatgen.loop.step import (
@@ -207,7 +207,7 @@ def _unpacked(
 
 
 @dataclass(kw_only=True)
-class ImageRun:
+class ImageRun(Subject):
     """What a 2D run changes: a canvas, with the models that change it."""
 
     config: ImageConfig

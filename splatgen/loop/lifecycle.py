@@ -13,7 +13,7 @@ import torch
 
 from splatgen.config import Config, ImageConfig, to_dict
 from splatgen.loop.live_control import show_end
-from splatgen.loop.loop import Diverged, LoopSettings, Progress, Result, Subject, run_loop
+from splatgen.loop.loop import Diverged, LoopSettings, NothingCounted, Progress, Result, Subject, run_loop
 from splatgen.loop.snapshot import Channel
 from splatgen.loop.step import Models
 from splatgen.loop.tuning import tuned
@@ -108,8 +108,8 @@ def carry_out(
             else:
                 subject.keep()
     except BaseException as error:
-        _keep_last(subject, error)
         record_failure(run, error, subject.state.step, subject.totals())
+        _keep_last(subject, error)
         tell_end(subject, run, settings, channel, _status(error), should_stop(), f"{error}")
         raise
     step = subject.state.step
@@ -121,9 +121,9 @@ def carry_out(
 def _keep_last(subject: Subject, error: BaseException) -> None:
     """What there is to look at of a run that failed: skipped and broken steps changed nothing.
 
-    Not when the disk has failed, nor for somebody who does not want to wait.
+    Not when the disk has failed or nothing was made, nor for somebody who does not want to wait.
     """
-    if not isinstance(error, Exception) or isinstance(error, OSError):
+    if not isinstance(error, Exception) or isinstance(error, (OSError, NothingCounted)):
         return
     try:
         subject.clear()

@@ -35,6 +35,15 @@ class Steerable(Protocol):
     """What can be watched and steered."""
 
     @property
+    def begun(self) -> int:
+        """The step from which its present settings hold, but for what a user changed."""
+        return 0
+
+    def prepare(self) -> bool:
+        """Make ready for the next step, before a user's changes; returns whether another stage began."""
+        return False
+
+    @property
     def state(self) -> State:
         """Of this moment: going back may make another."""
 
@@ -65,11 +74,13 @@ class LiveControl:
         self.looked = 0.0  # seconds spent on it
         self.paused = self.stopped = False
         for change in self.changes:  # of before a resume
-            if change.step < subject.state.step:
+            if subject.begun <= change.step < subject.state.step:
                 subject.steer(change.setting, change.value)
 
     def before(self, should_stop: Callable[[], bool]) -> bool:
         """Changes and commands before a step, waiting while paused; returns whether to stop."""
+        if self.subject.prepare() and self.channel is not None:
+            self.channel.messages.put("another stage began: what was changed live is now as its settings say")
         for change in self.changes:
             if change.step == self.subject.state.step:
                 self.subject.steer(change.setting, change.value)

@@ -113,6 +113,10 @@ class Diverged(RuntimeError):
     """The optimisation has had no finite gradient for too long."""
 
 
+class NothingCounted(Diverged):
+    """No step of the run counted, so that there is nothing to look at."""
+
+
 class _Lost(Exception):
     """Out of patience; says what was not finite, and what to do."""
 
@@ -233,11 +237,11 @@ def _advice(subject: Subject, values: dict[str, float]) -> str:
 
 
 def _check_counted(run: Run, skipped: int, taken: int, why: str) -> None:
-    """Note the steps that were skipped; Diverged where none of those taken counted: nothing was made."""
+    """Note the steps that were skipped; NothingCounted where none of those taken counted."""
     if skipped:
         run_folder.update(run, skipped=skipped)
     if 0 < taken <= skipped:
-        raise Diverged(f"none of {taken} steps counted: {why}")
+        raise NothingCounted(f"none of {taken} steps counted: {why}")
 
 
 def _advance(subject: Subject, run: Run, *, scored: bool) -> StepRecord:

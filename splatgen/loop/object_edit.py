@@ -19,12 +19,11 @@ from splatgen.config import Config, ConfigError, OutputOptions
 from splatgen.formats.writing import MIN_OPACITY
 from splatgen.guidance.distillation import weight
 from splatgen.guidance.moment import Moment
-from splatgen.loop.preview_views import VIEWS, labelled
+from splatgen.loop.preview_views import VIEWS, labelled, usual_cameras
 from splatgen.loop.results import pictures
 from splatgen.runs import video
 from splatgen.runs.run_folder import Run
 from splatgen.runs.version import __version__
-from splatgen.scene.cameras import orbit
 from splatgen.scene.placement import Fit, placement
 from splatgen.scene.splats import Splats
 
@@ -102,7 +101,6 @@ def write_object(run: Run, splats: Splats, options: OutputOptions, fit: Fit) -> 
 
 def write_comparison(before: Splats, after: Splats, path: Path, *, size: int) -> None:
     """Eight views of the object on one sheet: the source in the first row, the result in the second."""
-    _, azimuth, elevation = zip(*VIEWS, strict=True)
-    cameras = orbit(torch.tensor(azimuth), torch.tensor(elevation), size=size)
+    cameras = usual_cameras(size)
     images = [*pictures(before, cameras), *labelled(pictures(after, cameras))]
     video.write_preview(images, path, columns=len(VIEWS))

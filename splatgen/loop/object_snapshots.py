@@ -20,6 +20,7 @@ from splatgen import formats
 from splatgen.config import Config, ConfigError
 from splatgen.config.validation import validate
 from splatgen.formats.splat_file import SplatFile
+from splatgen.guidance.distillation import Gradient
 from splatgen.loop.snapshot import Candidate, Cloud, Picture, ViewRequest
 from splatgen.loop.step import Models, StepResult
 from splatgen.priors import Prior
@@ -68,18 +69,20 @@ def unsteered(base: Config, models: Models) -> Models:
 RATES = ("means", "scales", "quats", "opacities", "sh")
 
 
-def shown(scene: Scene, models: Models, seen: StepResult | None, look: ViewRequest | None) -> dict[str, Any]:
-    """The fields of a Snapshot that are about the splats and the last step."""
+def shown(
+    scene: Scene, models: Models | None, seen: StepResult | None, look: ViewRequest | None
+) -> dict[str, Any]:
+    """The fields of a Snapshot that are about the splats and the last step, which takes its models."""
     splats = scene.splats.detach()
     fields: dict[str, Any] = {"cloud": cloud(splats)}
     if look is not None:
         fields["view"] = picture(splats, look)
-    if seen is not None:
+    if seen is not None and models is not None:
         cameras = seen.cameras
         fields["cameras"] = cameras.c2w.cpu().numpy().astype(np.float32)
         half = cameras.height / (2.0 * float(cameras.K[0, 1, 1]))
         fields["fov"] = float(np.degrees(2.0 * np.arctan(half)))
-        fields["candidates"] = candidates(models, seen)
+        fields["candidates"] = () if seen.found is None else candidates(models, seen.found)
     return fields
 
 
@@ -137,9 +140,8 @@ def picture(splats: Splats, look: ViewRequest, *, antialiased: bool = False) -> 
     return found
 
 
-def candidates(models: Models, seen: StepResult) -> tuple[Candidate, ...]:
+def candidates(models: Models, found: Gradient) -> tuple[Candidate, ...]:
     """The one-step estimates of the first view, with their rewards and what became of them."""
-    found = seen.found
     with torch.no_grad():
         small = thumbnails(models.prior, found.x0[:, 0])  # [K, 3, S, S]
     if small.shape[-1] > THUMB:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from splatgen.scene.cameras import DEFAULT_DISTANCE, Cameras, orbit
+from splatgen.scene.cameras import DEFAULT_DISTANCE, DEFAULT_FOV, Cameras, orbit
 from splatgen.scene.placement import FITTED, placement
 from splatgen.scene.splats import Splats
 
@@ -46,10 +46,15 @@ def framed(splats: Splats) -> Splats:
         return splats
 
 
-def preview_cameras(size: int) -> Cameras:
+def close_cameras(size: int) -> Cameras:
     """The cameras of VIEWS for framed splats, pictures of size x size pixels."""
+    return usual_cameras(size, close_fov())
+
+
+def usual_cameras(size: int, fov: float = DEFAULT_FOV) -> Cameras:
+    """The cameras of VIEWS at the distance from which a run sees its splats; fov in degrees."""
     _, azimuth, elevation = zip(*VIEWS, strict=True)
-    return orbit(torch.tensor(azimuth), torch.tensor(elevation), size=size, fov=close_fov())
+    return orbit(torch.tensor(azimuth), torch.tensor(elevation), size=size, fov=fov)
 
 
 def labelled(images: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from splatgen import formats
 from splatgen.config import OutputOptions
-from splatgen.loop.preview_views import framed, labelled, preview_cameras
+from splatgen.loop.preview_views import close_cameras, framed, labelled, usual_cameras
 from splatgen.rasterizer import render
 from splatgen.runs import video
 from splatgen.runs.run_folder import Run
@@ -36,10 +36,17 @@ def pictures(
 
 
 def write_preview(
-    splats: Splats, path: Path, *, size: int, background: str = "white", antialiased: bool = False
+    splats: Splats,
+    path: Path,
+    *,
+    size: int,
+    background: str = "white",
+    antialiased: bool = False,
+    fill: bool = True,
 ) -> None:
-    """Eight named views of the object, which fills them, the front first, on one sheet."""
-    images = pictures(framed(splats), preview_cameras(size), background, antialiased=antialiased)
+    """Eight named views, the front first, on one sheet; the object fills them, or stays where it is."""
+    shown, cameras = (framed(splats), close_cameras(size)) if fill else (splats, usual_cameras(size))
+    images = pictures(shown, cameras, background, antialiased=antialiased)
     video.write_preview(list(labelled(images)), path, columns=4)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from splatgen.config import Config
+from splatgen.config.stages import selections, stages
 from splatgen.loop import object_run
 from splatgen.loop.jobs import BUSY, Entry, Job, Lane, State, Status, together
 from splatgen.loop.loop import Progress, Result
@@ -180,7 +181,7 @@ class Session:
 
     def _ahead_of(self, job: Job) -> None:
         try:
-            self._models(job.config)
+            self._models(stages(job.config)[0].config)
         except Exception as error:  # noqa: BLE001 - it becomes words for the user, and the thread lives on
             self._set(state="failed", message=self._words(error))
         else:
@@ -189,7 +190,7 @@ class Session:
     def _make(self, job: Job) -> None:
         """Every run of a job, in turns where there are several."""
         # a copy that VSD trains lives inside the prior, which has room for one
-        whole = sum(config.score == "vsd" for _, config in job.runs) > 1
+        whole = sum("vsd" in selections(config) for _, config in job.runs) > 1
         turns, halt = Turns(len(job.runs), whole=whole), self._halt
         others = [
             threading.Thread(target=self._lane, args=(n, job, turns, halt), name=f"run-{n}", daemon=True)
@@ -238,13 +239,14 @@ class Session:
         if dropped():
             return None
         config = job.runs[n][1]
-        models = self._models(config)
+        models = None if config.stages else self._models(config)  # it knows which of its stages it is in
         if dropped():
             return None
         self._set_lane(n, state="running")
         given: dict[str, Any] = {
             "command": job.command,
             "models": models,
+            **({} if job.source is not None else {"load": self._resident.models}),
             "report": lambda progress: self._report(n, progress),
             "should_stop": should_stop,
             "channel": self._status.lanes[n].channel,

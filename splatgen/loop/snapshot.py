@@ -61,6 +61,7 @@ class Snapshot:
     view: Picture | None = None  # our own rasterizer's, from the camera of the last `look`
     memory_mb: float | None = None
     gpu_memory_mb: float | None = None
+    stage: str = ""  # of a run that has several
 
 
 @dataclass(frozen=True, kw_only=True)

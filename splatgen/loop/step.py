@@ -36,6 +36,7 @@ from splatgen.loop import object_edit
 from splatgen.loop.clock import StageClock
 from splatgen.loop.encoding import encode, encoder_inputs, pull_back
 from splatgen.loop.seen_penalties import add, apart
+from splatgen.loop.viewpoints import background, size_at, viewpoints
 from splatgen.models.budget import BUDGETS, LoadOptions, decoded_at_once
 from splatgen.models.paging import take_turns
 from splatgen.priors import PRIORS, Conditioning, Prior, load_options_for, load_prior
@@ -43,8 +44,7 @@ from splatgen.rasterizer import Render, render
 from splatgen.rewards import Reward, load_reward
 from splatgen.rewards.ensemble import RewardEnsemble
 from splatgen.runs.rng import rng
-from splatgen.scene.backgrounds import backgrounds
-from splatgen.scene.cameras import Cameras, sample_orbit
+from splatgen.scene.cameras import Cameras
 from splatgen.scene.parameters import Scene, update
 from splatgen.scene.penalties import penalty
 from splatgen.scene.uploads import upload
@@ -109,7 +109,7 @@ class StepResult:
     picture: Tensor  # [B, 3, H, W]
     prompts: tuple[str, ...]  # B, as rewards read them
     whole: dict[str, Tensor]  # [] by what may be not finite: whether it is
-    found: Gradient
+    found: Gradient | None  # None where no score gave one
     cameras: Cameras
 
     @property
@@ -188,30 +188,12 @@ def assemble(
 
 def render_views(config: Config, scene: Scene, fraction: float) -> tuple[Render, Cameras]:
     """Render the scene from this step's cameras."""
-    v = config.views
-    size = v.size[min(int(fraction * len(v.size)), len(v.size) - 1)]
-    cameras = sample_orbit(
-        rng(config.seed, scene.step, "cameras"),
-        views=v.count,
-        size=size,
-        elevation=v.elevation,
-        distance=v.distance,
-        fov=v.fov,
-        group=PRIORS[config.prior].views,
-        relative=v.relative,
-        law=v.elevation_law,
-    )
+    cameras = viewpoints(config, scene.step, size_at(config, fraction))
     back = background(config, scene.step, cameras)
     out = render(scene.splats, cameras, back, backend=config.render.backend)
     if scene.densifier.watches(scene.step):
         out.info["means2d"].retain_grad()
     return out, cameras
-
-
-def background(config: Config, step: int, cameras: Cameras) -> Tensor:
-    """What is behind the splats in each view of a step, [B, 3]."""
-    group = PRIORS[config.prior].views
-    return backgrounds(config.views.background, rng(config.seed, step, "background"), len(cameras), group)
 
 
 def descend(config: Config, scene: Scene, out: Render, whole: Tensor) -> Tensor:
@@ -249,9 +231,10 @@ def make_moment(
     images: Tensor,  # [B, 3, H, W]
     cameras: Cameras,
     before: Tensor | None,  # [B, C, h, w] what an edit started from
+    begin: int = 0,
 ) -> Moment:
-    """A step as score and preference see it."""
-    g, fraction = config.guidance, step / config.steps
+    """A step as score and preference see it; config is its stage's, which began at the step `begin`."""
+    g, fraction = config.guidance, (step - begin) / config.steps
     views = models.prior.views
     t = draw_times(g, models.score, fraction, len(x) // views, rng(config.seed, step, "time"))
     times = t.repeat_interleave(views).to(x.dtype)
@@ -275,6 +258,7 @@ def make_moment(
         steps=config.steps,
         source=source,
         pair=partial(pair_conditions, models.pair, negative, cameras, g, null) if models.pair else None,
+        begin=begin,
     )
 
 
@@ -290,13 +274,22 @@ def reward_prompts(config: Method, cameras: Cameras) -> tuple[str, ...]:
 def advance(config: Config, models: Models, scene: Scene) -> StepResult:
     """One step of the optimisation."""
     clock = StageClock(scene.params["means"].device)
-    out, cameras = render_views(config, scene, scene.step / config.steps)
+    out, cameras = render_views(config, scene, scene.fraction(config.steps))
     clock.mark()
 
     inputs = encoder_inputs(config.prior, out, background(config, scene.step, cameras))
     x = encode(models.prior, inputs, models.encode)
     before = render_source(config, models, scene, cameras)
-    moment = make_moment(config, models, step=scene.step, x=x, images=out.rgb, cameras=cameras, before=before)
+    moment = make_moment(
+        config,
+        models,
+        step=scene.step,
+        x=x,
+        images=out.rgb,
+        cameras=cameras,
+        before=before,
+        begin=scene.begin,
+    )
     moment = moment.seeing(out.depth, out.alpha)
     found = gradient(moment, models.score, models.preference, models.ensemble)
     clock.mark()

@@ -85,6 +85,10 @@ def delete(one: Entry, *, checkpoints_only: bool = False) -> None:
     run = Run(folder=one.folder)
     if one.folder.is_symlink() or not run.run_json.is_file():
         raise ValueError(f"{one.folder} is no run folder: nothing is deleted")
+    if checkpoints_only and not (run.splats_ply.is_file() or (one.folder / "image.png").is_file()):
+        raise ValueError(
+            f"{one.folder} has nothing but its checkpoints: `splatgen render` makes splats.ply of them"
+        )
     with lock.held(one.folder):
         shutil.rmtree(run.checkpoints if checkpoints_only else one.folder)
         if checkpoints_only:

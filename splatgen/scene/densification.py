@@ -71,18 +71,22 @@ def growth_threshold(gradients: Tensor, *, share: float, room: int) -> float:
 class Densifier:
     """Refines params and their optimisers in place; its state survives a checkpoint."""
 
-    def __init__(self, options: DensifyOptions, *, steps: int, seed: int) -> None:
+    def __init__(self, options: DensifyOptions, *, steps: int, seed: int, first: int = 0) -> None:
+        """For so many steps from the first one on."""
         self.options = options
         self.seed = seed
         span = options.stop - options.start
         active = options.rounds > 0 and span > 0
         self.refine_at = (
-            {round(steps * (options.start + span * (k + 1) / options.rounds)) for k in range(options.rounds)}
+            {
+                first + round(steps * (options.start + span * (k + 1) / options.rounds))
+                for k in range(options.rounds)
+            }
             if active
             else set()
         )
-        self.reset_at = {round(steps * fraction) for fraction in options.reset}
-        self.begin = round(steps * options.start)
+        self.reset_at = {first + round(steps * fraction) for fraction in options.reset}
+        self.begin = first + round(steps * options.start)
         self.strategy = _CappedStrategy(
             grow_scale3d=options.split_scale,
             prune_opa=options.prune_opacity,

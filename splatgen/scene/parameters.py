@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from splatgen.config import Config, LearningOptions
+from splatgen.config.stages import at, stages
 from splatgen.runs import checkpoint, packing
 from splatgen.scene.densification import Densifier, Optimizers, Params
 from splatgen.scene.splats import Splats
@@ -32,6 +33,11 @@ class Scene:
     step: int
     failures: Tensor | int = 0  # steps in a row without a finite gradient
     source: Splats | None = None  # what an edit started from
+    begin: int = 0  # step at which the present stage began
+
+    def fraction(self, steps: int) -> float:
+        """How much is done of a stage of so many steps."""
+        return (self.step - self.begin) / steps
 
     def clear(self) -> None:
         """Drop what a step that failed left behind."""
@@ -65,8 +71,9 @@ def left(fall: tuple[float, float, float], fraction: float) -> float:
     return float(max(share, 1e-6) ** done)
 
 
-def new_scene(config: Config, splats: Splats, device: str) -> Scene:
-    """Parameters and one Adam each, as gsplat's strategies want them."""
+def new_scene(config: Config, splats: Splats, device: str, begin: int = 0) -> Scene:
+    """Parameters and one Adam each, as gsplat's strategies want them, for the stage that begins at a step."""
+    config = at(stages(config), begin).config
     tensors = {name: value.detach().to(device) for name, value in splats.tensors().items()}
     sh = tensors.pop("sh")
     tensors["sh0"] = sh[:, :1]
@@ -76,9 +83,22 @@ def new_scene(config: Config, splats: Splats, device: str) -> Scene:
     optimizers: Optimizers = {
         name: torch.optim.Adam([p], lr=1.0, betas=config.lr.betas, eps=1e-15) for name, p in params.items()
     }
-    densifier = Densifier(config.densify, steps=config.steps, seed=config.seed)
+    densifier = Densifier(config.densify, steps=config.steps, seed=config.seed, first=begin)
     densifier.strategy.check_sanity(params, optimizers)
-    return Scene(params=params, optimizers=optimizers, densifier=densifier, step=0)
+    return Scene(params=params, optimizers=optimizers, densifier=densifier, step=begin, begin=begin)
+
+
+def begin_stage(scene: Scene, config: Config, *, anew: bool) -> None:
+    """Let a stage, whose settings these are, begin where the scene is; anew: Adam forgets its averages.
+
+    What the densifier counted was for growing under the settings before, and is dropped.
+    """
+    scene.begin = scene.step
+    scene.densifier = Densifier(config.densify, steps=config.steps, seed=config.seed, first=scene.step)
+    for optimizer in scene.optimizers.values():
+        optimizer.param_groups[0]["betas"] = config.lr.betas
+        if anew:
+            optimizer.state.clear()
 
 
 def update(config: Config, scene: Scene, whole: Tensor) -> Tensor:
@@ -92,7 +112,7 @@ def update(config: Config, scene: Scene, whole: Tensor) -> Tensor:
     gradients = {name: p.grad for name, p in scene.params.items() if p.grad is not None}
     total = torch.stack([g.abs().sum() for g in gradients.values()]).sum()
     finite = torch.isfinite(total) & whole
-    for name, rate in rates(config.lr, scene.step / config.steps).items():
+    for name, rate in rates(config.lr, scene.fraction(config.steps)).items():
         if name not in gradients:
             continue
         optimizer, p = scene.optimizers[name], scene.params[name]
@@ -120,12 +140,20 @@ def save_scene(folder: Path, scene: Scene, methods: Mapping[str, Any]) -> None:
     }
     more, learned = packing.pack_each(methods)
     parts |= more
-    state = {"optimizers": rest, "failures": int(scene.failures), "methods": learned}
+    state = {
+        "optimizers": rest,
+        "failures": int(scene.failures),
+        "methods": learned,
+        "stage_began": scene.begin,
+    }
     checkpoint.save(folder, scene.step, parts, state)
 
 
 def load_scene(config: Config, folder: Path, device: str) -> tuple[Scene, dict[str, Any]]:
-    """The scene of the latest whole checkpoint in a folder, and what `save_scene` got as methods."""
+    """The scene of the latest whole checkpoint in a folder, and what `save_scene` got as methods.
+
+    config is the whole run's: the checkpoint knows its stage.
+    """
     found = checkpoint.load_latest(folder)
     checkpoint.expect(found, folder, PARTS)
     with checkpoint.explained(folder):
@@ -140,7 +168,8 @@ def saved_splats(found: checkpoint.Checkpoint) -> Splats:
 
 
 def _unpacked(config: Config, found: checkpoint.Checkpoint, device: str) -> tuple[Scene, dict[str, Any]]:
-    scene = new_scene(config, saved_splats(found), device)
+    begin = int(found.state.get("stage_began", 0))  # versions before there were stages did not say
+    scene = new_scene(config, saved_splats(found), device, begin)
     scene.step, scene.failures = found.step, int(found.state["failures"])
     states = packing.unpack(found.parts["optimizers"], found.state["optimizers"])
     for name, optimizer in scene.optimizers.items():

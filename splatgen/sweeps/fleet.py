@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import os
 import socket
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -79,6 +80,7 @@ class Fleet:
     _refused: dict[str, str] = field(default_factory=dict)  # node: why
     _starts: Counter[str] = field(default_factory=Counter)  # of hands that never came up, by node
     _deaths: dict[str, tuple[int, int]] = field(default_factory=dict)  # folder: how many at which step
+    _next_look: float = 0.0  # at the nodes that there are, which takes longer than a small task
 
     def __enter__(self) -> Fleet:
         connect(self.options)
@@ -113,7 +115,9 @@ class Fleet:
         queue, stopping = deque(tasks), False
         while queue or any(post.task for post in self._posts):
             if not stopping:
-                self._staff(queue, root, threads)
+                if not self._posts or time.monotonic() > self._next_look:
+                    self._staff(queue, root, threads)
+                    self._next_look = time.monotonic() + WAIT
                 self._assign(queue, watch)
             done, _ = ray.wait(list(self._busy), num_returns=1, timeout=WAIT) if self._busy else ([], [])
             for reference in done:

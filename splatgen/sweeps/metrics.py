@@ -34,12 +34,7 @@ from splatgen.worlds.toybox import world as toybox_world
 
 FRAMES = 120  # of the turn that tells how evenly a picture changes
 AZIMUTHS, FACE_SIZE = 24, 64  # of the views in which the front is looked for, and their side
-VISIBLE = toybox.VISIBLE  # mean squared difference of pictures that can be told apart
-QUALITIES = {  # of CLIP-IQA (Wang et al. 2023): what a picture is nearer to, in torchmetrics' words
-    "quality": ("Good photo.", "Bad photo."),
-    "sharp": ("Sharp photo.", "Blurry photo."),
-    "real": ("Real photo.", "Abstract photo."),
-}
+APART = 4e-3  # mean squared difference of pictures that differ by more than the light, which is the world's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +61,6 @@ class Metrics:
             return PLAIN[name](subject)
         if name == "truth":
             return self._truth(subject)
-        if name == "clip-iqa":
-            return self._clip_iqa(subject)
         images, cameras, together = subject.images, subject.cameras, JUDGES[name].views
         if together > 1:  # views all around, as it is used to
             cameras = turntable(together, size=cameras.width)
@@ -83,15 +76,6 @@ class Metrics:
             embedded = JUDGES[name].embedded
             self._rewards[name] = load_reward(name, LoadOptions() if embedded else self.options)
         return self._rewards[name]
-
-    def _clip_iqa(self, subject: Subject) -> dict[str, float]:
-        """Shares of the first of two texts, by CLIP's own logits; the score is 100 times the cosine."""
-        found, count = {}, len(subject.images)
-        with torch.no_grad():
-            for name, texts in QUALITIES.items():
-                logits = torch.stack([self._reward("clip")(subject.images, (t,) * count) for t in texts])
-                found[f"clip-iqa/{name}"] = float(logits.softmax(0)[0].mean())
-        return found
 
     def _truth(self, subject: Subject) -> dict[str, float]:
         """Against the exact pictures of an embedded world, from views that guided nothing."""
@@ -131,7 +115,7 @@ def faces(subject: Subject) -> dict[str, float]:
     exact = _around(subject.config.prior == "shelf", subject.config.prompt)
     seen, _ = shelf.seen(subject.splats, exact.cameras)
     front = exact.rgb[:1]
-    other = ((exact.rgb - front).square().mean((1, 2, 3)) > VISIBLE).nonzero()[:, 0]
+    other = ((exact.rgb - front).square().mean((1, 2, 3)) > APART).nonzero()[:, 0]
     if not len(other):
         return {}  # the same from all sides
     to_front = (seen - front).square().mean((1, 2, 3))

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from splatgen.config import Config, ConfigError, merge
-from splatgen.config.validation import PREFERENCES, RANKING, SCORES, validate
+from splatgen.config.schema import PREFERENCES, RANKING, SCORES
+from splatgen.config.validation import validate
 from splatgen.runs.run_folder import slug
 
 
@@ -87,15 +88,21 @@ def line_up(
     the same method or don't share what they are measured with (but for the settings in `free`, which are
     what is compared), and when a method's settings can't be used.
     """
+    staged = next((name for name, base in bases.items() if base.stages), None)
+    if staged is not None:
+        raise ConfigError(f"method {staged} has stages, and what is compared has one: leave [[stages]] out")
     bases = {name: dataclasses.replace(base, prompt=prompts[0]) for name, base in bases.items()}
     used = {piece for base in bases.values() for piece in (base.score, base.preference)}
     for base in bases.values():
         _check_used(base, used, bases)
     methods: dict[str, Config] = {}
+    names: dict[Config, str] = {}
     for name, base in bases.items():
         config = _own(base, used)
-        for other, before in methods.items():
-            _check_comparable(name, config, other, before, free)
+        twin = names.setdefault(config, name)
+        if twin != name:
+            raise ConfigError(f"{name} and {twin} are the same method: name it once")
+        _check_shared(name, config, *next(iter(methods.items()), (name, config)), free)
         try:
             for seed in (seeds[0], seeds[-1]):
                 validate(dataclasses.replace(config, seed=seed))
@@ -138,9 +145,7 @@ def _own(config: Config, used: Set[str]) -> Config:
     return dataclasses.replace(config, **groups)
 
 
-def _check_comparable(name: str, config: Config, other: str, before: Config, free: Set[str]) -> None:
-    if config == before:
-        raise ConfigError(f"{name} and {other} are the same method: name it once")
+def _check_shared(name: str, config: Config, other: str, before: Config, free: Set[str]) -> None:
     for key in SHARED:
         ours, theirs = getattr(config, key), getattr(before, key)
         if ours != theirs and key not in free:

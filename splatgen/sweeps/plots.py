@@ -69,8 +69,10 @@ def mark(index: int, x: float, y: float, told: str) -> str:
 def ticks(values: Sequence[float], most: int = 6) -> list[float]:
     """Round numbers around all values, from just below the least to just above the largest."""
     low, high = min(values), max(values)
-    if high - low < 1e-9 * max(abs(low), abs(high), 1e-9):
-        low, high = low - 0.5 * (abs(low) or 1.0), high + 0.5 * (abs(high) or 1.0)
+    size = max(abs(low), abs(high))
+    if high - low <= max(1e-9 * size, 1e-12):  # all the same, as far as a plot can tell
+        room = 0.5 * size if size > 1e-12 else 0.5
+        low, high = low - room, high + room
     rough = (high - low) / (most - 1)
     scale = 10.0 ** math.floor(math.log10(rough))
     step = next(scale * f for f in (1, 2, 2.5, 5, 10) if scale * f >= rough * 0.999)

@@ -100,6 +100,7 @@ def carry_out(plan: Plan, folder: Path, crew: Crew, *, command: Sequence[str], w
             watch.end(outcome)
             if time.monotonic() - written > TABLE_SECONDS:
                 write_table(now())
+                ledger.save(now())  # for the time it took, should this process be killed
                 written = time.monotonic()
         sweep = now()
         ledger.save(sweep)

@@ -49,6 +49,8 @@ TINY = {
     "toybox_quality": ["--ceiling", *LESS, "--set", "steps=2", "--set", 'prior="toybox-mini"'],
 }
 TINY["suite"] += ["--methods", "sds", "csd", "--result", "OUT/result.json"]
+TINY["refine"] = ["--prior", "toybox-mini", *LESS, "--steps", "2", "--out", "OUT/result.json"]
+TINY["refine"] += [f"--set={change}" for change in ("steps=4", "refine.steps=1", "refine.views=4")]
 TINY["alignment"] += ["--out", "OUT/result.json"]
 TINY["reward_step"] += ["--out", "OUT/result.json"]
 TINY["toybox_quality"] += ["--out", "OUT/result.json"]

@@ -4,9 +4,16 @@ import json
 import os
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
+import gpu_truth
+
+from splatgen.config.schema import Method
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.sh"
 
@@ -28,6 +35,12 @@ def test_truth_and_cost(tmp_path):
     assert not any("failed" in row for row in cost)
     assert any("step_ms" in row for row in cost)
     assert splats[0]["auto"] > 0
+
+
+def test_truth_looks_at_every_score_with_every_preference():
+    hints = typing.get_type_hints(Method)
+    assert {*gpu_truth.SCORES, "refine"} == set(typing.get_args(hints["score"]))  # that one is a stage
+    assert set(gpu_truth.PREFERENCES) == set(typing.get_args(hints["preference"]))
 
 
 def test_training_leaves_a_checkpoint_and_weights(tmp_path):

@@ -57,11 +57,13 @@ FLAGS = """
 --patience --port --preference --preset --prior --prior.camera --prior.compile --prior.dtype --prior.lora
 --prior.lora-scale --prior.model --prior.no-camera --prior.no-compile --prior.no-t5 --prior.prediction
 --prior.preview --prior.revision --prior.t5 --psd.anneal --psd.gap --psd.interval --psd.learn --psd.lr
---psd.no-learn --psd.rho --psd.t-limit --psd.temperature --quiet --regularise.aspect --regularise.max-aspect
+--psd.no-learn --psd.rho --psd.t-limit --psd.temperature --quiet --refine.rounds --refine.ssim --refine.steps
+--refine.time --refine.views --regularise.aspect --regularise.max-aspect
 --regularise.max-radius --regularise.opacity --regularise.radius --regularise.scale --render.backend --reward
 --reward.batch --reward.no-view-prompts --reward.units --reward.view-prompts --score --sdi.entropy
 --sdi.entropy-at --sdi.no-renoise --sdi.renoise --sdi.scale --sdi.steps --sdi.tau --seed --splats.count
---splats.opacity --splats.radius --splats.scale --splats.sh-degree --steering --steps --viewer --viewer-wait
+--splats.opacity --splats.radius --splats.scale --splats.sh-degree --stages --steering --steps --viewer
+--viewer-wait
 --views.background --views.count --views.distance --views.elevation --views.fov --views.no-relative
 --views.relative --views.size --vsd.camera --vsd.camera-dropout --vsd.lr --vsd.no-camera --vsd.prompt
 --vsd.rank --vsd.weight-decay --weighted.bottom --weighted.bottom-weight --weighted.candidates
@@ -162,7 +164,7 @@ def test_the_help_names_the_choices_and_the_methods(cli: Cli, monkeypatch: pytes
     monkeypatch.setenv("COLUMNS", "4000")
     text = re.sub(r"\x1b\[[0-9;]*m", "", cli("generate", "--help").out)
     for choice in (
-        "{sds,sdi,vsd,csd,nfsd,ism,bridge}",
+        "{sds,sdi,vsd,csd,nfsd,ism,bridge,refine}",
         "{none,weighted,dpo,psd,ascent}",
         "{auto,raw,standard,candidates}",
         "NAME[=WEIGHT] ...",

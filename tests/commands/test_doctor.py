@@ -304,7 +304,7 @@ def test_models_that_do_not_fit_on_the_disk_are_named(monkeypatch: pytest.Monkey
 
     free(16)
     text, fits = doctor_models.room(doctor_models.models())
-    assert text.endswith("no room for deepfloyd (20.2 GB), sd35 (16.3 GB)")
+    assert text.endswith("no room for deepfloyd (20.2 GB), sd35 (16.3 GB), vqa-7b (16.6 GB), hpsv3 (16.6 GB)")
     assert not fits
     free(1000)
     text, fits = doctor_models.room(doctor_models.models())

@@ -104,7 +104,7 @@ def flags(kind: type[Any], capsys: pytest.CaptureFixture[str]) -> set[str]:
 def test_an_edit_takes_the_options_of_generate_and_few_more(capsys: pytest.CaptureFixture[str]) -> None:
     theirs, ours = flags(generate.Generate, capsys), flags(edit.Edit, capsys)
     assert ours - theirs == {"--source", "--edit.keep", "--edit.fit"}
-    assert {flag.split(".")[0] for flag in theirs - ours} == {"--splats", "--init", "--steering"}
+    assert {flag.split(".")[0] for flag in theirs - ours} == {"--splats", "--init", "--stages", "--steering"}
 
 
 def test_presets_change_an_edits_defaults_and_options_change_the_presets(ply: Path) -> None:

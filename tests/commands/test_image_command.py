@@ -85,8 +85,8 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_resume_goes_on(
         done = cli("image", "a red cube", *TINY, "--out", tmp_path)
     run = the_run(tmp_path)
     assert (done.code, done.out) == (130, f"{run}\n")
-    assert f"stopped after step 2; continue with: splatgen resume {run}" in done.err
-    assert not (run / "image.png").exists()
+    assert f"stopped after step 2: image.png; continue with: splatgen resume {run}" in done.err
+    assert (run / "image.png").exists()
     done = cli("resume", run, "--steps", "6")
     assert (done.code, done.out) == (0, f"{run}\n")
     assert "step 6/6" in done.err
@@ -161,7 +161,7 @@ def test_image_has_the_options_of_generate_without_those_of_3d(
         return {flag.rstrip(".") for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9.-]*", text)}
 
     of_3d = re.compile(
-        r"--(views|splats|render|lr|densify|regularise|output)\.|--(init|steering|viewer|host|port)$"
+        r"--(views|splats|render|lr|densify|regularise|output)\.|--(init|stages|steering|viewer|viewer-wait|open|host|port)$"
     )
     shared = {flag for flag in flags("generate") if not of_3d.match(flag)}
     assert flags("image") - shared == set(FLAGS.split()) - shared

@@ -118,6 +118,10 @@ def test_what_is_named_or_filtered_is_deleted_and_nothing_else(cli, out):
 
 def test_checkpoints_alone_go_and_the_object_stays(cli, out):
     (out / "old" / "splats.ply").write_text("mine")
+    only_there = cli("runs", "middle", "--delete-checkpoints", "--yes", "--out", out)
+    assert (only_there.code, only_there.out) == (2, "")
+    assert "middle has nothing but its checkpoints" in only_there.err
+    assert (out / "middle" / "checkpoints" / "step-000004").is_dir()
     done = cli("runs", "old", "--delete-checkpoints", "--yes", "--out", out)
     assert "deleted the checkpoints of 1 runs, 2.0 MB" in done.err
     assert (out / "old" / "splats.ply").read_text() == "mine"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from test_faults import MINI, RUN, before, needs_weights
 from splatgen import formats
 from splatgen.cli import main
 from splatgen.commands import view
+from splatgen.commands.common import execution
 from splatgen.runs import lock, run_folder
 from splatgen.runs.run_folder import Run
 
@@ -134,15 +136,15 @@ def test_of_a_run_at_work_a_copy_is_shown_and_a_second_resume_is_refused(
     assert cli("resume", killed, "--quiet").code == 0
 
 
-def test_two_real_processes_do_not_resume_one_run(killed: Path) -> None:
+def test_two_real_processes_do_not_resume_one_run(cli: Cli, killed: Path) -> None:
     command = [sys.executable, "-m", "splatgen.cli", "resume", killed, "--steps", "100000", "--quiet"]
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         while lock.holder(killed) is None:
             assert first.poll() is None
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 2
-        assert f"is at work in process {first.pid}" in done.stderr
+        done = cli(*command[3:])
+        assert done.code == 2
+        assert f"is at work in process {first.pid}" in done.err
         first.send_signal(signal.SIGTERM)
         out, err = first.communicate(timeout=120)
         assert (first.returncode, out) == (143, f"{killed}\n"), err
@@ -150,3 +152,19 @@ def test_two_real_processes_do_not_resume_one_run(killed: Path) -> None:
         first.kill()
         first.communicate()
     assert (killed / "splats.ply").is_file()
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGHUP", 129), ("SIGTERM", 6)])
+def test_a_terminal_that_is_gone_is_no_error_when_it_was_closed(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, code: int
+) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    muted: list[bool] = []
+    monkeypatch.setattr(execution, "told", gone)
+    monkeypatch.setattr(execution, "mute", lambda: muted.append(True))
+    before(monkeypatch, "advance", lambda: os.kill(os.getpid(), getattr(signal, name)), call=2)
+    assert cli(*RUN, "--out", tmp_path).code == code
+    assert len(muted) == (name == "SIGHUP")
+    assert (only(tmp_path) / "splats.ply").is_file()

@@ -313,7 +313,7 @@ def test_rows_go_to_parquet(cli: Cli, swept: tuple[Path, str, str], tmp_path: Pa
             3,
             "the weights of hpsv2 are not here: `splatgen fetch hpsv2`",
         ),
-        (["eval", "folder", "--metrics", "clip-iqa"], 3, "`splatgen fetch clip`"),
+        (["eval", "folder", "--metrics", "clip-iqa"], 3, "`splatgen fetch clip-iqa`"),
         (["eval", "folder", "--size", "3"], 2, "--size 3: give 16 to 2048"),
         (["eval", "folder", "--out", "a.csv"], 2, "a file that ends in .jsonl or .parquet"),
         (["report", "folder"], 2, "has no sweep.json"),

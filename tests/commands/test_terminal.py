@@ -49,6 +49,15 @@ def test_a_prompt_without_quotes_is_shown_with_them(cli: Cli, words: list[str], 
     assert done.err == f"splatgen: error: a prompt of several words stands in quotes: {command}\n"
 
 
+def test_words_without_quotes_after_an_option_get_a_hint(cli: Cli) -> None:
+    hint = "splatgen: if those words are the prompt, put it in quotes\n"
+    assert cli("generate", "--steps", "5", "a", "red", "cube").err.endswith(hint)
+    for words in (["a red cube", "--stpes", "3"], ["a red cube", "--device", "tpu"]):
+        done = cli("generate", *words)
+        assert done.code == 2
+        assert "in quotes" not in done.err
+
+
 def test_words_in_quotes_or_after_options_are_left_alone() -> None:
     for words in (
         ["a red cube"],

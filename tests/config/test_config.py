@@ -31,10 +31,11 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         return configs(hint)
     if origin is Literal:
         return st.sampled_from(args)
-    if origin is tuple and args[-1] is Ellipsis:
-        return st.lists(values(args[0]), max_size=3).map(tuple)
     if origin is tuple:
-        return st.tuples(*map(values, args))
+        several = st.lists(values(args[0]), max_size=3).map(tuple)
+        return several if args[-1] is Ellipsis else st.tuples(*map(values, args))
+    if origin is dict:
+        return st.dictionaries(st.text(max_size=9), st.integers() | st.lists(st.floats(0, 1)), max_size=3)
     if type(None) in args:
         return st.none() | values(args[0])
     plain = {

@@ -68,7 +68,7 @@ def test_a_method_leaves_every_other_setting_and_runs_with_it(name: str) -> None
         ("psd+sds", "SCORE+PREFERENCE"),
         ("sds+psd+none", "SCORE+PREFERENCE"),
         ("sds + psd", "SCORE+PREFERENCE"),
-        ("SDS", "of sds, sdi, vsd, csd, nfsd, ism, bridge and none, weighted, dpo, psd, ascent"),
+        ("SDS", "of sds, sdi, vsd, csd, nfsd, ism, bridge, refine and none, weighted, dpo, psd, ascent"),
     ],
 )
 def test_what_is_neither_is_refused_with_what_there_is(name: str, words: str) -> None:

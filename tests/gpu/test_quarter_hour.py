@@ -24,6 +24,7 @@ def test_truth(tmp_path):
         "step vsd psd",
         "densify",
         "resume",
+        "stages",
     ]
     assert all(row.get("ok") or row.get("not measured") for row in found["rows"].values())
     assert found["rows"]["rasterizer gsplat"]["ok"]

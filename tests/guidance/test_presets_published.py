@@ -273,6 +273,7 @@ def test_ism(step, interval):
 
 
 OURS = {"toybox", "toybox-draft", "shelf", "sd15-fast", "sd21-quality", "rewardsds-sd", "psd-mvdream"}
+OURS |= {"mvdream-then-sd", "refine"}
 
 
 def test_every_published_preset_is_here():

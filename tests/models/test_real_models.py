@@ -15,6 +15,7 @@ import tiny_blip
 import tiny_clip
 import tiny_diffusion
 import tiny_mvdream
+import tiny_qwen
 import tiny_t5
 import torch
 
@@ -25,7 +26,10 @@ from splatgen.runs.metrics import read_metrics
 
 PROMPT = "a corgi wearing a top hat"
 SINGLE = ("sd15", "sd21", "sdxl", "deepfloyd", "sd3", "sd35")
-JUDGES = ("hpsv2", "hpsv2.0", "image-reward", "pickscore", "clip", "aesthetic", "aesthetic-v2")
+JUDGES = (
+    "hpsv2", "hpsv2.0", "image-reward", "pickscore", "clip", "aesthetic", "aesthetic-v2", "clip-iqa", "vqa",
+    "vqa-7b", "hpsv3",
+)  # fmt: skip
 SMALL = """
 --steps 2 --views.size 16 --splats.count 40 --output.frames 0 --output.size 16 --device cpu
 --densify.rounds 0 --quiet
@@ -53,10 +57,14 @@ def weights(tmp_path_factory):
         tiny_mvdream.save(tiny_mvdream.published(), folder / "mvdream")
         for name in ("hpsv2", "hpsv2.0"):
             tiny_clip.write_hpsv2(folder, name)
-        for name in ("pickscore", "clip"):
+        for name in ("pickscore", "clip", "clip-iqa"):
             tiny_clip.write_clip(folder / name)
         tiny_clip.write_aesthetic(folder)
         tiny_blip.save_image_reward(folder)
+        for name in ("vqa", "vqa-7b"):
+            tiny_qwen.write_vqa(folder / name)
+        (folder / "hpsv3").mkdir()
+        tiny_qwen.write_hpsv3(folder / "hpsv3")
     return folder
 
 

@@ -479,13 +479,13 @@ def test_ism_ends_its_interval_where_a_step_of_the_flow_ends():
     )
 
 
-class Unprompted(FlowGaussian):
-    """Knows its mean without a prompt, too, which ISM's inversion does not have."""
+class Told(FlowGaussian):
+    """Knows its mean without a prompt, too."""
 
     def embed(self, prompts):
-        return {"known": torch.ones(len(prompts), dtype=torch.float64)}
+        return {"known": torch.ones(len(prompts), dtype=DOUBLE)}
 
 
 @pytest.mark.parametrize("score", [SDS(), SDI(SDIOptions()), ISM(ISMOptions())], ids=["sds", "sdi", "ism"])
 def test_scores_bring_a_picture_to_what_the_flow_knows(score):
-    assert distil(Unprompted(pattern, spread=0.1), score, steps=100) < 0.05
+    assert distil(Told(pattern, spread=0.1), score, steps=100) < 0.05

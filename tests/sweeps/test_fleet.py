@@ -18,10 +18,20 @@ import tiny
 from conftest import Cli
 
 from splatgen.commands.common import checks
+from splatgen.config import from_dict
 from splatgen.loop.loop import Progress, ignore
 from splatgen.runs import run_folder
 from splatgen.runs.version import __version__
-from splatgen.sweeps.fleet import RAY, RAY_ALONE, Fleet, FleetError, FleetOptions, check_answers, newest_step
+from splatgen.sweeps.fleet import (
+    RAY,
+    RAY_ALONE,
+    Fleet,
+    FleetError,
+    FleetOptions,
+    Node,
+    check_answers,
+    newest_step,
+)
 from splatgen.sweeps.hand import Hand, Order, unpack
 from splatgen.sweeps.ledger import Sweep, read_rows, read_sweep
 from splatgen.sweeps.plan import Task
@@ -91,24 +101,41 @@ def test_a_worker_that_is_killed_changes_nothing(alone: Sweep, tmp_path: Path) -
     assert not hands()
 
 
-def test_a_stop_ends_after_checkpoints_and_goes_on(alone: Sweep, tmp_path: Path) -> None:
-    plan = tiny.plan("sds", "psd", steps=400)
-    asked = threading.Event()
-    begun: list[Task] = []
-
-    def begin(task: Task) -> Callable[[Progress], None]:
-        begun.append(task)
-        if len(begun) == 2:
-            threading.Timer(1.5, asked.set).start()
-        return ignore
-
-    watch = Callbacks(begin=begin, end=lambda _: None, should_stop=asked.is_set)
-    with Fleet(LOCAL, ["test"], truth=False, tell=lambda _: None) as fleet:
-        sweep = tiny.made(plan, tmp_path, fleet, watch)
-    stopped = [o for o in sweep.outcomes if o.status == "stopped"]
-    assert 1 <= len(stopped) <= 2
-    assert not sweep.complete
-    assert all(newest_step(sweep.folder / o.folder) > 0 for o in stopped)
+def test_ctrl_c_in_a_terminal_ends_all_runs_with_a_checkpoint(tmp_path: Path) -> None:
+    """It goes to the whole group of processes, those of Ray among them."""
+    (tmp_path / "prompts.txt").write_text("\n".join(tiny.PROMPTS))
+    words = [
+        tmp_path / "prompts.txt",
+        "--workers",
+        "2",
+        "--methods",
+        "sds",
+        "--seeds",
+        "1",
+        "--out",
+        tmp_path,
+    ]
+    words += ["--prior", "toybox-mini", "--reward", "toybox-mini", "--steps", "100000", "--device", "cpu"]
+    words += ["--views.count", "1", "--views.size", "16", "--splats.count", "40", "--output.size", "16"]
+    sweep = subprocess.Popen(
+        [sys.executable, "-m", "splatgen.cli", "sweep", *map(str, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    end = time.monotonic() + 400
+    while time.monotonic() < end and sweep.poll() is None and len(list(tmp_path.rglob("latest"))) < 2:
+        time.sleep(0.2)
+    os.killpg(sweep.pid, signal.SIGINT)
+    out, err = sweep.communicate(timeout=200)
+    assert sweep.returncode == 130, err
+    (folder,) = tmp_path.glob("*-sweep-*")
+    assert f"continue with: splatgen sweep --resume {folder}" in err
+    assert "Traceback" not in err
+    assert "| 0/3, 2 stopped, 1 waiting |" in out
+    stopped = [o for o in read_sweep(folder).outcomes if o.status == "stopped"]
+    assert all(newest_step(folder / o.folder) > 0 for o in stopped)
 
 
 DRIVER = """
@@ -185,6 +212,20 @@ def test_a_cluster_that_loses_a_node_and_has_others_that_cannot_work(
     full = [text for text in said if "0 MB free" in text]
     assert len(wrong) == len(full) == 1
     assert all("is refused: " in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "room"),
+    [(1.0, "auto", 2), (0.5, "cuda", 4), (2.0, "cuda", 1), (4.0, "auto", 0), (1.0, "cpu", 8)],
+)
+def test_a_node_has_room_by_its_gpus_or_its_cpus(gpus: float, device: str, room: int) -> None:
+    options = FleetOptions(address="auto", workers=1, gpus=gpus)
+    fleet = Fleet(options, ["test"], truth=False, tell=lambda _: None)
+    node = Node(id="a", name="a", cpus=8.0, gpus=2.0)
+    config = from_dict({"device": device})
+    assert fleet._room(node, config) == room
+    bare = replace(node, gpus=0.0)
+    assert fleet._room(bare, config) == (0 if device == "cuda" else 8)
 
 
 # A hand, without Ray

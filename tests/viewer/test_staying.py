@@ -49,7 +49,7 @@ class Visitor(threading.Thread):
     def run(self):
         try:
             with contextlib.ExitStack() as stack:
-                self.page = until(self._connected, 60)
+                self.page = until(self._connected, 240)
                 stack.enter_context(self.page)
                 self.found = self.act(self.page)
         except BaseException as error:  # noqa: BLE001 - for the test
@@ -64,7 +64,7 @@ class Visitor(threading.Thread):
         return None
 
 
-def wait_for(page, text, seconds=60):
+def wait_for(page, text, seconds=240):  # the first one here waits until torch is loaded
     return page.wait(lambda m: text in str(m.get("updates") or m.get("props")), seconds)
 
 
@@ -75,13 +75,13 @@ def visited(cli, monkeypatch, act, *words):
     inside = object_run.advance
 
     def advance(*given):
-        until(lambda: hasattr(visitor, "page"), 60)
+        until(lambda: hasattr(visitor, "page"), 240)
         return inside(*given)
 
     monkeypatch.setattr(object_run, "advance", advance)
     visitor.start()
     done = cli(*words, "--viewer", "--port", port)
-    visitor.join(60)
+    visitor.join(240)
     if visitor.error is not None:
         raise visitor.error
     return done, visitor.found

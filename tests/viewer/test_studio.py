@@ -211,6 +211,10 @@ def test_a_press_during_a_run_adds_a_job_and_two_presses_add_one(tmp_path):
             it.page.press("Generate")
             it.until(lambda: len(it.session.waiting) == seed)  # noqa: B023
         it.shows('data-deed="cancel" data-of="4"')
+        time.sleep(1.1)
+        it.page.press("Generate")
+        it.shows("is in the list already: another seed makes another")
+        assert len(it.session.waiting) == 3
         it.deed("up", 4)
         it.until(lambda: [entry.number for entry in it.session.waiting] == [2, 4, 3])
         it.deed("cancel", 2)

@@ -12,7 +12,8 @@ import tyro
 
 from splatgen import config as settings
 from splatgen.config import Config, ImageConfig
-from splatgen.config.validation import PREFERENCES, SCORES
+from splatgen.config.schema import PREFERENCES, SCORES, ConfigError
+from splatgen.config.stages import overruled, read_stages, selections
 
 T = TypeVar("T")
 
@@ -43,9 +44,13 @@ class SettingsFlags:
     """Settings to start from; they change the defaults. What only another kind of run has is left out."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """A .toml or .json file of settings, such as a run's config.json; they change the preset's."""
+    stages: Annotated[Path | None, tyro.conf.Suppress, tyro.conf.Fixed] = None  # for verbs that take them
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("outputs")
     """The folder in which that of the run is made."""
     settings: Annotated[Any, tyro.conf.Suppress] = None
+
+
+StagesFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +68,12 @@ class RunFlags(SettingsFlags):
 S = TypeVar("S", bound=SettingsFlags)
 
 
-def read(kind: type[S], verb: str, argv: Sequence[str], *, note: str = "") -> S:
+def read(kind: type[S], verb: str, argv: Sequence[str], *, note: str = "", heard: bool = True) -> S:
     """Options with their precedence: defaults < preset < config file < words; SystemExit or ConfigError.
 
     The words are parsed twice: to find the preset and the file, then with their settings as defaults. A
-    preset may hold settings that only the other kind of run has, 2D or 3D: they are left out.
+    preset may hold settings that only the other kind of run has, 2D or 3D: they are left out. Words that no
+    stage would hear are refused, unless they were meant for another preset (heard is False).
     """
     options = parse(kind, verb, argv, note=note)
     usual = base = kind().settings
@@ -75,15 +81,41 @@ def read(kind: type[S], verb: str, argv: Sequence[str], *, note: str = "") -> S:
         base = with_preset(base, options.preset)
     if options.config is not None:
         base = settings.merge(base, settings.read_file(options.config))
+    if options.stages is not None:
+        base = settings.merge(base, read_stages(options.stages))
     if base != usual:
         options = parse(kind, verb, argv, default=cast("Any", kind)(settings=base), note=note)
         options = dataclasses.replace(options, settings=left_out(options.settings, base))  # type: ignore[type-var]
+        if heard:
+            check_heard(options.settings, base)
     return options
+
+
+def check_heard(chosen: Any, base: Any) -> None:
+    """Raise ConfigError for a setting of the words that every stage sets for itself: none would hear it."""
+    if not getattr(chosen, "stages", ()):
+        return
+    name = overruled(chosen, changes(chosen, base))
+    if name is not None:
+        option = name.replace("_options", "").replace("_", "-")
+        raise ConfigError(
+            f"--{option} does nothing: every stage sets its own; change it there, in --stages FILE"
+        )
+
+
+def changes(chosen: Any, base: Any) -> dict[str, Any]:
+    """What of some settings is not as in others, as nested tables."""
+    found: dict[str, Any] = {}
+    for f in dataclasses.fields(chosen):
+        ours, theirs = getattr(chosen, f.name), getattr(base, f.name)
+        if ours != theirs:
+            found[f.name] = changes(ours, theirs) if dataclasses.is_dataclass(ours) else ours
+    return found
 
 
 def left_out(chosen: Any, base: Any) -> Any:
     """The settings without what a preset set for a score or preference that the words then deselected."""
-    selected = (chosen.score, chosen.preference)
+    selected = selections(chosen)
     moved = (chosen.score, chosen.preference) != (base.score, base.preference)
     unused = [name for name in (*SCORES, *PREFERENCES) if name not in selected] if moved else []
     same = [name for name in unused if getattr(chosen, name) == getattr(base, name)]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import re
 import sys
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,6 +18,7 @@ from splatgen.commands.common.embedded import VocabularyError, World, concerned,
 from splatgen.commands.common.errors import MISSING, USAGE, Failure
 from splatgen.config import Config, ImageConfig, Method, PriorOptions
 from splatgen.config.hints import did_you_mean
+from splatgen.config.stages import Stage, stages
 from splatgen.models import weights
 from splatgen.models.budget import BUDGETS
 from splatgen.priors import PRIORS
@@ -47,6 +49,51 @@ def check_text(text: str, what: str) -> None:
             raise Failure(USAGE, f"the {what} is not valid UTF-8: type it again, or set LANG=C.UTF-8")
 
 
+@contextlib.contextmanager
+def naming(stage: Stage) -> Iterator[None]:
+    """Within, a failure says which stage of the run it is of."""
+    try:
+        yield
+    except (Failure, weights.WeightsError) as error:
+        if not stage.label:
+            raise
+        code = error.code if isinstance(error, Failure) else MISSING
+        raise Failure(code, f"{stage.label}: {error}") from error.__cause__
+
+
+def check_settings(config: Config, *, force: bool) -> Config:
+    """The config, with the nearest prompt when forced; raises Failure for names and prompts that can't be."""
+    if stages(config)[0].config.score == "refine" and config.init == Config().init:
+        advice = "give it as --init FILE, such as the splats.ply of a run, or put a stage before it"
+        raise Failure(
+            USAGE, f"--score refine sharpens what is there, and this run begins with nothing: {advice}"
+        )
+    for stage in stages(config):
+        with naming(stage):
+            check_names(stage.config)
+    for stage in stages(config):
+        with naming(stage):
+            possible = check_prompts(dataclasses.replace(stage.config, prompt=config.prompt), force=force)
+        config = dataclasses.replace(config, prompt=possible.prompt)
+    return config
+
+
+def check_all_models(config: Method) -> None:
+    """Raise Failure or WeightsError when weights of a run, or of one of its stages, are missing."""
+    if not isinstance(config, Config) or not config.stages:
+        check_models(config)
+        return
+    for stage in stages(config):
+        with naming(stage):
+            check_models(stage.config)
+
+
+def check_unstaged(config: Config, what: str) -> None:
+    """Raise Failure for stages where there can be none."""
+    if config.stages:
+        raise Failure(USAGE, f"there are {len(config.stages)} stages, and {what}: leave [[stages]] out")
+
+
 def check_names(config: Method) -> None:
     """Raise Failure for a prior or reward that does not exist, or that does not go with the others."""
     if config.prior not in PRIORS:
@@ -54,6 +101,12 @@ def check_names(config: Method) -> None:
         raise Failure(USAGE, f"no prior {config.prior[:60]!r}; {hint}")
     _check_prior_options(config)
     views = PRIORS[config.prior].views
+    if config.score == "refine" and config.refine.views % views:
+        raise Failure(
+            USAGE,
+            f"--refine.views {config.refine.views}: the prior {config.prior!r} denoises {views} views "
+            f"together, give a multiple of {views}",
+        )
     if isinstance(config, Config) and config.views.count % views:
         raise Failure(
             USAGE,

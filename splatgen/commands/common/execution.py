@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -15,7 +16,8 @@ from splatgen.commands.common import cost
 from splatgen.commands.common.checks import resolve
 from splatgen.commands.common.progress import Reporter, duration
 from splatgen.commands.common.signals import Stop, on_signals
-from splatgen.config import ImageConfig
+from splatgen.config import Config, ImageConfig
+from splatgen.config.stages import stages
 from splatgen.models.budget import not_compiled
 from splatgen.models.footprint import footprint
 from splatgen.models.memory import keep_freed
@@ -37,24 +39,43 @@ def execute(job: Job, config: Method, *, as_json: bool, quiet: bool) -> int:
     """Run a job, print its result and return the exit code."""
     begin = time.monotonic()
     result, stop = carry_out(job, config, quiet=quiet)
-    stopped = result.status == "stopped"
+    try:
+        told(result, time.monotonic() - begin, quiet=quiet)
+        text = json.dumps(summary(result)) if as_json else str(result.run.folder)
+        print(text, flush=True)
+    except OSError:
+        if not stop.hung_up:
+            raise
+        mute()
+    return stop.exit_code if result.status == "stopped" else 0
+
+
+def told(result: Result, seconds: float, *, quiet: bool) -> None:
+    """Say how a run ended, and after how long; quiet leaves out what was expected."""
     made = [Path(path).name for kind, path in files(result.run).items() if kind in RESULTS]
-    if stopped:
+    if result.status == "stopped":
         command = shlex.join(["splatgen", "resume", str(result.run.folder)])
-        kept = f"stopped after step {result.step}: {', '.join(made)}"
-        print(f"splatgen: {kept}; continue with: {command}", file=sys.stderr)
+        kept = f": {', '.join(made)}" if made else ""
+        line = f"splatgen: stopped after step {result.step}{kept}; continue with: {command}"
+        print(line, file=sys.stderr)
     elif not quiet:
         about = run_folder.read(result.run)
         lost, scores = about.get("skipped"), about.get("rewards") or {}
         note = f" ({lost} steps were skipped: their numbers were not finite)" if lost else ""
-        took = whole_time(time.monotonic() - begin, result.run.wall_before)
+        took = whole_time(seconds, result.run.wall_before)
         print(f"splatgen: done in {took}{note}: {', '.join(made)}", file=sys.stderr)
-        told = [f"{name.partition('/')[2]} {score:.3f}" for name, score in scores.items()]
-        if told:
-            print(f"splatgen: scores at the end: {', '.join(told)}", file=sys.stderr)
-    text = json.dumps(summary(result)) if as_json else str(result.run.folder)
-    print(text, flush=True)
-    return stop.exit_code if stopped else 0
+        final = [f"{name.partition('/')[2]} {score:.3f}" for name, score in scores.items()]
+        if final:
+            print(f"splatgen: scores at the end: {', '.join(final)}", file=sys.stderr)
+
+
+def mute() -> None:
+    """Send what is still to be written nowhere: the terminal that it was for is gone."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # one that is no file
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def whole_time(seconds: float, before: float) -> str:
@@ -88,13 +109,21 @@ def headline(config: Method, choice: Choice) -> str:
     rasterizer = names[choice.backend] if choice.backend else f"CPU rasterizer ({cpu})"
     if isinstance(config, ImageConfig):  # nothing is rendered
         rasterizer = choice.device.upper()
-    prior = "embedded toybox" if config.prior == "toybox" else config.prior
     chosen = f"{choice.note}: " if choice.note else ""
+    if isinstance(config, Config) and config.stages:
+        told = ", ".join(f"{s.name or s.number}: {described(s.config, choice)}" for s in stages(config))
+        return f"{chosen}{rasterizer}, {told}, seed {config.seed}"
+    return f"{chosen}{rasterizer}, {described(config, choice)}, seed {config.seed}"
+
+
+def described(config: Method, choice: Choice) -> str:
+    """Prior, memory and length of a run or a stage."""
+    prior = "embedded toybox" if config.prior == "toybox" else config.prior
     reason = not_compiled(config, large=PRIORS[config.prior].large)
     plain = f" (not compiled: {reason})" if reason else ""
     taken = footprint(config) if choice.device == "cuda" else None
     memory = "" if taken is None else f", about {taken:.1f} GiB of GPU memory"
-    return f"{chosen}{rasterizer}, {prior} prior{plain}{memory}, {config.steps} steps, seed {config.seed}"
+    return f"{prior} prior{plain}{memory}, {config.steps} steps"
 
 
 def scores_explained(config: Method) -> list[str]:

@@ -40,7 +40,8 @@ def _of_run(given: Path) -> Path:
 
         who = lock.holder(given)
         path, step = kept.from_checkpoint(run)
-        why = f"is at work in {who}" if who else "was not finished"
+        why = "has lost its splats.ply" if status == "done" else "was not finished"
+        why = f"is at work in {who}" if who else why
         print(f"splatgen: {given} {why}: {path.name} is its checkpoint of step {step}", file=sys.stderr)
         return path
     advice = "give a run folder or a splat file"

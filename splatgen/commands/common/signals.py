@@ -24,6 +24,11 @@ class Stop:
         return self.signal is not None
 
     @property
+    def hung_up(self) -> bool:
+        """Whether the terminal was closed."""
+        return sys.platform != "win32" and self.signal == signal.SIGHUP
+
+    @property
     def exit_code(self) -> int:
         """What shells expect of a process that a signal ended: 130 for INT, 143 for TERM, 129 for HUP."""
         return 0 if self.signal is None else 128 + self.signal

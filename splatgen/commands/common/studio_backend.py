@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from splatgen.loop.jobs import Entry, Job
     from splatgen.loop.session import Session
 
-TWICE = 1.0  # seconds in which a second press is the first one's
+TWICE = 1.0  # seconds in which a second press is the first one's, and nothing to speak of
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +55,8 @@ class StudioBackend:
         self._files = studio_files.OpenedFiles(out)
         self._settings = Settings(read, self._files)
         self._number, self._steered = 0, dict[str, float]()  # of the job at work
-        self._asked: tuple[object, float] = (None, 0.0)  # the last job, and when
+        self._asked: tuple[object, float, int] = (None, 0.0, 0)  # the last job, when, and its number
+        self._added = 0  # the number of the job that was added last
         self._asking = threading.Lock()  # a second press comes in a thread of its own
         self.choices = self._settings.choices
 
@@ -102,12 +103,19 @@ class StudioBackend:
     def begin(self, form: page.Form) -> page.Refusal | None:
         pressed = time.monotonic()
         with self._asking:
-            before, then = self._asked
-            if form == before and pressed - then < TWICE:
-                return None
+            before, then, number = self._asked
+            if form == before and self._is_to_come(number):  # it would come to the same
+                words = f"{form.prompt!r} is in the list already: another seed makes another"
+                return None if pressed - then < TWICE else self._page.Refusal(message=words)
             refusal = self._add(lambda: self._job(form))
-            self._asked = (form, time.monotonic()) if refusal is None else (None, 0.0)
+            self._asked = (form, time.monotonic(), self._added if refusal is None else 0)
             return refusal
+
+    def _is_to_come(self, number: int) -> bool:
+        """Whether a job waits or is at work."""
+        waits = any(entry.number == number for entry in self._session.waiting)
+        status = self._session.status  # read last: a job goes from the one to the other
+        return waits or (status.number == number and status.busy)
 
     def _job(self, form: page.Form) -> Job:
         from splatgen.loop.jobs import Job
@@ -132,7 +140,7 @@ class StudioBackend:
 
     def _add(self, make: Callable[[], Job]) -> page.Refusal | None:
         try:
-            self._session.add(make())
+            self._added = self._session.add(make())
         except Exception as error:  # noqa: BLE001 - it becomes words on the page, which lives on
             return self._refusal(error)
         return None

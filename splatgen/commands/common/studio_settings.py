@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from splatgen.commands.common.arguments import check_heard
 from splatgen.commands.common.embedded import lacks_reward, of_prior
 from splatgen.commands.common.past_runs import PastRun
 from splatgen.config import Config, ConfigError, Method, merge, presets
 from splatgen.config.methods import METHODS, slots
-from splatgen.config.validation import PREFERENCES, SCORES
+from splatgen.config.schema import PREFERENCES, SCORES
+from splatgen.config.stages import selections, stages
 from splatgen.priors import PRIORS
 
 if TYPE_CHECKING:
@@ -121,6 +123,7 @@ class Settings:
         if moved:  # the judge was that of the base's world, and nobody's choice
             chosen["holdout_reward"] = []
         config: Config = merge(selected(merge(base, chosen)), more(form.more))
+        check_heard(config, base)
         config = watched(config) if moved else config
         if not form.opened:
             return config
@@ -147,8 +150,16 @@ def as_edit(config: Config, source: str) -> Config:
 
 def told(config: Method) -> str:
     """How something is made, in a few words."""
+    made = slots_of(config)
+    if isinstance(config, Config):
+        made = " → ".join(f"{s.name}: {slots_of(s.config)}".lstrip(": ") for s in stages(config))
+    return f"{made}, {config.steps:,} steps, seed {config.seed}"
+
+
+def slots_of(config: Method) -> str:
+    """Score, preference and prior."""
     method = config.score if config.preference == "none" else f"{config.score} + {config.preference}"
-    return f"{method}, {config.prior}, {config.steps:,} steps, seed {config.seed}"
+    return f"{method}, {config.prior}"
 
 
 def vocabulary(prior: str) -> page.Vocabulary | None:
@@ -180,7 +191,7 @@ def names_of(field: str) -> tuple[str, ...]:
 
 def selected(config: Config) -> Config:
     """Without options of a score or preference that is not the chosen one: they would be refused."""
-    unused = [name for name in (*SCORES, *PREFERENCES) if name not in (config.score, config.preference)]
+    unused = [name for name in (*SCORES, *PREFERENCES) if name not in selections(config)]
     return replace(config, **{name: type(getattr(config, name))() for name in unused})
 
 

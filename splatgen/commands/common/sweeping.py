@@ -138,6 +138,12 @@ def seeds_of(options: SweepFlags) -> range:
     return range(first, first + options.seeds)
 
 
+def check_count(prompts: int, methods: int, seeds: int) -> None:
+    """Raise Failure for more runs than a sweep can have."""
+    if prompts * methods * seeds > MAX_RUNS:
+        raise Failure(USAGE, f"these are more than {MAX_RUNS:,} runs: take fewer prompts, values or seeds")
+
+
 def check_alone(options: Any, usual: Any) -> None:
     """Raise Failure when more is given with --resume than what belongs to this session."""
     session = {"resume": None, "json": False, "quiet": False, "dry_run": False}
@@ -152,8 +158,6 @@ def check_alone(options: Any, usual: Any) -> None:
 
 def check(options: SweepFlags, plan: Plan) -> None:
     """Everything that can fail early but the prompts, cheapest first."""
-    if len(plan.prompts) * len(plan.methods) * len(plan.seeds) > MAX_RUNS:
-        raise Failure(USAGE, f"these are more than {MAX_RUNS:,} runs: take fewer prompts, values or seeds")
     for config in plan.methods.values():
         checks.check_names(config)
         if config.source:
@@ -245,7 +249,8 @@ class Announcer:
             shown = {k: c for k, c in self.columns.items() if k in outcome.numbers and k[:5] != "cost/"}
             told = [f"{t} {outcome.numbers[k]:.{d}f}" for k, (t, d) in list(shown.items())[:SHOWN]]
             where = [outcome.node] if outcome.node else []
-            text = ", ".join([outcome.status, *told, *where]) + self.left()
+            left = self.left() if outcome.status == "done" else ""
+            text = ", ".join([outcome.status, *told, *where]) + left
         print(f"splatgen: {self.name(outcome)}: {text}", file=sys.stderr, flush=True)
 
 

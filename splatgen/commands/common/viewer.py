@@ -20,7 +20,9 @@ from splatgen.commands.common import still
 from splatgen.commands.common.arguments import Switch
 from splatgen.commands.common.errors import USAGE, Failure, one_line
 from splatgen.config import Config, Method
+from splatgen.config.stages import stages
 from splatgen.runs import run_folder, steering
+from splatgen.runs.run_folder import Run
 
 if TYPE_CHECKING:
     from splatgen_viewer.live import Viewer
@@ -97,6 +99,9 @@ def stay(channel: Channel, prompt: str) -> None:
         flush=True,
     )
     assert channel.folder is not None
+    from splatgen.loop.resident_models import collect
+
+    collect()  # the models of the run: whoever waits here needs no GPU
     try:
         last = channel.last
         if last is None:
@@ -169,17 +174,28 @@ def tunnel(port: int, environment: Mapping[str, str]) -> str:
 
 
 def settings(config: Config, folder: Path | None) -> dict[str, float]:
-    """The settings that can change in a run, as they are now."""
-    values = {"guidance.scale": config.guidance.scale, "lr.factor": 1.0}
-    values |= {f"reward.{name}": weight for name, weight in config.rewards().items()}
+    """The settings that can change in a run, as they are now, in the stage that it is in."""
+    done = 0 if folder is None else steps_done(folder)
+    stage = next((s for s in stages(config) if done < s.end), stages(config)[-1])
+    values = {"guidance.scale": stage.config.guidance.scale, "lr.factor": 1.0}
+    values |= {
+        f"reward.{name}": weight for s in stages(config) for name, weight in s.config.rewards().items()
+    }
+    values |= {f"reward.{name}": weight for name, weight in stage.config.rewards().items()}
     if folder is not None:
-        changes = steering.read(folder / steering.FILE)
+        changes = [c for c in steering.read(folder / steering.FILE) if c.step >= stage.first]
         values |= {c.setting: c.value for c in changes if c.setting in values}
     return values
 
 
+def steps_done(folder: Path) -> int:
+    """Up to which step a run has checkpoints."""
+    found = [path.name.removeprefix("step-") for path in Run(folder=folder).checkpoints.glob("step-*")]
+    return max((int(name) for name in found if name.isdigit()), default=0)
+
+
 def reach(config: Config) -> float:
     """How far up from the object's middle the run's cameras see, about; world units."""
-    v = config.views
+    v = stages(config)[0].config.views
     across = 1.0 if v.relative else math.tan(math.radians(sum(v.fov) / 4.0))
     return across * sum(v.distance) / 2.0

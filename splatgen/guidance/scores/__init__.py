@@ -13,6 +13,7 @@ from splatgen.guidance.scores.bridge import Bridge
 from splatgen.guidance.scores.delta import Delta
 from splatgen.guidance.scores.ism import ISM
 from splatgen.guidance.scores.nfsd import NFSD
+from splatgen.guidance.scores.refine import Refine
 from splatgen.guidance.scores.sdi import SDI
 from splatgen.guidance.scores.sds import CSD, SDS
 from splatgen.guidance.scores.vsd import VSD
@@ -30,6 +31,7 @@ def make_score(config: Method, prior: Prior) -> Score:
         "ism": lambda: ISM(config.ism),
         "nfsd": lambda: NFSD(config.nfsd),
         "bridge": lambda: Bridge(config.bridge),
+        "refine": lambda: Refine(config.refine),
         "vsd": lambda: VSD(config.vsd, prior, config.seed),
     }
     return scores[config.score]()

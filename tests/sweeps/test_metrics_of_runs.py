@@ -15,7 +15,7 @@ from splatgen.commands.eval import VIEWS as NAMES
 from splatgen.commands.eval import names
 from splatgen.config import Config, from_dict
 from splatgen.models.budget import LoadOptions
-from splatgen.rewards import load_reward
+from splatgen.rewards import JUDGES, load_reward
 from splatgen.runs.run_folder import Run
 from splatgen.scene.splats import Splats
 from splatgen.sweeps import metrics
@@ -168,4 +168,5 @@ def test_what_needs_weights_says_how_to_get_them(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     found = names(None)
     assert found["truth"] is found["toybox-judge"] is None
-    assert found["clip-iqa"] == found["clip"] == "splatgen fetch clip"
+    assert found["clip"] == "splatgen fetch clip"
+    assert set(JUDGES) < set(found)
