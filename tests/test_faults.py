@@ -524,6 +524,8 @@ WRITERS = {
         "open": "appends; a torn last line is cut off",
         "self._file.write": "the same",
     },
+    "loop/object_run.py": {"self.save": "a checkpoint"},
+    "runs/sinks.py": {"sink.write": "of TensorBoard or W&B, whose files are theirs; what fails is logged"},
     "runs/checkpoint.py": {"safetensors.torch.save": "into memory"},
     "formats/__init__.py": {"_module(path, WRITTEN).save": "of the modules beside it"},
     "formats/ply.py": {"data.write": "within atomic.replacing"},

@@ -101,7 +101,8 @@ def assert_same(a, b):
 
 def test_the_table_is_whole():
     hints = typing.get_type_hints(Config)
-    assert typing.get_args(hints["score"]) == SCORES
+    # refine fits pictures, with no preference: tests/loop/test_refining.py
+    assert typing.get_args(hints["score"]) == (*SCORES, "refine")
     assert typing.get_args(hints["preference"]) == PREFERENCES
     assert set(METHODS.values()) <= set(CELLS)
 

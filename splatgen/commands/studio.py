@@ -106,7 +106,8 @@ def workshop(session: Session, options: Studio, argv: Sequence[str]) -> StudioBa
     def with_preset(name: str | None) -> Config:
         if name is None:
             return options.settings
-        return arguments.read(Studio, "studio", ["--preset", name, *without_preset(argv)]).settings
+        words = ["--preset", name, *without_preset(argv)]
+        return arguments.read(Studio, "studio", words, heard=False).settings
 
     return StudioBackend(session, options.out, ["splatgen", "studio", *argv], with_preset)
 

@@ -7,6 +7,7 @@ import steps
 import torch
 
 from splatgen.commands.common import embedded, sweeping
+from splatgen.loop import object_run
 from splatgen.loop.object_snapshots import THUMB, shown, thumbnails
 from splatgen.runs.metrics import read_metrics
 from splatgen.runs.run_folder import open_run
@@ -52,6 +53,14 @@ def test_compare(cli, tmp_path, monkeypatch):
     words = ["--methods", "sds", "rewardsds", "--weighted.candidates", "4", "--weighted.lookahead", "1"]
     done = cli("compare", "a red cube", *TINY, *words, "--out", tmp_path)
     assert done.code == 0, done.err
+
+
+def test_a_change_of_stage_takes_another_prior(tmp_path):
+    tables = [{"share": 0.5}, {"share": 0.5, "prior": "sdxl"}]
+    given = steps.config("sd15", "sds", "dpo", steps=2, budget="16gb", stages=tables)
+    done = object_run.generate(given, out=tmp_path, command=["test"])
+    assert done.status == "done"
+    assert [row["stage"] for row in read_metrics(done.run.metrics)] == [1, 2]
 
 
 def test_a_snapshot_for_a_viewer_is_of_numbers_on_the_cpu():

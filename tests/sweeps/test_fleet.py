@@ -18,10 +18,20 @@ import tiny
 from conftest import Cli
 
 from splatgen.commands.common import checks
+from splatgen.config import from_dict
 from splatgen.loop.loop import Progress, ignore
 from splatgen.runs import run_folder
 from splatgen.runs.version import __version__
-from splatgen.sweeps.fleet import RAY, RAY_ALONE, Fleet, FleetError, FleetOptions, check_answers, newest_step
+from splatgen.sweeps.fleet import (
+    RAY,
+    RAY_ALONE,
+    Fleet,
+    FleetError,
+    FleetOptions,
+    Node,
+    check_answers,
+    newest_step,
+)
 from splatgen.sweeps.hand import Hand, Order, unpack
 from splatgen.sweeps.ledger import Sweep, read_rows, read_sweep
 from splatgen.sweeps.plan import Task
@@ -202,6 +212,20 @@ def test_a_cluster_that_loses_a_node_and_has_others_that_cannot_work(
     full = [text for text in said if "0 MB free" in text]
     assert len(wrong) == len(full) == 1
     assert all("is refused: " in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "device", "room"),
+    [(1.0, "auto", 2), (0.5, "cuda", 4), (2.0, "cuda", 1), (4.0, "auto", 0), (1.0, "cpu", 8)],
+)
+def test_a_node_has_room_by_its_gpus_or_its_cpus(gpus: float, device: str, room: int) -> None:
+    options = FleetOptions(address="auto", workers=1, gpus=gpus)
+    fleet = Fleet(options, ["test"], truth=False, tell=lambda _: None)
+    node = Node(id="a", name="a", cpus=8.0, gpus=2.0)
+    config = from_dict({"device": device})
+    assert fleet._room(node, config) == room
+    bare = replace(node, gpus=0.0)
+    assert fleet._room(bare, config) == (0 if device == "cuda" else 8)
 
 
 # A hand, without Ray

@@ -68,11 +68,12 @@ class RunFlags(SettingsFlags):
 S = TypeVar("S", bound=SettingsFlags)
 
 
-def read(kind: type[S], verb: str, argv: Sequence[str], *, note: str = "") -> S:
+def read(kind: type[S], verb: str, argv: Sequence[str], *, note: str = "", heard: bool = True) -> S:
     """Options with their precedence: defaults < preset < config file < words; SystemExit or ConfigError.
 
     The words are parsed twice: to find the preset and the file, then with their settings as defaults. A
-    preset may hold settings that only the other kind of run has, 2D or 3D: they are left out.
+    preset may hold settings that only the other kind of run has, 2D or 3D: they are left out. Words that no
+    stage would hear are refused, unless they were meant for another preset (heard is False).
     """
     options = parse(kind, verb, argv, note=note)
     usual = base = kind().settings
@@ -85,7 +86,8 @@ def read(kind: type[S], verb: str, argv: Sequence[str], *, note: str = "") -> S:
     if base != usual:
         options = parse(kind, verb, argv, default=cast("Any", kind)(settings=base), note=note)
         options = dataclasses.replace(options, settings=left_out(options.settings, base))  # type: ignore[type-var]
-        check_heard(options.settings, base)
+        if heard:
+            check_heard(options.settings, base)
     return options
 
 
