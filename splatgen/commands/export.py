@@ -72,6 +72,9 @@ def main(argv: Sequence[str]) -> int:
 def check(options: Export) -> None:
     """Raise Failure for an output that can't be written, before anything is read."""
     suffix = options.output.suffix.lower()
+    if options.output.is_dir():
+        example = options.output / f"object{'.glb' if options.mesh else '.ply'}"
+        raise Failure(USAGE, f"{options.output} is a folder: name the file to write, as in {example}")
     if options.mesh:
         if suffix not in MESHES:
             raise Failure(USAGE, f"{options.output} has no suffix of a mesh: give {', '.join(MESHES)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -102,6 +103,9 @@ def named(name: str, out: Path) -> Entry:
     for folder in (Path(name), out / name):
         if (folder / "run.json").is_file():
             return listing.entry(folder)
+    if Path(name).is_dir():
+        again = shlex.join(["splatgen", "runs", "--out", name])
+        raise Failure(USAGE, f"{name[:200]} is no run: to list a folder, {again}")
     raise Failure(
         USAGE, f"{name[:200]} is no run, nor is there one of that name in {out}: `splatgen runs` lists them"
     )

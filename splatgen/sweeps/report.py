@@ -9,6 +9,7 @@ import base64
 import html
 import io
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -79,14 +80,8 @@ def page(sweep: Sweep, table: Table) -> str:
     """The whole page."""
     saved, plan = read_file(sweep.folder / FILE), sweep.plan
     title = plan.prompts[0] if len(plan.prompts) == 1 else f"{len(plan.prompts)} prompts"
-    done = sum(o.status == "done" for o in sweep.outcomes)
-    about = (
-        f"{len(plan.prompts)} prompts, {len(plan.methods)} methods, {len(plan.seeds)} seeds: {done} of "
-        f"{len(sweep.outcomes)} runs done. splatgen {saved.get('version')}, {saved.get('machine')}, "
-        f"{saved.get('date')}."
-    )
     body = [
-        f"<h1>{html.escape(title)}</h1><p>{html.escape(about)}</p>",
+        f"<h1>{html.escape(title)}</h1><p>{html.escape(about(sweep, saved))}</p>",
         section("Methods", wide(differences.rows(table)) + f"<p>{html.escape(table.note)}</p>"),
         section("Quality, cost, and what rewards are worth", plots(sweep)),
         section("By prompt", by_prompt(sweep)) if len(plan.prompts) > 1 else "",
@@ -98,6 +93,19 @@ def page(sweep: Sweep, table: Table) -> str:
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}: splatgen</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>{"".join(body)}</html>\n'
+    )
+
+
+def about(sweep: Sweep, saved: Mapping[str, Any]) -> str:
+    """What was made, by what, where and when (UTC, to the minute)."""
+    plan = sweep.plan
+    sizes = {"prompt": len(plan.prompts), "method": len(plan.methods), "seed": len(plan.seeds)}
+    what = ", ".join(f"{n} {name}{'' if n == 1 else 's'}" for name, n in sizes.items())
+    done = sum(o.status == "done" for o in sweep.outcomes)
+    date = re.sub(r"T(\d\d:\d\d).*\+00:00$", r" \1 UTC", str(saved.get("date")))
+    return (
+        f"{what}: {done} of {len(sweep.outcomes)} runs done. splatgen {saved.get('version')}, "
+        f"{saved.get('machine')}, {date}."
     )
 
 

@@ -153,6 +153,13 @@ def test_what_is_refused_deletes_nothing(cli, out, words, message, monkeypatch):
     assert listing.size(out) == before
 
 
+def test_a_folder_of_runs_given_as_a_run_says_how_to_list_it(cli, out):
+    done = cli("runs", out)
+    assert (done.code, done.out) == (2, "")
+    assert f"{out} is no run: to list a folder, splatgen runs --out {out}" in done.err
+    assert done.err.count("\n") == 1
+
+
 def test_a_link_to_a_run_is_not_followed(cli, out, tmp_path):
     elsewhere = make(tmp_path / "elsewhere", "a red cube", name="precious")
     (out / "link").symlink_to(elsewhere)

@@ -19,7 +19,7 @@ from splatgen.sweeps import differences
 from splatgen.sweeps.ledger import Outcome, Sweep
 from splatgen.sweeps.plan import line_up
 from splatgen.sweeps.plots import label, mark, scatter, ticks
-from splatgen.sweeps.report import differing, wide
+from splatgen.sweeps.report import about, differing, wide
 
 
 def sweep(better: float, prompts: int = 8) -> Sweep:
@@ -96,6 +96,16 @@ def test_a_plot_is_well_formed_and_leaves_out_what_is_not_finite() -> None:
     for n in (0, 8, 16, 24):
         ET.fromstring(mark(n, 1.0, 2.0, "t"))
     assert [label(v) for v in (0.25, 12_345.0, 2_500_000.0)] == ["0.25", "12k", "2.5M"]
+
+
+def test_the_first_line_counts_one_as_one_and_tells_the_minute() -> None:
+    saved = {"version": "0.1", "machine": "a box", "date": "2026-11-26T19:46:22+00:00"}
+    line = about(sweep(0.1), saved)
+    assert line.startswith("8 prompts, 3 methods, 1 seed: 24 of 24 runs done.")
+    assert line.endswith("a box, 2026-11-26 19:46 UTC.")
+    elsewhere = {**saved, "date": "2026-11-26T19:46:22+02:00"}
+    assert about(sweep(0.1, 1), elsewhere).startswith("1 prompt, 3 methods, 1 seed: 3 of 3")
+    assert about(sweep(0.1), elsewhere).endswith("2026-11-26T19:46:22+02:00.")  # not told as UTC
 
 
 def test_settings_that_differ_are_named() -> None:

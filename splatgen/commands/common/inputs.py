@@ -70,7 +70,7 @@ def check_suffix(path: Path, table: Mapping[str, str] = formats.FORMATS) -> None
     """Raise Failure unless a format has the suffix."""
     if path.suffix.lower() not in table:
         known = ", ".join(table)
-        hint = formats.packed(path) or f"the formats now are {known}"
+        hint = formats.packed(path) or f"use {known}"
         raise Failure(USAGE, f"{path} has no suffix of a splat format: {hint}")
 
 
