@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         print(row(one, options.out))
     if found:
         total, parts = sum(one.bytes for one in found), sum(one.checkpoint_bytes for one in found)
-        print(f"\n{len(found)} runs, {megabytes(total)}, of them {megabytes(parts)} in checkpoints")
+        print(f"\n{counted(found)}, {megabytes(total)}, of them {megabytes(parts)} in checkpoints")
     else:
         print(f"splatgen: no such runs in {options.out}", file=sys.stderr)
     return 0
@@ -111,13 +111,17 @@ def named(name: str, out: Path) -> Entry:
     )
 
 
+def counted(found: Sequence[Entry]) -> str:
+    return "1 run" if len(found) == 1 else f"{len(found)} runs"
+
+
 def delete(options: Runs, found: Sequence[Entry]) -> int:
     """Delete after asking; prints the folders."""
     if not found:
         raise Failure(USAGE, f"no such runs in {options.out}: nothing is deleted")
     part = options.delete_checkpoints
     room = sum(one.checkpoint_bytes if part else one.bytes for one in found)
-    what = f"{'the checkpoints of ' if part else ''}{len(found)} runs, {megabytes(room)}"
+    what = f"{'the checkpoints of ' if part else ''}{counted(found)}, {megabytes(room)}"
     if not options.yes:
         for one in found:
             print(row(one, options.out), file=sys.stderr)

@@ -123,7 +123,7 @@ def test_checkpoints_alone_go_and_the_object_stays(cli, out):
     assert "middle has nothing but its checkpoints" in only_there.err
     assert (out / "middle" / "checkpoints" / "step-000004").is_dir()
     done = cli("runs", "old", "--delete-checkpoints", "--yes", "--out", out)
-    assert "deleted the checkpoints of 1 runs, 2.0 MB" in done.err
+    assert "deleted the checkpoints of 1 run, 2.0 MB" in done.err
     assert (out / "old" / "splats.ply").read_text() == "mine"
     assert list((out / "old" / "checkpoints").iterdir()) == []
 
@@ -176,7 +176,7 @@ def test_on_a_terminal_it_asks(cli, out, monkeypatch, answer, gone):
 
     monkeypatch.setattr("sys.stdin", Terminal(answer))
     done = cli("runs", "old", "--delete", "--out", out)
-    assert "splatgen: delete 1 runs, 2.0 MB? [y/N] " in done.err
+    assert "splatgen: delete 1 run, 2.0 MB? [y/N] " in done.err
     assert (out / "old").exists() != gone
 
 
