@@ -18,8 +18,8 @@ APART = 2.4  # world units, between the middles of two objects
 
 
 def places(count: int) -> list[tuple[float, float, float]]:
-    """Middles of objects that stand in rows, the first at the top left."""
-    columns = math.ceil(math.sqrt(count))
+    """Middles of objects that stand in rows, the first at the top left; none of no objects."""
+    columns = max(math.ceil(math.sqrt(count)), 1)
     rows = math.ceil(count / columns)
     return [
         ((n % columns - (columns - 1) / 2.0) * APART, ((rows - 1) / 2.0 - n // columns) * APART, 0.0)
