@@ -9,8 +9,8 @@ import pytest
 
 SCRIPT = Path(__file__).with_name("killing.py")
 # scenarios of one process share its imports
-OBJECTS = {"vsd+psd": 24, "int": 6, "int-int": 8, "term": 4}
-OTHERS = {"sds": 26, "stages": 8, "steered": 6, "edit": 8, "image": 8, "compare": 8}
+OBJECTS = {"vsd+psd": 10, "int": 4, "int-int": 4, "term": 3}
+OTHERS = {"sds": 10, "stages": 4, "steered": 3, "edit": 4, "image": 4, "compare": 4}
 INTERRUPTS = ("int", "int-int", "term")
 
 

@@ -13,11 +13,13 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
 FILE = "run.lock"
+PATIENCE = 0.5  # seconds: who only looks at a lock (`holder`) holds it for an instant
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +82,7 @@ def _locked(path: Path) -> int:
     """A handle of the file that holds the lock, and that is still the file of that name."""
     import fcntl
 
+    latest = time.monotonic() + PATIENCE
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -89,6 +92,9 @@ def _locked(path: Path) -> int:
         except BlockingIOError:
             who = _who(os.read(handle, 4096))
             os.close(handle)
+            if time.monotonic() < latest:
+                time.sleep(0.01)
+                continue
             raise BusyError(
                 f"{path.parent} is at work in {who}: wait until it has ended, or stop it"
             ) from None

@@ -141,7 +141,7 @@ def test_two_real_processes_do_not_resume_one_run(cli: Cli, killed: Path) -> Non
     first = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         while lock.holder(killed) is None:
-            assert first.poll() is None
+            assert first.poll() is None, first.communicate()
         done = cli(*command[3:])
         assert done.code == 2
         assert f"is at work in process {first.pid}" in done.err

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -95,3 +96,16 @@ def test_a_name_that_was_taken_away_between_opening_and_locking_is_opened_again(
         assert len(calls) == 2
         monkeypatch.undo()
         assert lock.holder(tmp_path)
+
+
+def test_who_only_looks_keeps_nobody_out(tmp_path):
+    """An instant of `holder` in another process, here drawn out."""
+    import fcntl
+
+    with open(tmp_path / lock.FILE, "w") as looked_at:
+        fcntl.flock(looked_at, fcntl.LOCK_SH)
+        timer = threading.Timer(0.1, fcntl.flock, (looked_at, fcntl.LOCK_UN))
+        timer.start()
+        with lock.held(tmp_path):
+            assert lock.holder(tmp_path) is not None
+        timer.join()
