@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -126,15 +126,23 @@ def main(argv: Sequence[str]) -> int:
     from splatgen.sweeps import evaluation
 
     found = evaluation.entries(options.runs)
-    rows = list(_measured(options, found, chosen))
-    out = out_of(options)
+    out, rows = out_of(options), list[dict[str, Any]]()
     checks.check_out(out.parent)
+    try:
+        for row in _measured(options, found, chosen):
+            rows.append(row)
+    except BaseException:  # Ctrl-C, too, leaves what has been measured, beside what an earlier one has
+        if rows:
+            part = out.with_name(f"{out.stem}-part{out.suffix}")
+            evaluation.write_rows(part, rows)
+            print(f"splatgen: the rows measured so far are in {part}", file=sys.stderr)
+        raise
     evaluation.write_rows(out, rows)
     print(json.dumps(rows) if options.json else f"{table(rows)}\n\n{out}", flush=True)
     return 0
 
 
-def _measured(options: Eval, found: Sequence[Any], chosen: Sequence[str]) -> list[dict[str, Any]]:
+def _measured(options: Eval, found: Sequence[Any], chosen: Sequence[str]) -> Iterator[dict[str, Any]]:
     from splatgen.sweeps import evaluation
     from splatgen.sweeps.metrics import Metrics
 
@@ -142,6 +150,9 @@ def _measured(options: Eval, found: Sequence[Any], chosen: Sequence[str]) -> lis
     given = Config(weights=None if options.weights is None else str(options.weights))
     metrics = Metrics(load_options(given, device))
     count = 0
+    if not options.quiet:
+        runs = "1 run" if len(found) == 1 else f"{len(found)} runs"
+        print(f"splatgen: {runs}, by {', '.join(chosen)}", file=sys.stderr, flush=True)
 
     def tell(row: Mapping[str, Any]) -> None:
         nonlocal count
@@ -150,7 +161,7 @@ def _measured(options: Eval, found: Sequence[Any], chosen: Sequence[str]) -> lis
             text = f"{count}/{len(found)} {Path(row['run']).name}: {row['status']}"
             print(f"splatgen: {text}", file=sys.stderr, flush=True)
 
-    return list(evaluation.evaluate(found, chosen, options.views, options.size, metrics, tell))
+    yield from evaluation.evaluate(found, chosen, options.views, options.size, metrics, tell)
 
 
 def listing(known: Mapping[str, str | None]) -> str:

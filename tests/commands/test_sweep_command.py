@@ -11,7 +11,9 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Cli
@@ -20,6 +22,7 @@ from splatgen.cli import main
 from splatgen.commands.common import checks, sweeping
 from splatgen.commands.sweep import read
 from splatgen.runs import lock
+from splatgen.sweeps import evaluation
 from splatgen.sweeps.ledger import read_rows, read_sweep
 from splatgen.sweeps.worker import Worker
 from splatgen.worlds.toybox import weights_folder
@@ -289,6 +292,27 @@ def test_a_single_run_is_evaluated(cli: Cli, swept: tuple[Path, str, str], tmp_p
         "sds+none",
         "random-10",
     )
+
+
+@needs_weights
+def test_an_evaluation_that_is_broken_off_leaves_what_it_measured(
+    cli: Cli, swept: tuple[Path, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, measured = tmp_path / "a.jsonl", evaluation.evaluate
+    out.write_text("of an earlier one")
+
+    def broken_off(*given: Any) -> Iterator[Any]:
+        rows = measured(*given)
+        yield next(rows)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "evaluate", broken_off)
+    done = cli("eval", swept[0], "--metrics", "splats", "--size", "32", "--out", out)
+    assert done.code == 130
+    assert "splatgen: 4 runs, by splats\n" in done.err
+    assert f"the rows measured so far are in {tmp_path / 'a-part.jsonl'}" in done.err
+    assert len((tmp_path / "a-part.jsonl").read_text().splitlines()) == 1
+    assert out.read_text() == "of an earlier one"
 
 
 @needs_weights
