@@ -9,8 +9,8 @@ import pytest
 
 SCRIPT = Path(__file__).with_name("killing.py")
 # scenarios of one process share its imports
-OBJECTS = {"vsd+psd": 10, "int": 4, "int-int": 4, "term": 3}
-OTHERS = {"sds": 10, "stages": 4, "steered": 3, "edit": 4, "image": 4, "compare": 4}
+OBJECTS = {"vsd+psd": 6, "int": 4, "int-int": 4, "term": 3}
+OTHERS = {"sds": 6, "stages": 4, "steered": 3, "edit": 4, "image": 4, "compare": 4}
 INTERRUPTS = ("int", "int-int", "term")
 
 
