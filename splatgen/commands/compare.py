@@ -9,10 +9,9 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from splatgen.commands.common import arguments, checks, sweeping
-from splatgen.commands.common.sweeping import START, SweepFlags
+from splatgen.commands.common import arguments, checks, sweep_words, sweeping
+from splatgen.commands.common.sweep_words import START, SweepFlags
 from splatgen.config import Config
-from splatgen.sweeps.ledger import read_plan
 from splatgen.sweeps.plan import Plan, line_up
 
 
@@ -25,25 +24,19 @@ class Compare(SweepFlags):
 
 def read(argv: Sequence[str]) -> tuple[Compare, Plan]:
     """The options and each method's settings; SystemExit, Failure or ConfigError when they are wrong."""
-    options = arguments.read(Compare, "compare", argv, note=sweeping.note())
-    if options.resume is not None:
-        sweeping.check_alone(options, Compare())
-        sweeping.check_crew(options)
-        return options, read_plan(options.resume)
-    sweeping.check_words(options, argv)
-    return options, plan_of(options, lambda name: with_preset(argv, name))
+    options, plan = sweep_words.read(Compare, "compare", argv)
+    return options, plan or plan_of(options, lambda name: with_preset(argv, name))
 
 
 def with_preset(argv: Sequence[str], name: str) -> Config:
-    chosen = arguments.read(Compare, "compare", [*argv, "--preset", name], note=sweeping.note())
+    chosen = arguments.read(Compare, "compare", [*argv, "--preset", name], note=sweep_words.note())
     return chosen.settings
 
 
 def plan_of(options: Compare, with_preset: Callable[[str], Config]) -> Plan:
     """Each method's settings; with_preset gives those of the options over another preset."""
-    sweeping.check_words(options)
-    bases = sweeping.methods_of(options.methods, options.settings, with_preset)
-    return line_up([options.settings.prompt], bases, sweeping.seeds_of(options))
+    bases = sweep_words.methods_of(options.methods, options.settings, with_preset)
+    return line_up([options.settings.prompt], bases, sweep_words.seeds_of(options))
 
 
 def check(options: Compare, plan: Plan) -> Plan:

@@ -15,7 +15,7 @@ from splatgen import config as configs
 from splatgen.commands import compare as compare_verb
 from splatgen.commands import edit as edit_verb
 from splatgen.commands import generate as generate_verb
-from splatgen.commands.common import arguments, checks, execution, inputs, sweeping
+from splatgen.commands.common import arguments, checks, execution, inputs, sweep_words, sweeping
 from splatgen.commands.common.notebook import ComparisonResult, Pictures, RunResult
 from splatgen.config import Config
 from splatgen.config.validation import validate
@@ -115,11 +115,12 @@ def compare(
     A method is a name, SCORE+PREFERENCE as in "sdi+psd", or "preset:NAME". Raises as `generate` does.
     """
     given = {**settings, "prompt": prompt}
-    config = laid_over(sweeping.START, preset, given)
+    config = laid_over(sweep_words.START, preset, given)
     options = compare_verb.Compare(
         methods=tuple(methods), seeds=seeds, out=Path(out), force=force, quiet=not progress, settings=config
     )
-    plan = compare_verb.plan_of(options, lambda name: laid_over(sweeping.START, name, given))
+    sweep_words.check_words(options)
+    plan = compare_verb.plan_of(options, lambda name: laid_over(sweep_words.START, name, given))
     plan = compare_verb.check(options, plan)
     sweep, _ = sweeping.carry_out(options, plan, ["splatgen.compare"], "compare")
     return ComparisonResult(folder=sweep.folder, table=table(sweep))

@@ -11,13 +11,12 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from splatgen.commands.common import arguments, checks, sweeping
+from splatgen.commands.common import arguments, checks, sweep_words, sweeping
 from splatgen.commands.common.arguments import Switch
 from splatgen.commands.common.errors import USAGE, Failure
-from splatgen.commands.common.sweeping import START, SweepFlags
+from splatgen.commands.common.sweep_words import START, SweepFlags
 from splatgen.config import Config
 from splatgen.sweeps import prompts
-from splatgen.sweeps.ledger import read_plan
 from splatgen.sweeps.plan import Plan, crossed, line_up, read_axis
 
 SHOWN = 5  # prompts that a line names
@@ -56,12 +55,9 @@ def plain(chosen: SweepConfig) -> Config:
 
 def read(argv: Sequence[str]) -> tuple[Sweep, Plan]:
     """The options and what is run; SystemExit, Failure or ValueError when they are wrong."""
-    options = arguments.read(Sweep, "sweep", argv, note=sweeping.note())
-    if options.resume is not None:
-        sweeping.check_alone(options, Sweep())
-        sweeping.check_crew(options)
-        return options, read_plan(options.resume)
-    sweeping.check_words(options, argv)
+    options, plan = sweep_words.read(Sweep, "sweep", argv)
+    if plan is not None:
+        return options, plan
     if not options.settings.prompt:
         raise Failure(USAGE, "no prompts: give a file of them, or a set: " + ", ".join(prompts.included()))
     path = prompts.find(options.settings.prompt)
@@ -74,13 +70,13 @@ def read(argv: Sequence[str]) -> tuple[Sweep, Plan]:
 
     def with_preset(name: str) -> Config:
         words = [*argv, "--preset", name]
-        return plain(arguments.read(Sweep, "sweep", words, note=sweeping.note()).settings)
+        return plain(arguments.read(Sweep, "sweep", words, note=sweep_words.note()).settings)
 
-    bases = sweeping.methods_of(options.methods, plain(options.settings), with_preset)
+    bases = sweep_words.methods_of(options.methods, plain(options.settings), with_preset)
     most = math.prod(len(axis.values) for axis in axes)
-    sweeping.check_count(len(found), len(bases) * most, options.seeds)
+    sweep_words.check_count(len(found), len(bases) * most, options.seeds)
     methods = crossed(bases, axes)
-    return options, line_up(found, methods, sweeping.seeds_of(options), {axis.path[0] for axis in axes})
+    return options, line_up(found, methods, sweep_words.seeds_of(options), {axis.path[0] for axis in axes})
 
 
 def check(options: Sweep, plan: Plan) -> Plan:

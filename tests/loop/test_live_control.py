@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from run_states import assert_same, tensors
 
 from splatgen.config import (
     Config,
@@ -27,7 +28,7 @@ from splatgen.loop.initial_splats import starting_splats
 from splatgen.loop.snapshot import Channel, Cloud, Command, Snapshot, ViewRequest
 from splatgen.loop.step import load_models
 from splatgen.rasterizer import render
-from splatgen.runs import checkpoint, run_folder, steering
+from splatgen.runs import run_folder, steering
 from splatgen.runs.metrics import read_metrics
 from splatgen.runs.rng import rng
 from splatgen.runs.steering import SettingChange
@@ -75,17 +76,6 @@ class Viewer(Channel):
 
 def start(folder, given=None, **options):
     return object_run.generate(given or config(), out=folder, command=["test"], **options)
-
-
-def tensors(run):
-    found = checkpoint.load_latest(run.checkpoints)
-    return {f"{part}/{name}": v for part, values in found.parts.items() for name, v in values.items()}
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
 
 
 # The mailbox

@@ -12,6 +12,7 @@ import os
 import pytest
 import torch
 from analytic import GaussianPrior
+from run_states import assert_same, stop_at, tensors
 
 from splatgen import formats
 from splatgen.config import (
@@ -70,26 +71,8 @@ def config(**change):
     return Config(**{**values, **change})
 
 
-def stop_at(step):
-    """A should_stop that lets `step` steps of this process pass."""
-    calls = iter(range(10**6))
-    return lambda: next(calls) >= step
-
-
 def start(folder, given=None, **options):
     return object_run.generate(given or config(), out=folder, command=["test"], **options)
-
-
-def tensors(run):
-    """What the latest checkpoint holds: splats, moments and the densifier's statistics."""
-    found = checkpoint.load_latest(run.checkpoints)
-    return {f"{part}/{name}": v for part, values in found.parts.items() for name, v in values.items()}
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
 
 
 def ply(run):

@@ -9,6 +9,7 @@ import pytest
 import shelf_nets
 import torch
 from analytic import GaussianPrior
+from run_states import assert_same, stop_at, tensors
 
 from splatgen import formats
 from splatgen.commands.common.errors import USAGE, Failure
@@ -21,7 +22,6 @@ from splatgen.loop.step import assemble, load_models
 from splatgen.priors.pixels import averaged
 from splatgen.rasterizer import render
 from splatgen.rewards.ensemble import RewardEnsemble
-from splatgen.runs import checkpoint
 from splatgen.runs.metrics import read_metrics
 from splatgen.runs.rng import rng
 from splatgen.scene.parameters import new_scene
@@ -61,22 +61,6 @@ def cloud(tmp_path):
 
 def start(folder, given, **options):
     return object_run.generate(given, out=folder, command=["test"], **options)
-
-
-def stop_at(step):
-    calls = iter(range(10**6))
-    return lambda: next(calls) >= step
-
-
-def tensors(run):
-    found = checkpoint.load_latest(run.checkpoints)
-    return {f"{part}/{name}": v for part, values in found.parts.items() for name, v in values.items()}
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
 
 
 @pytest.mark.parametrize("stop", [1, 3, 4])

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_diffusion
-import torch
 from PIL import Image
+from run_states import assert_same, tensors
 
 from splatgen import formats
 from splatgen.commands.common import past_runs
@@ -45,7 +45,7 @@ from splatgen.loop.resident_models import ResidentModels
 from splatgen.loop.session import Session
 from splatgen.loop.snapshot import Command
 from splatgen.loop.step import load_models
-from splatgen.runs import checkpoint, run_folder
+from splatgen.runs import run_folder
 from splatgen.runs.run_folder import Run
 
 STEPS = 4
@@ -76,17 +76,6 @@ def config(**change):
 
 def start(folder, given, **options):
     return object_run.generate(given, out=folder, command=["test"], **options)
-
-
-def tensors(run):
-    found = checkpoint.load_latest(run.checkpoints)
-    return {f"{part}/{name}": v for part, values in found.parts.items() for name, v in values.items()}
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
 
 
 @pytest.fixture

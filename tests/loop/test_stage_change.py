@@ -11,6 +11,7 @@ import weakref
 
 import pytest
 import torch
+from run_states import assert_same, stop_at, tensors
 
 from splatgen import formats
 from splatgen.config import from_dict, read_preset, to_dict
@@ -63,22 +64,6 @@ def start(folder, given, **options):
 
 def go_on(result, **options):
     return object_run.resume(result.run.folder, command=["test"], **options)
-
-
-def stop_at(step):
-    calls = iter(range(10**6))
-    return lambda: next(calls) >= step
-
-
-def tensors(run):
-    found = checkpoint.load_latest(run.checkpoints)
-    return {f"{part}/{name}": v for part, values in found.parts.items() for name, v in values.items()}
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        assert torch.equal(a[name], b[name]), name
 
 
 def test_a_single_stage_is_the_run_without_one(tmp_path):

@@ -1,34 +1,36 @@
-"""What `compare` and `sweep` share: methods and seeds, checks, who makes the runs, and what is shown."""
+"""What `compare` and `sweep` share beside their words: checks, who makes the runs, and what is shown."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import shlex
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-from tyro.conf import arg
+from typing import TYPE_CHECKING, Any
 
 from splatgen import config as settings
 from splatgen.commands.common import checks, embedded
-from splatgen.commands.common.arguments import RunFlags, Switch
-from splatgen.commands.common.errors import DISK, DIVERGED, MEMORY, MISSING, USAGE, Failure
+from splatgen.commands.common.errors import DISK, DIVERGED, MEMORY, USAGE, Failure
 from splatgen.commands.common.execution import headline
 from splatgen.commands.common.progress import Reporter, duration
 from splatgen.commands.common.signals import Stop, on_signals
-from splatgen.config import Config, OutputOptions
-from splatgen.config.methods import METHODS, slots
+from splatgen.commands.common.sweep_words import SweepFlags, takes_ray
 from splatgen.models.memory import keep_freed
 from splatgen.sweeps.estimate import estimate
-from splatgen.sweeps.ledger import FILE, FINISHED, ROWS, SHEET, Outcome, Sweep, make_folder, read_rows
+from splatgen.sweeps.ledger import (
+    FILE,
+    FINISHED,
+    ROWS,
+    SHEET,
+    Outcome,
+    Sweep,
+    make_folder,
+    read_rows,
+)
 from splatgen.sweeps.plan import Plan, Task
 from splatgen.sweeps.table import columns, table
 from splatgen.worlds.shelf import shelf_folder
@@ -37,123 +39,8 @@ if TYPE_CHECKING:
     from splatgen.loop.loop import Progress
     from splatgen.sweeps.sweep import Crew
 
-START = Config(output=OutputOptions(frames=0))  # a turntable a run would take longer than some runs
-PRESET = "preset:"
-MAX_SEEDS, MAX_WORKERS, MAX_RUNS = 1000, 1024, 1_000_000
 CODES = {"diverged": DIVERGED, "oom": MEMORY}  # when no run came to its end
 SHOWN = 3  # numbers of a run on its line
-RAY = "pip install 'splatgen[ray]'"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepFlags(RunFlags):
-    """What every verb takes that makes several runs."""
-
-    methods: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ("sds", "sdi", "rewardsds", "psd")
-    """Names of methods, SCORE+PREFERENCE as in sdi+psd, or preset:NAME; the first is what the others are held
-    against."""
-    seeds: Annotated[int, arg(metavar="N")] = 3
-    """Runs a method and prompt: --seed, the next number, and so on."""
-    resume: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """The folder of an earlier one: make what is missing in it, with its own settings."""
-    workers: Annotated[int, arg(metavar="N")] = 1
-    """Runs at once; more than one takes Ray (pip install 'splatgen[ray]'), and shares the cores between
-    them. On a cluster, the most."""
-    ray: Annotated[str | None, arg(metavar="ADDRESS|auto|local", help_behavior_hint="")] = None
-    """A Ray cluster to work on: its address, auto for the one this machine belongs to, local for this
-    machine alone."""
-    gpus: Annotated[float, arg(metavar="N")] = 1.0
-    """GPUs a run takes on a cluster, 0.5 for two runs on each; nodes without any work on their CPUs."""
-    dry_run: Switch = False
-    """Say what would be run and what it would take, and make nothing."""
-
-
-NOTE = (
-    "All methods see the same cameras, times and noises, but for what a method sets itself (sdi anneals its "
-    "times). Options of a piece, such as --weighted.candidates, count for the methods that use it; score and "
-    "preference come from --methods. A preset:NAME stands in for --preset: it brings its own steps and "
-    "cameras too, unless the config file or the command line has them. Methods: {methods}. Presets: "
-    "{presets}. Ctrl-C stops; --resume continues."
-)
-
-
-def note() -> str:
-    return NOTE.format(methods=", ".join(METHODS), presets=", ".join(settings.presets()))
-
-
-def check_words(options: SweepFlags, argv: Sequence[str] = ()) -> None:
-    """Raise Failure for methods, seeds and workers that can't be, before anything is read."""
-    for word in argv:
-        if word.partition("=")[0] in ("--score", "--preference"):
-            raise Failure(USAGE, f"{word}: scores and preferences come from --methods here")
-    if not options.methods:
-        raise Failure(USAGE, "no methods: give --methods one or more names")
-    for name in options.methods:
-        if options.methods.count(name) > 1:
-            raise Failure(USAGE, f"the method {name[:60]!r} is there twice: name it once")
-        if " " in name and not options.settings.prompt:
-            raise Failure(USAGE, f"no method {name[:60]!r}; if that is the prompt, put it before --methods")
-    if not 1 <= options.seeds <= MAX_SEEDS:
-        raise Failure(USAGE, f"--seeds {options.seeds}: give 1 to {MAX_SEEDS}")
-    check_crew(options)
-
-
-def check_crew(options: SweepFlags) -> None:
-    """Raise Failure for workers that there can't be."""
-    if not 1 <= options.workers <= MAX_WORKERS:
-        raise Failure(USAGE, f"--workers {options.workers}: give 1 to {MAX_WORKERS}")
-    if not 0 < options.gpus <= 64 or (options.gpus > 1 and options.gpus % 1):
-        raise Failure(USAGE, f"--gpus {options.gpus:g}: give a share up to 1, or a whole number")
-    if takes_ray(options) and importlib.util.find_spec("ray") is None:
-        option = "--ray" if options.ray is not None else f"--workers {options.workers}"
-        raise Failure(MISSING, f"{option} takes Ray, which is not installed: {RAY}, or leave it out")
-
-
-def takes_ray(options: SweepFlags) -> bool:
-    return options.ray is not None or options.workers > 1
-
-
-def methods_of(
-    names: Sequence[str], given: Config, with_preset: Callable[[str], Config]
-) -> dict[str, Config]:
-    """Each method's settings; with_preset gives those of the options over another preset."""
-    bases = {}
-    for name in names:
-        if name.startswith(PRESET):
-            preset = name.removeprefix(PRESET)
-            preset_table = {
-                "score": START.score,
-                "preference": START.preference,
-                **settings.read_preset(preset),
-            }
-            chosen = {key: preset_table[key] for key in ("score", "preference")}
-            bases[name] = settings.merge(with_preset(preset), chosen)
-        else:
-            bases[name] = settings.merge(given, slots(name))
-    return bases
-
-
-def seeds_of(options: SweepFlags) -> range:
-    first = options.settings.seed
-    return range(first, first + options.seeds)
-
-
-def check_count(prompts: int, methods: int, seeds: int) -> None:
-    """Raise Failure for more runs than a sweep can have."""
-    if prompts * methods * seeds > MAX_RUNS:
-        raise Failure(USAGE, f"these are more than {MAX_RUNS:,} runs: take fewer prompts, values or seeds")
-
-
-def check_alone(options: Any, usual: Any) -> None:
-    """Raise Failure when more is given with --resume than what belongs to this session."""
-    session = {"resume": None, "json": False, "quiet": False, "dry_run": False}
-    session |= {name: getattr(usual, name) for name in ("workers", "ray", "gpus")}
-    if dataclasses.replace(options, **session) != usual:
-        raise Failure(
-            USAGE,
-            "--resume takes everything from the folder: give only --workers, --ray, --gpus, --json or "
-            "--quiet with it",
-        )
 
 
 def check(options: SweepFlags, plan: Plan) -> None:
