@@ -12,10 +12,11 @@ import hashlib
 import torch
 
 
-def rng(seed: int, step: int, purpose: str) -> torch.Generator:
-    """Return a fresh CPU generator that depends on nothing but its arguments.
+def rng(seed: int, step: int, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a fresh generator that depends on nothing but its arguments.
 
-    Draw on the CPU and move the result: the same numbers then reach every device.
+    Draw on the CPU and move the result: the same numbers then reach every device. Only where they are too
+    many to be moved, as in training, draw on the device.
     """
     digest = hashlib.blake2b(f"{seed}/{step}/{purpose}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -44,12 +44,16 @@ class Recipe(Protocol):
     def weight_decay(self) -> float: ...
     @property
     def fall(self) -> float: ...
+    @property
+    def seconds(self) -> float | None: ...
 
 
-def learning_rate(step: int, recipe: Recipe) -> float:
-    """Warm-up, plateau, linear decay over the last share `fall` of the steps."""
-    left = (recipe.steps - step) / (recipe.fall * recipe.steps)
-    return recipe.lr * min(1.0, (step + 1) / recipe.warmup, max(left, 0.0))
+def learning_rate(step: int, recipe: Recipe, seconds: float = 0.0) -> float:
+    """Warm-up, plateau, linear decay over the last share `fall` of the steps, or of the recipe's seconds."""
+    left = 1.0 - step / recipe.steps
+    if recipe.seconds is not None:
+        left = min(left, 1.0 - seconds / recipe.seconds)
+    return recipe.lr * min(1.0, (step + 1) / recipe.warmup, max(left / recipe.fall, 0.0))
 
 
 def fast_half(device: torch.device) -> bool:
@@ -93,10 +97,16 @@ class Trainer:
             [group for group in groups if group["params"]], lr=recipe.lr, betas=(0.9, 0.99), fused=True
         )
 
-    def update(self) -> float:
-        """One step; returns its loss."""
+    @property
+    def done(self) -> bool:
+        """Whether the recipe's steps or seconds are over."""
+        steps, seconds = self.recipe.steps, self.recipe.seconds
+        return bool(self.step >= steps or (seconds is not None and self.seconds >= seconds))
+
+    def update(self) -> Tensor:
+        """One step; returns its loss, for which nobody has waited."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, self.recipe)
+            group["lr"] = learning_rate(self.step, self.recipe, self.seconds)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             loss = self.loss(self.net, self.recipe, self.step, self.device)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -108,7 +118,7 @@ class Trainer:
         names = list(self.names)
         with torch.no_grad():
             torch._foreach_lerp_([self.average[n] for n in names], [self.names[n] for n in names], 1.0 - keep)
-        return float(loss.detach())
+        return loss.detach()
 
     def save(self, folder: Path) -> None:
         """Write the state beside the old one and rename: a kill at any moment loses one interval."""
@@ -164,7 +174,7 @@ def _laid_out(moment: Tensor, p: Tensor) -> Tensor:
 
 
 def run(trainer: Trainer, name: str, work: Path, every: float = 60.0) -> None:
-    """Train to the recipe's last step, or until interrupted; resume what lies in `work`, save into it."""
+    """Train to the recipe's end, or until interrupted; resume what lies in `work`, save into it."""
     trainer.resume(work)
     recipe = trainer.recipe
     stop = False
@@ -176,16 +186,16 @@ def run(trainer: Trainer, name: str, work: Path, every: float = 60.0) -> None:
     previous = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
     saved = tick = time.monotonic()
     mean, begun, before = None, trainer.step, trainer.seconds
-    while trainer.step < recipe.steps and not stop:
+    while not trainer.done and not stop:
         loss = trainer.update()
-        mean = loss if mean is None else 0.98 * mean + 0.02 * loss
+        mean = loss if mean is None else mean.lerp(loss, 0.02)
         now = time.monotonic()
         trainer.seconds += now - tick
         tick = now
         if trainer.step % 100 == 0:
             seen = (trainer.step - begun) * recipe.batch
             rate = seen / max(trainer.seconds - before, 1e-9)
-            done = f"{name} step {trainer.step} of {recipe.steps} loss {mean:.4f}"
+            done = f"{name} step {trainer.step} of {recipe.steps} loss {float(mean):.4f}"
             log.info("%s, %.0f images/s, %.0f s", done, rate, trainer.seconds)
         if now - saved > every:
             trainer.save(work)

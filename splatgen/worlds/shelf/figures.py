@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 from splatgen.scene.cameras import Cameras, orbit
 from splatgen.scene.view_prompts import view_word
 from splatgen.worlds.shelf.grammar import AnyCaption, Caption
-from splatgen.worlds.shelf.losses import cutouts, prior_loss
+from splatgen.worlds.shelf.losses import cutouts, drawn, prior_loss
 from splatgen.worlds.shelf.model import FOLD, PriorNet, fold, reward_tokens, unfold
 from splatgen.worlds.shelf.recipes import Recipe
 from splatgen.worlds.shelf.reward_losses import plain_captions, reward_logits
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 FIRST_STEP = 10**9  # batches that no training reaches
 BATCHES = 8
+FEW = 64  # images of a batch of the prior
 RELATIONS = 200  # pairs never trained that are asked about
 USUAL = 64  # captions never trained whose scores are measured
 GREY = 0.5
@@ -53,8 +56,10 @@ def prior_figures(
     """The training's own error, on captions that it saw from other sides, and on those it never saw."""
     found = {}
     for name, unseen in (("unseen", True), ("seen", False)):
+        few = replace(recipe, batch=FEW)
+        draw = partial(drawn, few, vae.config.sample_size * FOLD, unseen=unseen)
         steps = range(FIRST_STEP, FIRST_STEP + BATCHES)
-        total = sum(float(prior_loss(vae, net, recipe, step, device, unseen=unseen)) for step in steps)
+        total = sum(float(prior_loss(vae, net, few, step, device, draw=draw)) for step in steps)
         found[f"v_loss_{name}"] = round(total / BATCHES, 4)
     return found
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import random
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ from splatgen.scene.cameras import DEFAULT_DISTANCE, Cameras
 from splatgen.worlds.shelf.grammar import AnyCaption
 from splatgen.worlds.shelf.model import FOLD, PriorNet, fold, prior_tokens, seen_from, unfold
 from splatgen.worlds.shelf.recipes import Recipe
-from splatgen.worlds.shelf.sampling import draw, draw_unseen, random_cameras
+from splatgen.worlds.shelf.sampling import draw as draw_caption
+from splatgen.worlds.shelf.sampling import draw_unseen, random_cameras
 from splatgen.worlds.shelf.scenes import premultiplied
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def cutouts(
 ) -> tuple[Tensor, list[AnyCaption], Cameras]:
     """A batch: cut-outs [B, 4, S, S] in -1..1, their captions and cameras."""
     source = random.Random(f"{recipe.seed}/{step}")
-    captions = [draw_unseen(source) if unseen else draw(source) for _ in range(recipe.batch)]
+    captions = [draw_unseen(source) if unseen else draw_caption(source) for _ in range(recipe.batch)]
     g = rng(recipe.seed, step, "cameras")
     cameras = random_cameras(g, recipe.batch, size, DEFAULT_DISTANCE, DEFAULT_DISTANCE)
     return 2.0 * premultiplied(captions, cameras) - 1.0, captions, cameras
@@ -64,6 +66,21 @@ def autoencoder_loss(net: AutoencoderKL, recipe: Recipe, step: int, device: torc
     return error
 
 
+class Drawn(NamedTuple):
+    """Pictures of the prior's training, with what it is told of them; P pictures, L tokens."""
+
+    cutouts: Tensor  # uint8 [P, 4, S, S]
+    tokens: Tensor  # [P, L]
+    camera: Tensor  # [P, CAMERA]
+
+
+def drawn(recipe: Recipe, size: int, step: int, *, unseen: bool = False) -> Drawn:
+    """The pictures of a step."""
+    x, captions, cameras = cutouts(recipe, step, size, unseen=unseen)
+    camera = seen_from(cameras.azimuth, cameras.elevation)
+    return Drawn((127.5 * (x + 1.0)).round().to(torch.uint8), prior_tokens(captions), camera)
+
+
 def prior_loss(
     vae: AutoencoderKL,
     net: PriorNet,
@@ -71,23 +88,28 @@ def prior_loss(
     step: int,
     device: torch.device,
     *,
-    unseen: bool = False,
+    draw: Callable[[int], Drawn],
 ) -> Tensor:
-    """Mean squared error of v = alpha eps - sigma x0 (Salimans and Ho 2022), t stratified over the batch."""
-    b = recipe.batch
+    """Mean squared error of v = alpha eps - sigma x0 (Salimans and Ho 2022), t stratified over the batch.
+
+    Each picture is seen at recipe.noises levels of noise.
+    """
     with torch.autocast(device.type, enabled=False):
-        x, captions, cameras = cutouts(recipe, step, vae.config.sample_size * FOLD, unseen=unseen)
+        there = [z.to(device, non_blocking=True) for z in draw(step)]
+    g = rng(recipe.seed, step, "noise", device)
     with torch.no_grad():
-        x0 = vae.encode(fold(x.to(device))).latent_dist.mean.float()
-    g = rng(recipe.seed, step, "noise")
-    told = torch.rand(2, b, generator=g)
-    texts = [None if share < NO_TEXT else c for share, c in zip(told[0].tolist(), captions, strict=True)]
-    camera = seen_from(cameras.azimuth, cameras.elevation) * (told[1] >= NO_CAMERA)[:, None]
-    t = ((torch.randperm(b, generator=g) + torch.rand(b, generator=g)) / b) ** TIME_POWER
-    t = t.clamp(2e-3, 1 - 1e-3).to(device)
-    noise = torch.randn(x0.shape, generator=g).to(device)
+        folded = fold(there[0].float() / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
+        there[0] = vae.encode(folded).latent_dist.mean.float()
+    x0, tokens, camera = (z.repeat_interleave(recipe.noises, 0) for z in there)
+    b = len(x0)
+    told = torch.rand(2, b, generator=g, device=device)
+    tokens = torch.where(told[0, :, None] < NO_TEXT, prior_tokens([None]).to(device), tokens)
+    camera = camera * (told[1, :, None] >= NO_CAMERA)
+    u = torch.randperm(b, generator=g, device=device) + torch.rand(b, generator=g, device=device)
+    t = ((u / b) ** TIME_POWER).clamp(2e-3, 1 - 1e-3)
+    noise = torch.randn(x0.shape, generator=g, device=device)
     alpha, sigma = (f(math.pi / 2 * t)[:, None, None, None] for f in (torch.cos, torch.sin))
     x_t = (alpha * x0 + sigma * noise).contiguous(memory_format=torch.channels_last)
-    v = net(x_t, t, *net.encode_text(prior_tokens(texts).to(device)), camera.to(device))
+    v = net(x_t, t, *net.encode_text(tokens), camera)
     error: Tensor = v.float() - (alpha * noise - sigma * x0)
     return error.square().mean()

@@ -21,7 +21,9 @@ class Recipe:
     ema: float = 0.999
     weight_decay: float = 1e-3
     fall: float = 0.3  # share of the steps over which the rate falls at the end
+    seconds: float | None = None  # of training, at most; the rate falls toward their end
     negatives: int = 4  # hard captions an image (rewards)
+    noises: int = 1  # levels of noise that an image is seen at (prior)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -36,7 +38,17 @@ RECIPES: dict[str, Recipe] = {
         weight_decay=1e-4,
         fall=0.5,
     ),
-    "prior": Recipe(net=PriorConfig(rays=True), seed=11, steps=40_000, ema=0.9995, weight_decay=1e-2),
+    "prior": Recipe(
+        net=PriorConfig(rays=True),
+        seed=11,
+        steps=12_000,
+        batch=256,
+        noises=4,
+        lr=1.6e-3,
+        warmup=300,
+        weight_decay=1e-2,
+        fall=0.5,
+    ),
     "reward": Recipe(
         net=RewardConfig(size=64, channels=(80, 128, 160), patch=4, activation="gelu"), seed=12, steps=9_000
     ),

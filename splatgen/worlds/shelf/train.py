@@ -18,13 +18,15 @@ import torch
 from torch import Tensor
 
 from splatgen.runs.machine import machine_name
+from splatgen.worlds.prefetching import Prefetched
 from splatgen.worlds.quantised import quantised
 from splatgen.worlds.shelf import weights_folder
 from splatgen.worlds.shelf.catalogue import catalogue
 from splatgen.worlds.shelf.figures import autoencoder_figures, prior_figures, reward_figures
 from splatgen.worlds.shelf.latents import standardise, statistics
-from splatgen.worlds.shelf.losses import autoencoder_loss, prior_loss
+from splatgen.worlds.shelf.losses import autoencoder_loss, drawn, prior_loss
 from splatgen.worlds.shelf.model import (
+    FOLD,
     AutoencoderConfig,
     PriorConfig,
     PriorNet,
@@ -55,8 +57,8 @@ def kind(recipe: Recipe) -> str:
     return "prior" if isinstance(recipe.net, PriorConfig) else "reward"
 
 
-def trainer(recipe: Recipe, device: torch.device, out: Path) -> Trainer:
-    """A model at its first step; out is where a prior's autoencoder lies."""
+def trainer(recipe: Recipe, device: torch.device, out: Path, workers: int = 0) -> Trainer:
+    """A model at its first step; out is where a prior's autoencoder lies, for which `workers` render."""
     torch.manual_seed(recipe.seed)
     net = network(recipe.net).to(memory_format=torch.channels_last)
     half, what = fast_half(device), kind(recipe)
@@ -69,7 +71,9 @@ def trainer(recipe: Recipe, device: torch.device, out: Path) -> Trainer:
 
         net.unet.set_attn_processor(AttnProcessor())
     vae = load_net(out, "autoencoder", "autoencoder").to(device, memory_format=torch.channels_last)
-    return Trainer(net, partial(prior_loss, vae), recipe, device, half=half, decays=is_matrix)
+    draw: Any = partial(drawn, recipe, vae.config.sample_size * FOLD)
+    loss = partial(prior_loss, vae, draw=Prefetched(draw, workers) if workers else draw)
+    return Trainer(net, loss, recipe, device, half=half, decays=is_matrix)
 
 
 def is_matrix(name: str, p: Tensor) -> bool:
@@ -97,11 +101,12 @@ def export(trained: Trainer, folder: Path, name: str) -> None:
 def card(trained: Trainer, name: str, figures: dict[str, float]) -> dict[str, Any]:
     """What a model is, what it was trained on and with, and how well it does."""
     recipe, device = trained.recipe, trained.device
+    limit = "" if recipe.seconds is None else f" --seconds {recipe.seconds:g}"
     return {
         "kind": kind(recipe),
         "config": asdict(recipe.net),
         "recipe": {k: v for k, v in asdict(recipe).items() if k != "net"},
-        "command": f"python -m splatgen.worlds.shelf.train {name} --steps {recipe.steps}",
+        "command": f"python -m splatgen.worlds.shelf.train {name} --steps {recipe.steps}{limit}",
         "data": "splatgen.worlds.shelf.scenes, rendered on the fly, without sampling.held_out captions",
         "models": licences(),
         "images": trained.step * recipe.batch,
@@ -134,13 +139,14 @@ def train(
     device: torch.device,
     every: float = 60.0,
     warm: bool = False,
+    workers: int = 0,
 ) -> None:
-    """Train to the recipe's last step, or until interrupted; resume what lies in work/name.
+    """Train to the recipe's end, or until interrupted; resume what lies in work/name.
 
     warm starts from the weights in `out`, where nothing lies there yet.
     """
     shelf()  # without models there is nothing to train on
-    trained = trainer(recipe, device, out)
+    trained = trainer(recipe, device, out, workers)
     if warm:
         trained.start_from(load_net(out, name, kind(recipe)).state_dict())
     run(trained, name, work / name, every)
@@ -163,6 +169,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--warm", action="store_true", help="start from the finished weights, not from none")
     parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--seconds", type=float, help="of training, resumed ones included, at most")
+    parser.add_argument("--workers", type=int, default=0, help="processes that render beside a prior")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if args.threads:
@@ -170,7 +178,17 @@ def main() -> None:
     recipe = RECIPES[args.name]
     if args.steps:
         recipe = replace(recipe, steps=args.steps)
-    train(args.name, recipe, work=args.work, out=args.out, device=torch.device(args.device), warm=args.warm)
+    if args.seconds:
+        recipe = replace(recipe, seconds=args.seconds)
+    train(
+        args.name,
+        recipe,
+        work=args.work,
+        out=args.out,
+        device=torch.device(args.device),
+        warm=args.warm,
+        workers=args.workers,
+    )
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ class Recipe:
     ema: float = 0.999
     weight_decay: float = 1e-3
     fall: float = 0.25  # share of the steps over which the rate falls at the end
+    seconds: float | None = None  # of training, at most
     negatives: int = 5  # hard captions an image (reward models)
 
 

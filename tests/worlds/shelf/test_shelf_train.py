@@ -2,14 +2,18 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import shelf_nets
 import torch
 
+from splatgen.worlds.prefetching import Prefetched
 from splatgen.worlds.shelf import model, train
 from splatgen.worlds.shelf.catalogue import catalogue
+from splatgen.worlds.shelf.losses import drawn
 from splatgen.worlds.shelf.recipes import RECIPES
+from splatgen.worlds.training import learning_rate
 
 CPU = torch.device("cpu")
 STEPS = 4
@@ -98,3 +102,32 @@ def test_a_training_starts_from_finished_weights(tmp_path, shelf_of_boxes):
     for name, value in warm.average.items():
         assert torch.equal(value, wanted[name])
         assert torch.equal(warm.names[name], wanted[name])
+
+
+def test_pictures_that_processes_render_are_those_of_the_step(tmp_path, shelf_of_boxes):
+    given = replace(recipe("prior"), batch=2)
+    draw = partial(drawn, given, 64)
+    ahead = Prefetched(draw, 2)
+    for step in (0, 1, 2, 7, 8):  # in order, and from another step on
+        assert all(map(torch.equal, ahead(step), draw(step)))
+
+
+def test_a_prior_learns_the_same_from_pictures_of_processes(tmp_path, shelf_of_boxes):
+    shelf_nets.write(tmp_path, "autoencoder")
+    losses = []
+    for workers in (0, 2):
+        found = train.trainer(recipe("prior", noises=3), CPU, tmp_path, workers)
+        losses.append([float(found.update()) for _ in range(STEPS)])
+    assert losses[0] == losses[1]
+
+
+def test_a_training_of_seconds_ends_in_time_at_a_rate_of_nothing(tmp_path, shelf_of_boxes):
+    given = recipe("prior", steps=10**6, seconds=3.0)
+    shelf_nets.write(tmp_path, "autoencoder")
+    train.train("prior", given, work=tmp_path / "work", out=tmp_path, device=CPU)
+    card = json.loads((tmp_path / "prior.json").read_text())
+    assert 0 < card["steps"] < 10**6
+    assert card["training_seconds"] == pytest.approx(3.0, abs=2.0)
+    assert learning_rate(5, given, 1.5) == pytest.approx(given.lr)
+    assert learning_rate(5, given, 3.0 - 3.0 * given.fall / 4) == pytest.approx(given.lr / 4)
+    assert learning_rate(5, given, 3.0) == 0
