@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from splatgen.runs.version import __version__
 
 if TYPE_CHECKING:
-    from splatgen.commands.functions import compare, edit, generate, load, render, save
+    from splatgen.commands.functions import compare, edit, evaluate, generate, load, render, save, sweep
 
-__all__ = ["__version__", "compare", "edit", "generate", "load", "render", "save"]
+__all__ = ["__version__", "compare", "edit", "evaluate", "generate", "load", "render", "save", "sweep"]
 
 # Read when torch loads OpenMP, so it is said before: spinning barriers turn a step of 6 ms into 40 ms on a
 # core that somebody else uses too. Whatever the user has chosen stays.

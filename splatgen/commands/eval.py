@@ -30,6 +30,7 @@ OWN = {  # what needs no weights that others published
     "splats": "count, opacity, needles, floaters",
     "cost": "model calls, seconds, peak memory of the run",
 }
+LEFT_OUT = {"mps": "it is published as a pickled program, and nothing is unpickled here (docs/models.md)"}
 VIEWS = Literal["random-10", "random-50", "turntable-120"]
 
 
@@ -78,6 +79,8 @@ def choose(options: Eval) -> list[str]:
     """The metrics to measure; raises Failure for those that there aren't, or whose weights aren't here."""
     known = names(options.weights)
     for name in options.metrics:
+        if name in LEFT_OUT:
+            raise Failure(USAGE, f"no metric {name!r}: {LEFT_OUT[name]}")
         if name not in known:
             raise Failure(USAGE, f"no metric {name[:60]!r}; {did_you_mean(name, known)}")
         if known[name] is not None:
@@ -122,6 +125,13 @@ def main(argv: Sequence[str]) -> int:
     if options.list:
         print(listing(names(options.weights)))
         return 0
+    rows = measure(options)
+    print(json.dumps(rows) if options.json else f"{table(rows)}\n\n{out_of(options)}", flush=True)
+    return 0
+
+
+def measure(options: Eval) -> list[dict[str, Any]]:
+    """A row a run, written where the options say; what can fail early does."""
     chosen = check(options)
     from splatgen.sweeps import evaluation
 
@@ -138,8 +148,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"splatgen: the rows measured so far are in {part}", file=sys.stderr)
         raise
     evaluation.write_rows(out, rows)
-    print(json.dumps(rows) if options.json else f"{table(rows)}\n\n{out}", flush=True)
-    return 0
+    return rows
 
 
 def _measured(options: Eval, found: Sequence[Any], chosen: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -8,23 +8,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from splatgen import config as configs
 from splatgen.commands import compare as compare_verb
 from splatgen.commands import edit as edit_verb
+from splatgen.commands import eval as eval_verb
 from splatgen.commands import generate as generate_verb
+from splatgen.commands import sweep as sweep_verb
 from splatgen.commands.common import arguments, checks, execution, inputs, sweep_words, sweeping
-from splatgen.commands.common.notebook import ComparisonResult, Pictures, RunResult
-from splatgen.config import Config
+from splatgen.commands.common.notebook import Evaluation, Pictures, RunResult, SweepResult
+from splatgen.config import Config, ConfigError
 from splatgen.config.validation import validate
+from splatgen.sweeps.plan import axis
 from splatgen.sweeps.table import table
 
 if TYPE_CHECKING:
     from splatgen.scene.splats import Splats
 
     Source = Splats | RunResult | str | os.PathLike[str]
+    Runs = RunResult | SweepResult | str | os.PathLike[str]
 
 C = TypeVar("C", bound=Config)
 
@@ -109,7 +114,7 @@ def compare(
     force: bool = False,
     progress: bool = True,
     **settings: Any,
-) -> ComparisonResult:
+) -> SweepResult:
     """Make the same prompt with several methods and seeds; the first method is what others are held against.
 
     A method is a name, SCORE+PREFERENCE as in "sdi+psd", or "preset:NAME". Raises as `generate` does.
@@ -122,8 +127,89 @@ def compare(
     sweep_words.check_words(options)
     plan = compare_verb.plan_of(options, lambda name: laid_over(sweep_words.START, name, given))
     plan = compare_verb.check(options, plan)
-    sweep, _ = sweeping.carry_out(options, plan, ["splatgen.compare"], "compare")
-    return ComparisonResult(folder=sweep.folder, table=table(sweep))
+    made, _ = sweeping.carry_out(options, plan, ["splatgen.compare"], "compare")
+    return SweepResult(folder=made.folder, table=table(made))
+
+
+def sweep(
+    prompts: str | os.PathLike[str] | Sequence[str],
+    methods: Sequence[str] = ("sds", "sdi", "rewardsds", "psd"),
+    *,
+    seeds: int = 3,
+    axes: Mapping[str, Sequence[Any]] | None = None,
+    preset: str | None = None,
+    workers: int = 1,
+    ray: str | None = None,
+    gpus: float = 1.0,
+    skip_unknown: bool = False,
+    out: str | os.PathLike[str] = "outputs",
+    force: bool = False,
+    progress: bool = True,
+    **settings: Any,
+) -> SweepResult:
+    """Make every prompt with several methods and seeds, each run in a folder of the sweep's.
+
+    prompts is a list of them, a file, or the name of a set that is part of the program (shelf-100). axes are
+    further ones, as --set: {"guidance.scale": [2, 5]}. workers, ray and gpus are those of the command line,
+    and so is what is shown of the plan. Ctrl-C stops after checkpoints; `splatgen sweep --resume FOLDER` goes
+    on. Raises as `generate` does.
+    """
+    if "prompt" in settings:
+        raise ConfigError("prompt is no setting of a sweep: its prompts come first")
+    config = laid_over(sweep_words.START, preset, settings)
+    options = sweep_verb.Sweep(
+        methods=tuple(methods),
+        seeds=seeds,
+        workers=workers,
+        ray=ray,
+        gpus=gpus,
+        skip_unknown=skip_unknown,
+        out=Path(out),
+        force=force,
+        quiet=not progress,
+        settings=sweep_verb.SweepConfig(**{f.name: getattr(config, f.name) for f in fields(config)}),
+    )
+    sweep_words.check_words(options)
+    plan = sweep_verb.plan_of(
+        options,
+        sweep_verb.prompts_of(prompts),
+        [axis(key, list(values)) for key, values in (axes or {}).items()],
+        lambda name: laid_over(sweep_words.START, name, settings),
+    )
+    plan = sweep_verb.check(options, plan)
+    sweeping.announce(options, plan)
+    made, _ = sweeping.carry_out(options, plan, ["splatgen.sweep"], "sweep")
+    return SweepResult(folder=made.folder, table=table(made))
+
+
+def evaluate(
+    runs: Runs | Sequence[Runs],
+    metrics: Sequence[str] = (),
+    *,
+    views: eval_verb.VIEWS = "random-10",
+    size: int = 256,
+    out: str | os.PathLike[str] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Measure finished runs, or those of sweeps and folders, on the same views; writes a row each.
+
+    Without metrics all that this machine can measure are. Rows go to `out` (.jsonl or .parquet), or to
+    eval.jsonl in the first folder. Raises ValueError for folders without runs, Failure for metrics that there
+    aren't or whose weights aren't here.
+    """
+    several = [runs] if isinstance(runs, RunResult | SweepResult | str | os.PathLike) else list(runs)
+    options = eval_verb.Eval(
+        runs=tuple(_path(run) for run in several),
+        metrics=tuple(metrics),
+        views=views,
+        size=size,
+        out=None if out is None else Path(out),
+        weights=None if weights is None else Path(weights),
+        quiet=not progress,
+    )
+    rows = eval_verb.measure(options)
+    return Evaluation(rows=rows, path=eval_verb.out_of(options), table=eval_verb.table(rows))
 
 
 def load(source: Source, *, frame: str | None = None) -> Splats:
@@ -195,4 +281,4 @@ def _is_splats(source: Source) -> bool:
 
 
 def _path(source: Any) -> Path:
-    return source.folder if isinstance(source, RunResult) else Path(source)
+    return source.folder if isinstance(source, RunResult | SweepResult) else Path(source)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -17,7 +18,7 @@ from splatgen.commands.common.errors import USAGE, Failure
 from splatgen.commands.common.sweep_words import START, SweepFlags
 from splatgen.config import Config
 from splatgen.sweeps import prompts
-from splatgen.sweeps.plan import Plan, crossed, line_up, read_axis
+from splatgen.sweeps.plan import Axis, Plan, crossed, line_up, read_axis
 
 SHOWN = 5  # prompts that a line names
 
@@ -60,23 +61,38 @@ def read(argv: Sequence[str]) -> tuple[Sweep, Plan]:
         return options, plan
     if not options.settings.prompt:
         raise Failure(USAGE, "no prompts: give a file of them, or a set: " + ", ".join(prompts.included()))
-    path = prompts.find(options.settings.prompt)
-    found, again = prompts.read_prompts(path)
-    if again:
-        print(f"splatgen: {path.name}: {_some(again)} more than once: taken once", file=sys.stderr)
-    axes = [read_axis(text) for text in options.axes]
-    if len({axis.path for axis in axes}) < len(axes):
-        raise Failure(USAGE, "--set has a key twice: give all of its values at once")
+    found = prompts_of(options.settings.prompt)
 
     def with_preset(name: str) -> Config:
         words = [*argv, "--preset", name]
         return plain(arguments.read(Sweep, "sweep", words, note=sweep_words.note()).settings)
 
+    return options, plan_of(options, found, [read_axis(text) for text in options.axes], with_preset)
+
+
+def prompts_of(given: str | os.PathLike[str] | Sequence[str]) -> list[str]:
+    """Prompts of a list, a file or an included set, each once; those that are there again are named."""
+    if isinstance(given, str | os.PathLike):
+        path = prompts.find(os.fspath(given))
+        name, (found, again) = path.name, prompts.read_prompts(path)
+    else:
+        name, (found, again) = "prompts", prompts.distinct(given, "the list")
+    if again:
+        print(f"splatgen: {name}: {_some(again)} more than once: taken once", file=sys.stderr)
+    return found
+
+
+def plan_of(
+    options: Sweep, found: Sequence[str], axes: Sequence[Axis], with_preset: Callable[[str], Config]
+) -> Plan:
+    """Every prompt with each method's settings; with_preset gives the options' over another preset."""
+    if len({axis.path for axis in axes}) < len(axes):
+        raise Failure(USAGE, "--set has a key twice: give all of its values at once")
     bases = sweep_words.methods_of(options.methods, plain(options.settings), with_preset)
     most = math.prod(len(axis.values) for axis in axes)
     sweep_words.check_count(len(found), len(bases) * most, options.seeds)
     methods = crossed(bases, axes)
-    return options, line_up(found, methods, sweep_words.seeds_of(options), {axis.path[0] for axis in axes})
+    return line_up(found, methods, sweep_words.seeds_of(options), {axis.path[0] for axis in axes})
 
 
 def check(options: Sweep, plan: Plan) -> Plan:

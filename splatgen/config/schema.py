@@ -69,8 +69,8 @@ class Method:
     """How the candidate noises of a step are merged by their rewards."""
     reward: Annotated[tuple[str, ...], arg(metavar="NAME[=WEIGHT] ...")] = ("auto",)
     """Rewards that score the renders, after the prompt, and guide a preference: shelf or toybox for the
-    embedded priors (auto), hpsv2, hpsv2.0, hpsv3, image-reward, pickscore, clip, vqa, vqa-7b, clip-iqa,
-    aesthetic, aesthetic-v2, or reward3d with a four-view prior; no name turns scoring off."""
+    embedded priors (auto), hpsv2, hpsv2.0, hpsv3, image-reward, pickscore, clip, clip-b32, vqa, vqa-7b,
+    clip-iqa, aesthetic, aesthetic-v2, or reward3d with a four-view prior; no name turns scoring off."""
     holdout_reward: Annotated[tuple[str, ...], arg(metavar="NAME ...")] = ()
     """Rewards that are logged and never guide; also toybox-judge and shelf-judge."""
     weights: Annotated[str | None, arg(metavar="DIR", help_behavior_hint="")] = None

@@ -168,6 +168,16 @@ PUBLISHED: dict[str, Published] = {
         gigabytes=1.7,
         licence="MIT",  # of OpenAI's code repository; the hub's page states none
     ),
+    "clip-b32": Published(
+        parts=(
+            Part(
+                repo="openai/clip-vit-base-patch32",
+                files=("config.json", "model.safetensors|pytorch_model.bin", *_CLIP_WORDS),
+            ),
+        ),
+        gigabytes=0.6,
+        licence="MIT",  # as of clip
+    ),
     "clip-iqa": Published(
         parts=(Part(repo=_LARGE, files=(*_CLIP, *_CLIP_WORDS)),), gigabytes=1.7, licence="MIT"
     ),

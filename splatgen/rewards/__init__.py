@@ -72,6 +72,10 @@ REWARDS = {
         loader="splatgen.rewards.clip:load",
         about="how near pictures and words are; those that fit have 20 to 35",
     ),
+    "clip-b32": RewardEntry(
+        loader="splatgen.rewards.clip:load_b32",
+        about="the same by a smaller CLIP (ViT-B/32), as SDI reports it; those that fit have 28 to 36",
+    ),
     "clip-iqa": RewardEntry(
         loader="splatgen.rewards.clip_iqa:load",
         about="how much nearer the pictures are to a good photo than to a bad one; 0 to 1",

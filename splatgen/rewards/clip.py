@@ -35,11 +35,12 @@ if TYPE_CHECKING:
     from transformers import CLIPConfig, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
 N = TypeVar("N", bound=torch.nn.Module)
-# mean and standard deviation. Only to put rewards on one scale: nobody publishes deviations of single
-# pictures, so these are the middle and a quarter of the ranges in which published scores lie
+# mean and standard deviation. Only to put rewards on one scale: hardly anybody publishes deviations of single
+# pictures, so these are the middle and a quarter of the ranges in which published scores lie, if not said
 USUAL = {
     "pickscore": (20.5, 1.25),  # 18..23 (Kirstain et al. 2023 and those who report it since)
     "clip": (27.5, 3.75),  # 20..35 for pictures that show their prompt, with ViT-L/14
+    "clip-b32": (31.5, 2.5),  # 29.8..33.5, and 2.49 of one method's (Lukoianov et al. 2024, table 1)
 }
 VARIANTS = re.compile("[ĲĳŉǄ-ǌǱ-ǳﬀ-ﬆ！-￯\u3000]")  # ligatures, and letters of full and half width
 STRAIGHT = str.maketrans(dict.fromkeys("ʼ‘’‚‛", "'") | dict.fromkeys("“”„‟", '"'))
@@ -134,6 +135,12 @@ def load(load_options: LoadOptions, name: str = "clip") -> ClipReward:
     return _load(name, load_options, scale=100.0)
 
 
+def load_b32(load_options: LoadOptions) -> ClipReward:
+    """CLIP score with ViT-B/32, as Score Distillation via Inversion reports it; no more comparable to `clip`
+    than the scores of any other two CLIP models."""
+    return load(load_options, "clip-b32")
+
+
 def load_pickscore(load_options: LoadOptions) -> ClipReward:
     """PickScore (Kirstain et al. 2023): exp(logit_scale) x cosine of a ViT-H/14 tuned on people's choices."""
     return _load("pickscore", load_options, scale=None)
@@ -143,7 +150,7 @@ def _load(name: str, load_options: LoadOptions, scale: float | None) -> ClipRewa
     from transformers import CLIPTextModelWithProjection
 
     found = find(name, load_options.weights)
-    path = found.main / "model.safetensors"
+    path = _weights(found.main)
     config = clip_config(found.main)
     tensors = read_tensors(path)
     _check_scale(tensors, path)
@@ -161,6 +168,13 @@ def _load(name: str, load_options: LoadOptions, scale: float | None) -> ClipRewa
         usual=USUAL.get(name, (0.0, 1.0)),
         source=found.source,
     )
+
+
+def _weights(folder: Path) -> Path:
+    """The file of a model's tensors: of older ones there may be only the pickle, of which nothing is run."""
+    older = folder / "pytorch_model.bin"
+    path = folder / "model.safetensors"
+    return older if older.is_file() and not path.is_file() else path
 
 
 def clip_config(folder: Path) -> CLIPConfig:

@@ -179,12 +179,18 @@ def read_axis(text: str) -> Axis:
     key, equals, given = text.partition("=")
     if not equals or not key.strip() or not given.strip():
         raise ConfigError(f"--set {text[:60]!r}: write KEY=A,B,C as in guidance.scale=2,5")
+    return axis(key.strip().removeprefix("--"), [_value(part) for part in _split(given)])
+
+
+def axis(key: str, values: Sequence[Any]) -> Axis:
+    """A setting by its name on the command line, and its values; ConfigError where that is no axis."""
     if key in ("prompt", "seed", "score", "preference", "source"):
         raise ConfigError(f"--set {key}: prompts, seeds and methods are axes of their own")
-    values = tuple(_value(part) for part in _split(given))
+    if not values:
+        raise ConfigError(f"--set {key[:60]}: it has no value")
     if len(values) != len({json.dumps(value) for value in values}):
-        raise ConfigError(f"--set {text[:60]!r}: a value is there twice")
-    return Axis(key=key.strip().removeprefix("--"), values=values)
+        raise ConfigError(f"--set {key[:60]}: a value is there twice")
+    return Axis(key=key, values=tuple(values))
 
 
 def _split(text: str) -> list[str]:

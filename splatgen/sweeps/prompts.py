@@ -12,7 +12,8 @@ import csv
 import importlib.resources
 import io
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +55,21 @@ def read_prompts(path: Path) -> tuple[list[str], list[str]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8: save it as that") from error
     try:
-        found = [prompt.strip() for prompt in _READERS[path.suffix.lower()](text)]
+        found = list(_READERS[path.suffix.lower()](text))
     except (ValueError, RecursionError, csv.Error) as error:
         raise ValueError(f"{path}: {error}") from error
-    found = [prompt for prompt in found if prompt]
-    if not found:
-        raise ValueError(f"{path} holds no prompt: write one a line")
-    prompts = list(dict.fromkeys(found))
-    if len(prompts) > MOST_PROMPTS:
-        raise ValueError(f"{path} holds {len(prompts):,} prompts: take {MOST_PROMPTS:,} at most")
-    seen: set[str] = set()
-    again = [prompt for prompt in found if prompt in seen or seen.add(prompt)]  # type: ignore[func-returns-value]
-    return prompts, list(dict.fromkeys(again))
+    return distinct(found, str(path))
+
+
+def distinct(given: Iterable[str], where: str) -> tuple[list[str], list[str]]:
+    """Prompts in their order, each once, and those that were there again; ValueError for none or too many."""
+    found = [prompt.strip() for prompt in given]
+    counts = Counter(prompt for prompt in found if prompt)
+    if not counts:
+        raise ValueError(f"{where} holds no prompt: give at least one")
+    if len(counts) > MOST_PROMPTS:
+        raise ValueError(f"{where} holds {len(counts):,} prompts: take {MOST_PROMPTS:,} at most")
+    return list(counts), [prompt for prompt, count in counts.items() if count > 1]
 
 
 def _of_text(text: str) -> Iterator[str]:

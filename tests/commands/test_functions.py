@@ -18,7 +18,7 @@ import pytest
 import splatgen
 from splatgen.commands import functions
 from splatgen.commands.common.errors import Failure
-from splatgen.commands.common.notebook import ComparisonResult, Pictures, RunResult
+from splatgen.commands.common.notebook import Pictures, RunResult, SweepResult
 from splatgen.config import Config, ConfigError, from_dict, presets, read_file
 
 TINY: dict[str, Any] = {
@@ -53,7 +53,7 @@ def test_the_names_are_there_before_torch_is() -> None:
         "import sys, splatgen; "
         "print(*(callable(getattr(splatgen, n)) for n in splatgen.__all__[1:]), 'torch' in sys.modules)"
     )
-    assert fresh(code) == " ".join(["True"] * 6 + ["False"])
+    assert fresh(code) == " ".join(["True"] * 8 + ["False"])
 
 
 @pytest.mark.parametrize(
@@ -134,11 +134,52 @@ def test_an_edit_takes_whatever_holds_splats(made: RunResult, tmp_path: Path, ki
 
 def test_a_comparison_has_a_table(tmp_path: Path) -> None:
     found = splatgen.compare("a red cube", ["sds", "csd"], seeds=1, out=tmp_path, **{**TINY, "steps": 1})
-    assert isinstance(found, ComparisonResult)
+    assert isinstance(found, SweepResult)
     assert "| csd " in found.table
     assert "<pre>" in found._repr_html_()
     assert "base64" in found._repr_html_()
     assert str(found.folder) in str(found)
+
+
+def test_a_sweep_and_what_its_runs_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = {**TINY, "steps": 1, "out": tmp_path}
+    prompts = ["a red cube", " a red cube ", "a blue cube", "a corgi"]
+    found = splatgen.sweep(
+        prompts, ["sds"], seeds=1, axes={"guidance.scale": [1, 2]}, skip_unknown=True, **given
+    )
+    said = capsys.readouterr().err
+    assert "1 prompt ('a red cube') more than once" in said
+    assert "left out: 1 prompt ('a corgi')" in said
+    assert [row["prompt"] for row in found.rows] == ["a red cube"] * 2 + ["a blue cube"] * 2
+    assert {row["method"] for row in found.rows} == {"sds, guidance.scale=1", "sds, guidance.scale=2"}
+    assert all(row["status"] == "done" for row in found.rows)
+    measured = splatgen.evaluate(found, ["cost", "splats"], size=32, progress=False)
+    assert measured.path == found.folder / "eval.jsonl"
+    assert len(measured.path.read_text().splitlines()) == len(measured.rows) == 4
+    assert all(row["splats/count"] > 0 for row in measured.rows)
+    assert "splats/count" in measured.table
+    assert str(measured.path) in measured._repr_html_()
+    run = found.folder / found.rows[0]["folder"]
+    other = splatgen.evaluate([run], ["splats"], out=tmp_path / "one.jsonl", size=32, progress=False)
+    assert [row["run"] for row in other.rows] == [str(run)]
+
+
+def test_a_sweep_of_a_file_and_what_it_refuses(tmp_path: Path) -> None:
+    given = {**TINY, "out": tmp_path / "made"}
+    with pytest.raises(ValueError, match="the list holds no prompt"):
+        splatgen.sweep([" "], **given)
+    with pytest.raises(ValueError, match=r"'nowhere\.txt' does not exist"):
+        splatgen.sweep("nowhere.txt", **given)
+    with pytest.raises(ConfigError, match="prompts come first"):
+        splatgen.sweep(["a red cube"], **given, prompt="a blue cube")
+    with pytest.raises(ConfigError, match="a value is there twice"):
+        splatgen.sweep(["a red cube"], axes={"guidance.scale": [1, 1]}, **given)
+    with pytest.raises(ConfigError, match="it has no value"):
+        splatgen.sweep(["a red cube"], axes={"guidance.scale": []}, **given)
+    (tmp_path / "prompts.txt").write_text("a red cube\na corgi\n")
+    with pytest.raises(Failure, match="'a corgi'"):
+        splatgen.sweep(tmp_path / "prompts.txt", **given)
+    assert not (tmp_path / "made").exists()
 
 
 def test_pictures_of_splats(made: RunResult, tmp_path: Path) -> None:

@@ -338,6 +338,8 @@ def test_rows_go_to_parquet(cli: Cli, swept: tuple[Path, str, str], tmp_path: Pa
             "the weights of hpsv2 are not here: `splatgen fetch hpsv2`",
         ),
         (["eval", "folder", "--metrics", "clip-iqa"], 3, "`splatgen fetch clip-iqa`"),
+        (["eval", "folder", "--metrics", "clip-b32"], 3, "`splatgen fetch clip-b32`"),
+        (["eval", "folder", "--metrics", "mps"], 2, "no metric 'mps': it is published as a pickled program"),
         (["eval", "folder", "--size", "3"], 2, "--size 3: give 16 to 2048"),
         (["eval", "folder", "--out", "a.csv"], 2, "a file that ends in .jsonl or .parquet"),
         (["report", "folder"], 2, "has no sweep.json"),

@@ -27,8 +27,8 @@ from splatgen.runs.metrics import read_metrics
 PROMPT = "a corgi wearing a top hat"
 SINGLE = ("sd15", "sd21", "sdxl", "deepfloyd", "sd3", "sd35")
 JUDGES = (
-    "hpsv2", "hpsv2.0", "image-reward", "pickscore", "clip", "aesthetic", "aesthetic-v2", "clip-iqa", "vqa",
-    "vqa-7b", "hpsv3",
+    "hpsv2", "hpsv2.0", "image-reward", "pickscore", "clip", "clip-b32", "aesthetic", "aesthetic-v2",
+    "clip-iqa", "vqa", "vqa-7b", "hpsv3",
 )  # fmt: skip
 SMALL = """
 --steps 2 --views.size 16 --splats.count 40 --output.frames 0 --output.size 16 --device cpu
@@ -57,7 +57,7 @@ def weights(tmp_path_factory):
         tiny_mvdream.save(tiny_mvdream.published(), folder / "mvdream")
         for name in ("hpsv2", "hpsv2.0"):
             tiny_clip.write_hpsv2(folder, name)
-        for name in ("pickscore", "clip", "clip-iqa"):
+        for name in ("pickscore", "clip", "clip-b32", "clip-iqa"):
             tiny_clip.write_clip(folder / name)
         tiny_clip.write_aesthetic(folder)
         tiny_blip.save_image_reward(folder)

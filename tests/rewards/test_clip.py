@@ -28,14 +28,14 @@ from splatgen.rewards import load_reward
 from splatgen.rewards.pictures import CLIP_STD, cropped, normalised
 
 PROMPTS = ["a red cube", "cat", "a red cube"]
-TOLD = ("clip", "pickscore", "hpsv2", "hpsv2.0")  # those that read prompts
+TOLD = ("clip", "clip-b32", "pickscore", "hpsv2", "hpsv2.0")  # those that read prompts
 ALL = (*TOLD, "aesthetic", "aesthetic-v2")
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
-    for name in ("clip", "pickscore"):
+    for name in ("clip", "clip-b32", "pickscore"):
         write_clip(folder / name)
     for name in ("hpsv2", "hpsv2.0"):
         write_hpsv2(folder, name)
@@ -64,11 +64,11 @@ def as_transformers_has_it(folder, images, prompts):
         return CLIPModel.from_pretrained(folder).eval()(**inputs).logits_per_image.diagonal()
 
 
-@pytest.mark.parametrize("name", ["clip", "pickscore"])
+@pytest.mark.parametrize("name", ["clip", "clip-b32", "pickscore"])
 def test_scores_are_transformers_logits(load, weights, name):
     images = (255 * pictures(3, 28, 28)).round().to(torch.uint8)
     wanted = as_transformers_has_it(weights / name, images, PROMPTS)
-    wanted = wanted * {"clip": 100.0 / math.exp(4.0), "pickscore": 1.0}[name]
+    wanted = wanted * (1.0 if name == "pickscore" else 100.0 / math.exp(4.0))
     torch.testing.assert_close(load(name)(images / 255, PROMPTS), wanted, atol=1e-4, rtol=0)
     assert wanted.std() > 0.5
 
@@ -112,6 +112,18 @@ def test_files_with_the_buffers_of_older_versions_are_read(tmp_path):
         tensors[f"{tower}.embeddings.position_ids"] = torch.arange(count)[None]
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     assert load_reward("clip", LoadOptions(weights=str(tmp_path)))(pictures(), PROMPTS).isfinite().all()
+
+
+def test_a_model_of_which_there_is_only_the_pickle_is_read_without_running_it(tmp_path, load):
+    folder = write_clip(tmp_path / "clip-b32")
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(tensors, folder / "pytorch_model.bin")
+    older = load_reward("clip-b32", LoadOptions(weights=str(tmp_path)))
+    torch.testing.assert_close(older(pictures(), PROMPTS), load("clip-b32")(pictures(), PROMPTS))
+    torch.save({"logit_scale": object}, folder / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match="more than tensors"):
+        load_reward("clip-b32", LoadOptions(weights=str(tmp_path)))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -203,6 +215,7 @@ def test_what_a_reward_says_of_itself(load, weights):
         assert reward.spread > 0
     assert 18 < load("pickscore").mean < 23
     assert 20 < load("clip").mean < 35
+    assert load("clip-b32").mean > load("clip").mean
 
 
 def broken(folder, change):

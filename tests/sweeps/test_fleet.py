@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny
+import tiny_sweep as tiny
 from conftest import Cli
 
 from splatgen.commands.common import checks
@@ -141,7 +141,7 @@ def test_ctrl_c_in_a_terminal_ends_all_runs_with_a_checkpoint(tmp_path: Path) ->
 DRIVER = """
 import sys
 from pathlib import Path
-import tiny
+import tiny_sweep as tiny
 from splatgen.sweeps.fleet import Fleet, FleetOptions
 with Fleet(FleetOptions(address="local", workers=1, gpus=1.0), ["test"], truth=False, tell=print) as fleet:
     tiny.made(tiny.plan("sds", "psd"), Path(sys.argv[1]), fleet)
@@ -150,7 +150,7 @@ with Fleet(FleetOptions(address="local", workers=1, gpus=1.0), ["test"], truth=F
 
 def test_a_driver_that_is_killed_leaves_what_a_plain_sweep_ends(alone: Sweep, tmp_path: Path) -> None:
     words = [sys.executable, "-c", DRIVER, str(tmp_path)]
-    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(tiny.__file__).parent), os.environ.get("PYTHONPATH", "")])
     driver = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": path})
     end = time.monotonic() + 300
     while time.monotonic() < end and driver.poll() is None:

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 import pytest
-import tiny
+import tiny_sweep as tiny
 import torch
 from torch import Tensor
 

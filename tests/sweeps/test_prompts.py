@@ -34,7 +34,7 @@ def test_every_layout_is_read(tmp_path: Path, name: str) -> None:
 
 def test_what_is_there_again_is_taken_once_and_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("b\na\n a \nb\nb\nc\n")
-    assert read_prompts(tmp_path / "a.txt") == (["b", "a", "c"], ["a", "b"])
+    assert read_prompts(tmp_path / "a.txt") == (["b", "a", "c"], ["b", "a"])
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from splatgen.commands.common.execution import files
 from splatgen.runs import run_folder
 from splatgen.runs.run_folder import Run
+from splatgen.sweeps.ledger import read_sweep
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,11 +68,16 @@ class RunResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ComparisonResult:
-    """A comparison: its folder, and its table as Markdown."""
+class SweepResult:
+    """A sweep or a comparison: its folder, and its table as Markdown."""
 
     folder: Path
     table: str
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """A run each, in the plan's order: prompt, method, seed, folder, status, error, numbers by name."""
+        return [dataclasses.asdict(outcome) for outcome in read_sweep(self.folder).outcomes]
 
     def _repr_html_(self) -> str:
         sheet = self.folder / "sheet.png"
@@ -79,6 +86,21 @@ class ComparisonResult:
 
     def __str__(self) -> str:
         return f"{self.table}\n\n{self.folder}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What runs measured: a row each, the file of them, and the table of means as Markdown."""
+
+    rows: list[dict[str, Any]]  # run, prompt, method, seed, status, views, and numbers by name
+    path: Path
+    table: str
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+    def __str__(self) -> str:
+        return f"{self.table}\n\n{self.path}"
 
 
 @dataclass(frozen=True, kw_only=True)

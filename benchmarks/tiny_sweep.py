@@ -1,7 +1,10 @@
-"""A sweep that takes seconds, in one process or under Ray. Not a test module."""
+"""A sweep of the miniature prior that takes seconds, in this process or under Ray; what is run, once, for
+sweep_faults.py and for the tests of sweeps. Not a command.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from splatgen.config import from_dict, merge
@@ -15,7 +18,8 @@ PROMPTS = ("a red cube", "a blue sphere", "a green cone")
 WATCH = Callbacks(begin=lambda _: lambda _: None, end=lambda _: None, should_stop=lambda: False)
 
 
-def plan(*methods: str, prompts: tuple[str, ...] = PROMPTS, seeds: int = 1, steps: int = 3) -> Plan:
+def plan(*methods: str, prompts: Sequence[str] = PROMPTS, seeds: int = 1, steps: int = 3) -> Plan:
+    """Runs of few splats and small pictures, with a checkpoint after every step."""
     base = from_dict(
         {
             "steps": steps,
@@ -34,9 +38,9 @@ def made(
     what: Plan, out: Path, crew: Crew | None = None, watch: Callbacks = WATCH, folder: Path | None = None
 ) -> Sweep:
     """A sweep in a new folder in `out`, or what is left of one in `folder`."""
-    crew = crew or Alone(worker=Worker(["test"], truth=False))
+    crew = crew or Alone(worker=Worker(["tiny"], truth=False))
     return carry_out(
-        what, folder or make_folder(out, "sweep", what.prompts), crew, command=["test"], watch=watch
+        what, folder or make_folder(out, "sweep", what.prompts), crew, command=["tiny"], watch=watch
     )
 
 
