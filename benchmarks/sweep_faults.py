@@ -39,6 +39,7 @@ from splatgen.sweeps.plan import Plan
 from splatgen.sweeps.sweep import Callbacks
 
 KINDS = ("worker", "node", "driver")
+STEPS = 50  # of a run of the throughput
 MOST_DELAY = 1.0  # seconds into a run
 FAULT = "fault.json"
 LEFT_SECONDS = 120.0  # in which all processes of a cluster have to be gone; Ray's agents take a minute
@@ -227,15 +228,18 @@ def throughput(runs: int, rounds: int) -> dict[str, Any]:
     shared as `splatgen sweep` shares them: all for one run, or one for each of two.
     """
     found: dict[str, list[float]] = {"alone": [], "1 worker": [], "2 workers": []}
+    load: list[float] = []  # how many processes wanted a core, with those of the benchmark itself
     for _ in range(rounds):
         for workers, rates in enumerate(found.values()):
             rates.append(rate(runs, workers))
-    return {"best": {name: max(rates) for name, rates in found.items()}, "rounds": found}
+            print(f"{workers} workers: {rates[-1]} runs a minute", flush=True)
+            load.append(round(os.getloadavg()[0], 1))
+    return {"best": {name: max(rates) for name, rates in found.items()}, "rounds": found, "load": load}
 
 
 def rate(runs: int, workers: int) -> float:
     """Runs a minute of so many workers, 0 for none."""
-    what = tiny_sweep.plan("sds", prompts=("a red cube",), seeds=runs + 2, steps=100)
+    what = tiny_sweep.plan("sds", prompts=("a red cube",), seeds=runs + 2, steps=STEPS)
     ends: list[float] = []
     watch = dataclasses.replace(tiny_sweep.WATCH, end=lambda _: ends.append(time.perf_counter()))
     with tempfile.TemporaryDirectory() as out:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from splatgen.config import Config
 from splatgen.sweeps.plan import Task
 
-# Seconds of one core for a picture through the denoiser with all that a step does around it, from
-# benchmarks/toybox_quality.py and alignment.py; what others take is known after the first run
-SECONDS_A_CALL = {"toybox-mini": 0.003, "toybox": 0.005, "shelf": 0.012}
+# Seconds of one core for a picture through the denoiser with all that a step does around it, as measured by
+# benchmarks/call_seconds.py; what others take is known after the first run
+SECONDS_A_CALL = {"toybox-mini": 0.0045, "toybox": 0.011, "shelf": 0.022}
 PICTURES = 300_000  # bytes of a preview and of what is beside it
 FRAME = 4_000  # bytes of a turntable's frame
 COPIES = 7  # of every splat's numbers: the file, and two checkpoints with both moments of Adam

@@ -271,12 +271,16 @@ RAY_ALONE = {  # of a cluster of one machine
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # no cluster: it listens on loopback, on Linux too
     "RAY_worker_niceness": "0",  # runs here are as fast as without Ray
 }
+RAY_JOINED = {  # of a cluster that is there: it has half a minute to answer, not the ten of Ray
+    "RAY_gcs_server_port_wait_time_s": "2",  # tries
+    "RAY_py_gcs_connect_timeout_s": "5",
+}
 
 
 def connect(options: FleetOptions) -> None:
     """Start Ray on this machine, or join a cluster; FleetError where none answers."""
     local = options.address == "local"
-    os.environ.update(RAY | (RAY_ALONE if local else {}))
+    os.environ.update(RAY | (RAY_ALONE if local else RAY_JOINED))
     import ray
 
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
@@ -288,7 +292,8 @@ def connect(options: FleetOptions) -> None:
         ray.init(address=options.address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise FleetError(f"no Ray cluster at {options.address}: {reason}") from error
+        key = "" if "RAY_AUTH_MODE" in os.environ else "; one that asks for a token takes RAY_AUTH_MODE=token"
+        raise FleetError(f"no Ray cluster at {options.address}: {reason}{key}") from error
 
 
 def check_answers(address: str) -> None:

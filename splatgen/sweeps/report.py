@@ -26,7 +26,7 @@ from splatgen.sweeps import differences
 from splatgen.sweeps.differences import Table
 from splatgen.sweeps.ledger import FILE, Outcome, Sweep, read_sweep
 from splatgen.sweeps.plots import color, scatter
-from splatgen.sweeps.table import values
+from splatgen.sweeps.table import columns, values
 
 EVALUATED = "eval.jsonl"  # rows of `splatgen eval`, whose numbers join those of the sweep
 SHOWN = 12  # prompts whose objects turn
@@ -35,18 +35,22 @@ TRUTH = ("truth/all_right", "truth/iou", "truth/psnr")  # the first that is ther
 
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1400px; margin: 2em auto; padding: 0 1em; }
 h1 { font-size: 1.5em; } h2 { font-size: 1.15em; margin-top: 2em; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; white-space: nowrap; font-size: .9em; }
 th, td { padding: .25em .7em; border-bottom: 1px solid var(--line); text-align: right; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child {
+  text-align: left; white-space: normal; min-width: 6em; max-width: 14em;
+  position: sticky; left: 0; background: Canvas;
+}
 .plots { display: flex; flex-wrap: wrap; gap: 1em; } .plots svg { width: 460px; max-width: 100%; }
 svg text { font: 11px system-ui, sans-serif; fill: currentColor; } .grid { stroke: var(--line); }
 .key span { margin-right: 1.2em; }
 .key i { display: inline-block; width: .8em; height: .8em; margin-right: .3em; }
 td img { width: 112px; height: 112px; display: block; }
-pre { overflow-x: auto; background: #8882; padding: .7em; }
-.pictures td, .pictures th { text-align: center; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #8882; padding: .7em; }
+.pictures td + td, .pictures th + th { text-align: center; }
+@media (max-width: 600px) { th:first-child, td:first-child { max-width: 8em; } }
 """
 
 
@@ -130,8 +134,9 @@ def plots(sweep: Sweep) -> str:
     reward = next((name for name in names if name.startswith("reward/")), None)
     held_out = next((name for name in names if name.startswith("holdout/")), None)
     truth = next((name for name in TRUTH if name in names), None)
-    drawn = [calls_plot(sweep, found, name) for name in (reward, held_out, truth) if name]
-    drawn += [pair_plot(found, reward, name) for name in (held_out, truth) if reward and name]
+    titles = {name: title for name, (title, _) in columns(sweep.plan).items()}
+    drawn = [calls_plot(sweep, found, name, titles) for name in (reward, held_out, truth) if name]
+    drawn += [pair_plot(found, reward, name, titles) for name in (held_out, truth) if reward and name]
     key = "".join(
         f'<span><i style="background:{color(n)}"></i>{html.escape(name)}</span>'
         for n, name in enumerate(sweep.plan.methods)
@@ -139,7 +144,10 @@ def plots(sweep: Sweep) -> str:
     return f'<p class="key">{key}</p><div class="plots">{"".join(drawn)}</div>' if any(drawn) else ""
 
 
-def calls_plot(sweep: Sweep, found: Mapping[str, Mapping[str, Mapping[str, float]]], name: str) -> str:
+Found = Mapping[str, Mapping[str, Mapping[str, float]]]  # as table.values has it
+
+
+def calls_plot(sweep: Sweep, found: Found, name: str, titles: Mapping[str, str]) -> str:
     """A point a method: all of its model calls, and the mean of a measure."""
     points = {}
     for method, named in found.items():
@@ -147,16 +155,16 @@ def calls_plot(sweep: Sweep, found: Mapping[str, Mapping[str, Mapping[str, float
         steps = sweep.plan.methods[method].steps
         both = [(mean(calls.values()) * steps, mean(measured.values()), "")] if calls and measured else []
         points[method] = both
-    return scatter(points, "pictures through the denoiser, a run", name)
+    return scatter(points, "pictures through the denoiser, a run", titles.get(name, name))
 
 
-def pair_plot(found: Mapping[str, Mapping[str, Mapping[str, float]]], x: str, y: str) -> str:
+def pair_plot(found: Found, x: str, y: str, titles: Mapping[str, str]) -> str:
     """A point a pair (prompt or seed) and method."""
     points = {
         method: [(named[x][key], named[y][key], key) for key in named.get(x, {}) if key in named.get(y, {})]
         for method, named in found.items()
     }
-    return scatter(points, x, y)
+    return scatter(points, titles.get(x, x), titles.get(y, y))
 
 
 def mean(numbers: Any) -> float:
@@ -171,7 +179,8 @@ def by_prompt(sweep: Sweep) -> str:
     chosen = next((name for name in (*TRUTH, *sorted(names)) if name in names), None)
     if chosen is None:
         return ""
-    rows = [[chosen, *found]]
+    title, _ = columns(sweep.plan).get(chosen, (chosen, 3))
+    rows = [[title, *found]]
     for prompt in sweep.plan.prompts:
         measured = [named.get(chosen, {}).get(prompt) for named in found.values()]
         rows.append([prompt, *("-" if value is None else f"{value:.3f}" for value in measured)])

@@ -48,6 +48,7 @@ TINY = {
     "suite": ["--out", "OUT", "--prior", "toybox-mini", "--prompts", "1", "--steps", "1", "--workers", "1"],
     "toybox_quality": ["--ceiling", *LESS, "--set", "steps=2", "--set", 'prior="toybox-mini"'],
 }
+TINY["call_seconds"] = ["--priors", "toybox-mini", "--steps", "1", "2", "--out", "OUT/result.json"]
 TINY["suite"] += ["--methods", "sds", "csd", "--result", "OUT/result.json"]
 TINY["refine"] = ["--prior", "toybox-mini", *LESS, "--steps", "2", "--out", "OUT/result.json"]
 TINY["refine"] += [f"--set={change}" for change in ("steps=4", "refine.steps=1", "refine.views=4")]

@@ -20,10 +20,15 @@ from conftest import Cli
 
 from splatgen.cli import main
 from splatgen.commands.common import checks, sweeping
+from splatgen.commands.common.progress import duration
 from splatgen.commands.sweep import read
+from splatgen.config import from_dict
+from splatgen.config.methods import slots
 from splatgen.runs import lock
 from splatgen.sweeps import evaluation
-from splatgen.sweeps.ledger import read_rows, read_sweep
+from splatgen.sweeps.estimate import model_calls
+from splatgen.sweeps.ledger import Outcome, read_rows, read_sweep
+from splatgen.sweeps.plan import line_up
 from splatgen.sweeps.worker import Worker
 from splatgen.worlds.toybox import weights_folder
 
@@ -181,12 +186,30 @@ def test_a_sweep_prints_its_plan_its_runs_and_its_table(swept: tuple[Path, str, 
         sum(bool(re.search(r"\d/4 \w+, seed 0, a .*: done, toybox-mini -?0.*, IoU ", line)) for line in lines)
         == 4
     )
+    assert [line for line in lines if line.startswith("splatgen: in ")] == [f"splatgen: in {folder}"]
+    assert sum(bool(re.search(r"; \d+:\d\d left$", line)) for line in lines) == 3
     assert out.splitlines()[-1] == str(folder)
     assert all(len(line) <= 80 for line in out.splitlines()[:-1])
     assert len(read_rows(folder)) == 4
     assert (folder / "table.md").read_text().startswith("| method | runs | toybox-mini ")
     assert "seconds" not in (folder / "table.md").read_text()
     assert sorted(p.name for p in folder.iterdir() if p.is_dir()) == ["0000-a-red-cube", "0001-a-blue-sphere"]
+
+
+def test_what_is_left_comes_from_the_calls_that_were_seen() -> None:
+    bases = {name: from_dict({"prior": "toybox", **slots(name)}) for name in ("sds", "dreamdpo")}
+    plan = line_up(["a red cube"], bases, [0, 1])
+    announcer = sweeping.Announcer(plan, missing=plan.tasks()[:3], quiet=True)
+    announcer.began -= 1000.0
+    assert announcer.left() == ""
+    first, *rest = plan.tasks()[:3]
+    announcer.end(Outcome.of(first, status="done"))
+    times = sum(model_calls(task.config) for task in rest) / model_calls(first.config)
+    assert times > 2.5
+    assert announcer.left() == f"; {duration(1000.0 * times)} left"
+    for task in rest:
+        announcer.end(Outcome.of(task, status="done"))
+    assert announcer.left() == ""
 
 
 @needs_weights

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -226,6 +227,44 @@ def test_a_node_has_room_by_its_gpus_or_its_cpus(gpus: float, device: str, room:
     assert fleet._room(node, config) == room
     bare = replace(node, gpus=0.0)
     assert fleet._room(bare, config) == (0 if device == "cuda" else 8)
+
+
+def test_ray_gives_every_run_its_gpu_or_its_share_of_one(tmp_path: Path) -> None:
+    """A node that says that it has two GPUs: Ray only counts them, so runs are made on the CPU."""
+    from ray.cluster_utils import Cluster
+
+    small = {"object_store_memory": 80 * 2**20, "node_ip_address": "127.0.0.1", "include_dashboard": False}
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 2, **small})
+    try:
+        whole = placed(found.address, 1.0, 1, tmp_path)
+        shared = placed(found.address, 0.5, 3, tmp_path)
+    finally:
+        found.shutdown()
+    assert max(whole, key=len) == ["0", "1"]  # no more than fit, and more than there are CPUs
+    assert max(map(len, shared)) == 3
+    assert max(count for runs in shared for count in Counter(runs).values()) == 2
+    assert {gpu for runs in shared for gpu in runs} == {"0", "1"}
+
+
+def placed(address: str, share: float, workers: int, out: Path) -> list[list[str]]:
+    """The GPUs that the runs at work may see, each time that another begins."""
+    options = FleetOptions(address=address, workers=workers, gpus=share)
+    seen: list[list[str]] = []
+    with Fleet(options, ["test"], truth=False, tell=print) as fleet:
+
+        def begin(_: Task) -> Callable[[Progress], None]:
+            def visible(_: Hand) -> str:
+                return os.environ["CUDA_VISIBLE_DEVICES"]
+
+            at_work = [post.hand for post in fleet._posts if post.task is not None]
+            seen.append(sorted(ray.get([hand.__ray_call__.remote(visible) for hand in at_work], timeout=60)))
+            return ignore
+
+        what = tiny.plan("sds", prompts=("a red cube",), seeds=4, steps=20)
+        what = replace(what, methods={"sds": replace(what.first, device="auto")})
+        sweep = tiny.made(what, out, fleet, replace(tiny.WATCH, begin=begin))
+    assert [o.status for o in sweep.outcomes] == ["done"] * 4
+    return seen
 
 
 # A hand, without Ray

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import statistics
+from pathlib import Path
+
 import pytest
 
 from splatgen.config import Config, ConfigError, from_dict, merge
 from splatgen.config.methods import slots
-from splatgen.sweeps.estimate import estimate
+from splatgen.sweeps.estimate import SECONDS_A_CALL, estimate
 from splatgen.sweeps.plan import Axis, crossed, folder_names, line_up, read_axis
 
 
@@ -156,6 +160,13 @@ def test_tasks_are_every_run_in_an_order_that_compares_early() -> None:
     assert tasks[-1].folder == "0001-a-blue-cone/psd-1"
     assert all((t.config.prompt, t.config.seed) == (t.prompt, t.seed) for t in tasks)
     assert line_up(["a red cube"], methods, [7]).tasks()[1].folder == "psd-7"
+
+
+def test_an_estimate_begins_with_what_was_measured() -> None:
+    results = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+    measured = json.loads(sorted(results.glob("call-seconds-*.json"))[-1].read_text())
+    for prior, seconds in SECONDS_A_CALL.items():
+        assert 1e3 * seconds == pytest.approx(statistics.fmean(measured[prior].values()), rel=0.1)
 
 
 def test_an_estimate_counts_model_calls_as_runs_do() -> None:

@@ -20,7 +20,7 @@ from splatgen.commands.common.progress import Reporter, duration
 from splatgen.commands.common.signals import Stop, on_signals
 from splatgen.commands.common.sweep_words import SweepFlags, takes_ray
 from splatgen.models.memory import keep_freed
-from splatgen.sweeps.estimate import estimate
+from splatgen.sweeps.estimate import estimate, model_calls
 from splatgen.sweeps.ledger import (
     FILE,
     FINISHED,
@@ -101,9 +101,10 @@ def announce(options: SweepFlags, plan: Plan) -> None:
 class Announcer:
     """Tells stderr which run is on, how far it is, and how it ended."""
 
-    def __init__(self, plan: Plan, *, missing: int, quiet: bool) -> None:
+    def __init__(self, plan: Plan, *, missing: Sequence[Task], quiet: bool) -> None:
         self.quiet = quiet
-        self.missing, self.ended, self.began = missing, 0, time.monotonic()
+        self.calls = {task.folder: model_calls(task.config) for task in missing}  # of runs that are to come
+        self.made, self.began = 0.0, time.monotonic()  # calls of those that have ended
         self.numbers = {task.folder: n for n, task in enumerate(plan.tasks(), 1)}
         self.several, self.columns = len(plan.prompts) > 1, columns(plan)
         self.reporter = Reporter(sys.stderr, quiet=quiet)
@@ -115,18 +116,18 @@ class Announcer:
     def begin(self, task: Task) -> Callable[[Progress], None]:
         self.reporter.close()
         if not self.quiet:
-            print(f"splatgen: {self.name(task)}", file=sys.stderr, flush=True)
+            left = "" if self.several else self.left()
+            print(f"splatgen: {self.name(task)}{left}", file=sys.stderr, flush=True)
         self.reporter = Reporter(sys.stderr, quiet=self.quiet)
         return self.reporter
 
     def left(self) -> str:
-        """How long the rest takes, at the pace so far; empty at the end."""
-        rest = self.missing - self.ended
-        pace = (time.monotonic() - self.began) / max(self.ended, 1)
-        return f"; {duration(rest * pace)} left" if rest > 0 else ""
+        """How long the rest takes at the seconds a model call that were seen; empty at both ends."""
+        seconds = (time.monotonic() - self.began) / max(self.made, 1.0)
+        return f"; {duration(sum(self.calls.values()) * seconds)} left" if self.calls and self.made else ""
 
     def end(self, outcome: Outcome) -> None:
-        self.ended += 1
+        self.made += self.calls.pop(outcome.folder, 0.0)
         self.reporter.close()
         if outcome.error is not None:
             text = f"{outcome.status}: {outcome.error}"
@@ -145,12 +146,14 @@ def carry_out(options: SweepFlags, plan: Plan, command: Sequence[str], kind: str
     """Every run of the plan that is missing, with progress on stderr and signals that stop it."""
     from splatgen.sweeps import sweep
 
-    announcer = Announcer(plan, missing=len(missing(options, plan)), quiet=options.quiet)
+    announcer = Announcer(plan, missing=missing(options, plan), quiet=options.quiet)
     with recruited(options, plan, command) as crew, on_signals() as stop:
         watch = sweep.Callbacks(begin=announcer.begin, end=announcer.end, should_stop=stop.requested)
         if options.resume is None:  # what can't be loaded leaves no folder
             crew.prepare(plan)
         folder = options.resume or make_folder(options.out, kind, plan.prompts)
+        if options.resume is None and not options.quiet:
+            print(f"splatgen: in {folder}", file=sys.stderr, flush=True)
         try:
             return sweep.carry_out(plan, folder, crew, command=command, watch=watch), stop
         finally:
