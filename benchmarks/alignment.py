@@ -94,7 +94,7 @@ def tasks(args: argparse.Namespace) -> Iterator[Task]:
 
 
 def weights_name(args: argparse.Namespace) -> str:
-    return args.weights.name if args.weights else PACKAGED
+    return args.weights.resolve().name if args.weights else PACKAGED
 
 
 Rows = Sequence[dict[str, Any]]
@@ -188,7 +188,11 @@ def options() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--prior", choices=list(WORLDS), default="toybox")
-    parser.add_argument("--weights", type=Path, help="folder of the shelf's prior and autoencoder, if others")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        help="folder of another prior of the shelf and its autoencoder; rows bear the folder's name",
+    )
     parser.add_argument("--captions", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=3)
     known = list(arms() | shelf_arms(0))
@@ -213,6 +217,12 @@ def settled(parser: argparse.ArgumentParser) -> argparse.Namespace:
         parser.error(f"{args.prior} has no arm {min(unknown)!r}: it has {', '.join(world.arms(args.steps))}")
     if args.weights and args.prior != "shelf":
         parser.error("--weights are of the shelf's prior: give --prior shelf too")
+    if args.weights and not args.weights.is_dir():
+        parser.error(f"{args.weights} is no folder: give the one that holds prior and autoencoder")
+    try:
+        world.needs()
+    except RuntimeError as error:
+        parser.error(str(error))
     return args
 
 

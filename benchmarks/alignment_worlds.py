@@ -45,6 +45,7 @@ Columns = Mapping[str, tuple[str, int]]  # of a table: key in a row, digits
 class World:
     """Captions, settings and measures of one world."""
 
+    needs: Callable[[], object]  # raises RuntimeError, in a line, where this machine lacks something
     base: Callable[[], dict[str, Any]]  # settings of every run
     steps: int  # of a run, unless --steps says others
     arms: Callable[[int], Arms]  # by steps of a run
@@ -70,6 +71,15 @@ def toybox_quality(splats: Splats, text: str) -> dict[str, float]:
     from splatgen.worlds.toybox.evaluation import evaluate
 
     return evaluate(splats, toybox.parse(text), load_reward("toybox-judge", LoadOptions())).row()
+
+
+def shelf_models() -> object:
+    """A run's truth is asked for when it has ended: too late to say that there are no models."""
+    from splatgen.worlds.shelf import shelf_folder
+    from splatgen.worlds.shelf.catalogue import catalogue
+    from splatgen.worlds.shelf.folder import read_models
+
+    return read_models(shelf_folder(), catalogue())
 
 
 def shelf_base() -> dict[str, Any]:
@@ -104,6 +114,7 @@ def shelf_quality(splats: Splats, text: str) -> dict[str, float]:
 
 
 TOYBOX = World(
+    needs=lambda: None,
     base=lambda: BASE,
     steps=STEPS,
     arms=lambda steps: arms(),
@@ -123,6 +134,7 @@ TOYBOX = World(
     costs={"calls": ("calls", 1), "CPU s": ("cpu_seconds", 1)},
 )
 SHELF = World(
+    needs=shelf_models,
     base=shelf_base,
     steps=300,
     arms=shelf_arms,

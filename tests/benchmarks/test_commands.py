@@ -143,9 +143,29 @@ def test_alignment_on_the_shelf(
     base = merge(from_dict(found["base"]), {"prompt": "a taxi", "prior": "shelf"})
     for settings in found["arms"].values():
         validate(merge(base, settings))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--prior", "shelf", "--arms", "vsd"], "shelf has no arm 'vsd': it has sds, "),
+        (["--prior", "shelf", "--weights", "nowhere"], "nowhere is no folder: give the one that"),
+        (["--prior", "toybox", "--weights", "."], "give --prior shelf too"),
+        (["--prior", "shelf"], "shelf.npz is missing: `python -m"),
+    ],
+)
+def test_alignment_says_what_it_cannot_do(
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before a run is made."""
+    monkeypatch.setenv("SPLATGEN_SHELF", str(tmp_path))
     with pytest.raises(SystemExit):
-        run("alignment", ["--prior", "shelf", "--arms", "vsd"], monkeypatch)
-    assert "shelf has no arm 'vsd': it has sds, " in capsys.readouterr().err
+        run("alignment", words, monkeypatch)
+    assert said in capsys.readouterr().err
 
 
 def test_the_shelf_is_asked_for_pairs_and_colours_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
