@@ -110,6 +110,16 @@ def test_every_arm_of_the_alignment_can_be_run(monkeypatch: pytest.MonkeyPatch) 
             assert torch.isfinite(seen.loss), name
 
 
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("results/alignment-*.json")), ids=lambda path: path.stem)
+def test_a_table_of_alignment_is_made_again_from_its_rows(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    study = runpy.run_path(str(FOLDER / "alignment.py"), run_name="tables")
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert study["tables"](data["rows"], study["WORLDS"][data["prior"]]) == data["table"]
+
+
 def test_alignment_on_the_shelf(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -14,7 +14,7 @@ from splatgen.worlds.shelf.catalogue import catalogue
 from splatgen.worlds.shelf.evaluation import SIZES, choices
 from splatgen.worlds.shelf.grammar import AnyCaption, Caption
 from splatgen.worlds.shelf.scenes import ground_truth
-from splatgen.worlds.toybox.evaluation import BACKGROUND, unseen_cameras
+from splatgen.worlds.toybox.evaluation import BACKGROUND, VISIBLE, unseen_cameras
 
 
 def likely_wrong(caption: AnyCaption) -> tuple[AnyCaption, ...]:
@@ -37,10 +37,14 @@ def _groups(caption: AnyCaption) -> list[str]:
 def alternatives(caption: AnyCaption, size: int) -> Tensor:
     """Exact pictures [K, V, 3, S, S] on grey from the unseen views, the right caption's first.
 
+    Wrong ones that can't be told from it are left out: another colour of a castle is that of its flags.
     Raises ShelfError where the models are not on this machine.
     """
     cameras, grey = unseen_cameras(size), torch.full((3,), BACKGROUND)
-    return torch.stack([ground_truth(c, cameras, grey).rgb for c in (caption, *likely_wrong(caption))])
+    found = torch.stack([ground_truth(c, cameras, grey).rgb for c in (caption, *likely_wrong(caption))])
+    apart = (found - found[0]).square().mean((1, 2, 3, 4)) > VISIBLE
+    apart[0] = True
+    return found[apart]
 
 
 def nearest_right(images: Tensor, caption: AnyCaption, *, size: int = SIZES[0]) -> bool:

@@ -22,13 +22,25 @@ def cold(shelf_of_boxes):
 def test_the_truth_is_right_and_what_is_wrong_is_not(text):
     """Noise that leaves a picture nearest to itself changes no answer."""
     caption = parse(text)
-    wrong = nearest.likely_wrong(caption)
     pictures = nearest.alternatives(caption, SIDE)
-    assert len(pictures) == 1 + len(wrong)
+    assert 5 < len(pictures) <= 1 + len(nearest.likely_wrong(caption))
     assert nearest.nearest_right(pictures[0], caption, size=SIDE)
     assert nearest.nearest_right(0.7 * pictures[0] + 0.3 * pictures[1], caption, size=SIDE)
     for n in range(1, len(pictures)):
-        assert not nearest.nearest_right(pictures[n], caption, size=SIDE), wrong[n - 1]
+        assert not nearest.nearest_right(pictures[n], caption, size=SIDE), n
+
+
+def test_what_cannot_be_told_apart_is_no_question(monkeypatch):
+    """A mean squared difference of 30 dB, as in the toybox."""
+    caption = parse("a red couch")
+    pictures = nearest.alternatives(caption, SIDE)
+    differences = (pictures[1:] - pictures[0]).square().mean((1, 2, 3, 4))
+    assert float(differences.min()) > nearest.VISIBLE
+    monkeypatch.setattr(nearest, "VISIBLE", float(differences.median()))
+    nearest.alternatives.cache_clear()
+    fewer = nearest.alternatives(caption, SIDE)
+    assert len(fewer) == 1 + int((differences > differences.median()).sum()) < len(pictures)
+    assert (fewer[0] == pictures[0]).all()
 
 
 def test_a_decision_is_of_all_views_together():
