@@ -90,8 +90,9 @@ def test_every_arm_of_the_alignment_can_be_run(monkeypatch: pytest.MonkeyPatch) 
     from splatgen.scene.parameters import new_scene
 
     monkeypatch.syspath_prepend(str(FOLDER))
-    found = runpy.run_path(str(FOLDER / "alignment.py"), run_name="arms")
-    base = merge(from_dict(found["BASE"]), {"prompt": "a red cube", "prior": "toybox-mini"})
+    found = runpy.run_path(str(FOLDER / "alignment_arms.py"))
+    settings = runpy.run_path(str(FOLDER / "alignment_worlds.py"))["TOYBOX"].base()
+    base = merge(from_dict(settings), {"prompt": "a red cube", "prior": "toybox-mini"})
     small = {
         "steps": 2,
         "reward": ["toybox-mini"],
@@ -107,6 +108,80 @@ def test_every_arm_of_the_alignment_can_be_run(monkeypatch: pytest.MonkeyPatch) 
             seen = advance(config, models, scene)
             assert not seen.failed, name
             assert torch.isfinite(seen.loss), name
+
+
+def test_alignment_on_the_shelf(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    shelf_of_boxes: object,
+) -> None:
+    """Against boxes, by tiny networks: the settings of every arm are usable, some are run; other weights
+    make rows and a table of their own; no run is started when the time is over."""
+    from splatgen.config import from_dict, merge
+    from splatgen.config.validation import validate
+    from splatgen.rewards import shelf as rewards
+
+    weights = shelf_nets.write(tmp_path / "weaker")
+    monkeypatch.setattr(rewards, "weights_folder", lambda: weights)
+    words = ["--prior", "shelf", *LESS, "--steps", "2", "--rows", str(tmp_path / "rows")]
+    words += ["--weights", str(weights), "--out", str(tmp_path / "found.json")]
+    words += ["--arms", "sds", "sds, 2x steps", "best, N=4, S=1"]
+    run("alignment", [*words, "--seconds", "0"], monkeypatch)
+    assert "No run is finished yet." in capsys.readouterr().out
+    run("alignment", words, monkeypatch)
+    run("alignment", words, monkeypatch)
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert [(row["arm"], row["calls"], row["view_calls"]) for row in found["rows"]] == [
+        ("sds", 2.0, 4),
+        ("sds, 2x steps", 2.0, 8),
+        ("best, N=4, S=1", 8.0, 16),
+    ]
+    assert {row["weights"] for row in found["rows"]} == {"weaker"}
+    assert {row["nearest_right"] for row in found["rows"]} <= {0.0, 1.0}
+    assert found["table"].startswith("Prior weights: weaker")
+    base = merge(from_dict(found["base"]), {"prompt": "a taxi", "prior": "shelf"})
+    for settings in found["arms"].values():
+        validate(merge(base, settings))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--prior", "shelf", "--arms", "vsd"], "shelf has no arm 'vsd': it has sds, "),
+        (["--prior", "shelf", "--weights", "nowhere"], "nowhere is no folder: give the one that"),
+        (["--prior", "toybox", "--weights", "."], "give --prior shelf too"),
+        (["--prior", "shelf"], "shelf.npz is missing: `python -m"),
+    ],
+)
+def test_alignment_says_what_it_cannot_do(
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before a run is made."""
+    monkeypatch.setenv("SPLATGEN_SHELF", str(tmp_path))
+    with pytest.raises(SystemExit):
+        run("alignment", words, monkeypatch)
+    assert said in capsys.readouterr().err
+
+
+def test_the_shelf_is_asked_for_pairs_and_colours_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    from splatgen.worlds.shelf.grammar import parse
+    from splatgen.worlds.shelf.sampling import held_out
+
+    monkeypatch.syspath_prepend(str(FOLDER))
+    captions = runpy.run_path(str(FOLDER / "alignment.py"), run_name="captions")["WORLDS"]["shelf"].captions
+    found = captions(60, "")
+    assert found[:8] == captions(8, "")
+    assert [kind for kind, _ in found[:8]] == ["pair", "colour"] * 4
+    texts = [text for _, text in found]
+    assert len(set(texts)) == 60
+    assert all(held_out(parse(text)) for text in texts)
+    pairs = [text for kind, text in found if kind == "pair"]
+    assert ["on top of" in text for text in pairs[:6]] == [True, False] * 3
 
 
 def test_quality_on_the_shelf(

@@ -1,0 +1,52 @@
+"""Which caption's exact pictures splats come nearest to: what is right by truth, without a network.
+
+Shapes: V views, K captions, S image side.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from splatgen.worlds.shelf.catalogue import catalogue
+from splatgen.worlds.shelf.evaluation import SIZES, choices
+from splatgen.worlds.shelf.grammar import AnyCaption, Caption
+from splatgen.worlds.shelf.scenes import ground_truth
+from splatgen.worlds.toybox.evaluation import BACKGROUND, unseen_cameras
+
+
+def likely_wrong(caption: AnyCaption) -> tuple[AnyCaption, ...]:
+    """Every other arrangement, every other colour, and every noun of the same group in the place of each.
+
+    Among all views some tell left from right, so the mirrored pair is among them.
+    """
+    found = choices(caption, ordered=True)
+    siblings = [other for other in found.nouns if _groups(other) == _groups(caption)]
+    return (*found.places, *found.others, *siblings)
+
+
+def _groups(caption: AnyCaption) -> list[str]:
+    if not isinstance(caption, Caption):
+        return []
+    return [catalogue().nouns[item.noun].group for item in caption.items]
+
+
+@functools.lru_cache(maxsize=4)  # some 20 MB each; the runs of a caption follow one another
+def alternatives(caption: AnyCaption, size: int) -> Tensor:
+    """Exact pictures [K, V, 3, S, S] on grey from the unseen views, the right caption's first.
+
+    Raises ShelfError where the models are not on this machine.
+    """
+    cameras, grey = unseen_cameras(size), torch.full((3,), BACKGROUND)
+    return torch.stack([ground_truth(c, cameras, grey).rgb for c in (caption, *likely_wrong(caption))])
+
+
+def nearest_right(images: Tensor, caption: AnyCaption, *, size: int = SIZES[0]) -> bool:
+    """Whether images [V, 3, S, S] from the unseen views are nearest to the caption's exact pictures.
+
+    Nearest by mean squared error over all views together, among the captions of `likely_wrong`.
+    """
+    errors = (alternatives(caption, size) - images).square().mean((1, 2, 3, 4))
+    return bool(errors.argmin() == 0)
