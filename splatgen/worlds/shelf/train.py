@@ -35,7 +35,7 @@ from splatgen.worlds.shelf.model import (
     reward_net,
 )
 from splatgen.worlds.shelf.recipes import RECIPES, Recipe
-from splatgen.worlds.shelf.reward_losses import reward_loss
+from splatgen.worlds.shelf.reward_losses import asked, reward_loss
 from splatgen.worlds.shelf.scenes import shelf
 from splatgen.worlds.towers import RewardConfig
 from splatgen.worlds.training import Trainer, fast_half, run, write_weights
@@ -58,12 +58,14 @@ def kind(recipe: Recipe) -> str:
 
 
 def trainer(recipe: Recipe, device: torch.device, out: Path, workers: int = 0) -> Trainer:
-    """A model at its first step; out is where a prior's autoencoder lies, for which `workers` render."""
+    """A model at its first step; out is where a prior's autoencoder lies; so many workers render."""
     torch.manual_seed(recipe.seed)
     net = network(recipe.net).to(memory_format=torch.channels_last)
     half, what = fast_half(device), kind(recipe)
     if what == "reward":
-        return Trainer(net, reward_loss, recipe, device, half=half)
+        ask: Any = partial(asked, recipe, net.config.size)
+        loss: Any = partial(reward_loss, draw=Prefetched(ask, workers) if workers else ask)
+        return Trainer(net, loss, recipe, device, half=half)
     if what == "autoencoder":
         return Trainer(net, autoencoder_loss, recipe, device, half=half)
     if half and device.type == "cpu":  # twice as fast there as torch's own attention in bfloat16
@@ -170,7 +172,7 @@ def main() -> None:
     parser.add_argument("--warm", action="store_true", help="start from the finished weights, not from none")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--seconds", type=float, help="of training, resumed ones included, at most")
-    parser.add_argument("--workers", type=int, default=0, help="processes that render beside a prior")
+    parser.add_argument("--workers", type=int, default=0, help="processes that render")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if args.threads:
