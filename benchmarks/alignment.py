@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -77,6 +78,16 @@ def measure(task: Task) -> dict[str, Any]:
         "cpu_seconds": round(cpu, 2),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
     }
+
+
+def attempt(task: Task) -> dict[str, Any]:
+    """The row of a run, or what ended it: one that diverges must not end those that come after it."""
+    try:
+        return measure(task)
+    except (RuntimeError, ArithmeticError, ValueError, OSError) as error:
+        arm, settings, (_, text), _, _ = task
+        told = f"{arm} | {text}, seed {settings['seed']}: {type(error).__name__}: {error}"
+        return {"failed": told.partition("\n")[0]}
 
 
 def tasks(args: argparse.Namespace) -> Iterator[Task]:
@@ -238,7 +249,12 @@ def main() -> None:
     todo = [t for t in tasks(args) if (t[0], t[2][1], t[1]["seed"], t[3]) not in done]
     if args.keep:
         args.keep.mkdir(parents=True, exist_ok=True)
-    for row in results(measure, todo, args.workers, args.seconds):
+    failed = []
+    for row in results(attempt, todo, args.workers, args.seconds):
+        if "failed" in row:
+            failed.append(row["failed"])
+            print(f"failed: {failed[-1]}", file=sys.stderr, flush=True)
+            continue
         rows.append(row)
         with args.rows.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -256,6 +272,8 @@ def main() -> None:
             "rows": rows,
         }
         args.out.write_text(json.dumps(report, indent=1) + "\n")
+    if failed:
+        sys.exit(f"{len(failed)} runs failed and have no row: the same command tries them again")
 
 
 if __name__ == "__main__":

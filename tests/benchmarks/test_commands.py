@@ -155,6 +155,27 @@ def test_alignment_on_the_shelf(
         validate(merge(base, settings))
 
 
+def test_a_run_that_fails_ends_no_other(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    shelf_of_boxes: object,
+) -> None:
+    """A reward without weights: every run says so, none has a row, and the command does not succeed."""
+    from splatgen.rewards import shelf as rewards
+
+    weights = shelf_nets.write(tmp_path / "weights")
+    monkeypatch.setattr(rewards, "weights_folder", lambda: tmp_path)
+    words = ["--prior", "shelf", *LESS, "--steps", "1", "--rows", str(tmp_path / "rows")]
+    words += ["--weights", str(weights), "--arms", "sds", "ascent"]
+    with pytest.raises(SystemExit, match="2 runs failed and have no row"):
+        run("alignment", words, monkeypatch)
+    said = capsys.readouterr().err
+    assert "failed: sds | " in said
+    assert "failed: ascent | " in said
+    assert not (tmp_path / "rows").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
