@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from alignment_arms import arms, shelf_arms
-from alignment_worlds import WORLDS, World
+from alignment_worlds import WORLDS, Columns, World
 from pooled import results
 
 from splatgen.config import from_dict, merge
@@ -122,10 +122,15 @@ def by_caption(rows: Rows, key: str) -> dict[str, dict[str, float]]:
 LEVEL = 0.05  # of a wrong star anywhere in a column, and of a wrong pair of stars anywhere in a table
 
 
-def differences(rows: Rows, world: World) -> dict[tuple[str, str], Difference]:
+def had(columns: Columns, rows: Rows) -> Columns:
+    """Those that every row has: rows of an earlier version may lack some."""
+    return {name: column for name, column in columns.items() if all(column[0] in row for row in rows)}
+
+
+def differences(rows: Rows, measures: Columns) -> dict[tuple[str, str], Difference]:
     """Every arm's paired difference to SDS over captions, by arm and measure; none where one caption is."""
     found = {}
-    for key, _ in world.measures.values():
+    for key, _ in measures.values():
         values = by_caption(rows, key)
         for name in values:
             difference = None if name == "sds" else paired_difference(values[name], values["sds"])
@@ -156,7 +161,8 @@ def table(rows: Rows, world: World) -> str:
     if not rows:
         return "No pair of caption and seed has every arm yet."
     captions = len({caption for caption, _ in common})
-    found = differences(rows, world)
+    measures, costs = had(world.measures, rows), had(world.costs, rows)
+    found = differences(rows, measures)
     marks = stars(found)
     lines = [
         f"{len(common)} pairs of caption and seed, {captions} captions; intervals over captions, 95 % "
@@ -164,10 +170,10 @@ def table(rows: Rows, world: World) -> str:
         f"Holm's correction for their column (*), {sum(m == '**' for m in marks.values())} after that "
         f"for the table (**).",
         "",
-        f"| arm | {' | '.join([*world.measures, *world.costs])} |",
-        "|---" * (len(world.measures) + len(world.costs) + 1) + "|",
+        f"| arm | {' | '.join([*measures, *costs])} |",
+        "|---" * (len(measures) + len(costs) + 1) + "|",
     ]
-    columns = (*world.measures.values(), *world.costs.values())
+    columns = (*measures.values(), *costs.values())
     values = {key: by_caption(rows, key) for key, _ in columns}
     for name in sorted(names, key=list(world.arms(world.steps)).index):
         cells = [name]

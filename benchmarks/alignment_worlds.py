@@ -103,13 +103,15 @@ def shelf_quality(splats: Splats, text: str) -> dict[str, float]:
     from splatgen.rewards.shelf import load_judge
     from splatgen.worlds.shelf.evaluation import SIZES, evaluate, examination, seen
     from splatgen.worlds.shelf.grammar import parse
-    from splatgen.worlds.shelf.nearest import nearest_right
+    from splatgen.worlds.shelf.nearest import share_ahead
 
     caption = parse(text)
     images, _ = seen(splats, examination(caption, SIZES[0]).cameras)
+    ahead = share_ahead(images, caption)
     return {
         **evaluate(splats, caption, load_judge(LoadOptions())).row(),
-        "nearest_right": float(nearest_right(images, caption)),
+        "nearest_right": float(ahead == 1.0),
+        "ahead": ahead,
     }
 
 
@@ -145,6 +147,7 @@ SHELF = World(
     measures={
         "all right by judge": ("all_right", 2),
         "all right by truth": ("nearest_right", 2),
+        "ahead by truth": ("ahead", 3),
         "held-out reward": ("holdout", 3),
         "reward": ("reward", 3),
         "IoU": ("iou", 3),

@@ -24,10 +24,10 @@ def test_the_truth_is_right_and_what_is_wrong_is_not(text):
     caption = parse(text)
     pictures = nearest.alternatives(caption, SIDE)
     assert 5 < len(pictures) <= 1 + len(nearest.likely_wrong(caption))
-    assert nearest.nearest_right(pictures[0], caption, size=SIDE)
-    assert nearest.nearest_right(0.7 * pictures[0] + 0.3 * pictures[1], caption, size=SIDE)
+    assert nearest.share_ahead(pictures[0], caption, size=SIDE) == 1
+    assert nearest.share_ahead(0.7 * pictures[0] + 0.3 * pictures[1], caption, size=SIDE) == 1
     for n in range(1, len(pictures)):
-        assert not nearest.nearest_right(pictures[n], caption, size=SIDE), n
+        assert nearest.share_ahead(pictures[n], caption, size=SIDE) < 1, n
 
 
 def test_what_cannot_be_told_apart_is_no_question(monkeypatch):
@@ -50,9 +50,22 @@ def test_a_decision_is_of_all_views_together():
     far = int((pictures[1:] - pictures[0]).square().mean((1, 2, 3, 4)).argmax()) + 1
     mixed = pictures[0].clone()
     mixed[:2] = pictures[far, :2]
-    assert nearest.nearest_right(mixed, caption, size=SIDE)
+    assert nearest.share_ahead(mixed, caption, size=SIDE) == 1
     mixed[2:6] += 4.0 * (pictures[far, 2:6] - pictures[0, 2:6])
-    assert not nearest.nearest_right(mixed, caption, size=SIDE)
+    assert nearest.share_ahead(mixed, caption, size=SIDE) < 1
+
+
+def test_the_share_counts_the_captions_that_are_farther():
+    """What lies between a wrong picture and the right one, nearer to the wrong one, is behind that one."""
+    caption = parse("a cow on top of a taxi")
+    pictures = nearest.alternatives(caption, SIDE)
+    near = int((pictures[1:] - pictures[0]).square().mean((1, 2, 3, 4)).argmin()) + 1
+    images = 0.45 * pictures[0] + 0.55 * pictures[near]
+    errors = [float((p - images).square().mean()) for p in pictures]
+    behind = sum(error <= errors[0] for error in errors[1:])
+    assert behind >= 1
+    expected = 1 - behind / (len(pictures) - 1)
+    assert nearest.share_ahead(images, caption, size=SIDE) == pytest.approx(expected)
 
 
 def test_wrong_captions_differ_in_one_respect():
