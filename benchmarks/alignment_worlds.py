@@ -112,6 +112,7 @@ def shelf_quality(splats: Splats, text: str) -> dict[str, float]:
         **evaluate(splats, caption, load_judge(LoadOptions())).row(),
         "nearest_right": float(ahead == 1.0),
         "ahead": ahead,
+        "bound_right": float(share_ahead(images, caption, nouns=False) == 1.0),
     }
 
 
@@ -147,6 +148,7 @@ SHELF = World(
     measures={
         "all right by judge": ("all_right", 2),
         "all right by truth": ("nearest_right", 2),
+        "bound right by truth": ("bound_right", 2),
         "ahead by truth": ("ahead", 3),
         "held-out reward": ("holdout", 3),
         "reward": ("reward", 3),

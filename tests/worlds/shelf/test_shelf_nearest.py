@@ -68,6 +68,23 @@ def test_the_share_counts_the_captions_that_are_farther():
     assert nearest.share_ahead(images, caption, size=SIDE) == pytest.approx(expected)
 
 
+def test_without_nouns_only_the_binding_is_asked():
+    """Another thing in the right place and colour is forgiven; another colour is not."""
+    caption = parse("a cow next to a red couch")
+    every, asked = nearest.likely_wrong(caption), nearest.likely_wrong(caption, nouns=False)
+    assert set(asked) < set(every)
+    assert all({item.noun for item in other.items} <= {"cow", "couch"} for other in asked)
+    pictures = nearest.alternatives(caption, SIDE, False)
+    assert nearest.share_ahead(pictures[0], caption, nouns=False, size=SIDE) == 1
+    for n in range(1, len(pictures)):
+        assert nearest.share_ahead(pictures[n], caption, nouns=False, size=SIDE) < 1
+    truth = nearest.alternatives(caption, SIDE)
+    sibling = next(p for p in truth if not any((p == q).all() for q in pictures))
+    near = 0.4 * truth[0] + 0.6 * sibling
+    assert nearest.share_ahead(near, caption, size=SIDE) < 1
+    assert nearest.share_ahead(near, caption, nouns=False, size=SIDE) == 1
+
+
 def test_wrong_captions_differ_in_one_respect():
     caption = parse("a cow next to a red couch")
     found = nearest.likely_wrong(caption)
