@@ -8,6 +8,7 @@ on. Raise or lower `--steps` when resuming. First `autoencoder`, then `prior`; `
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 from dataclasses import asdict, replace
 from functools import partial
@@ -83,8 +84,8 @@ def is_matrix(name: str, p: Tensor) -> bool:
     return p.ndim > 1 and "embedding" not in name
 
 
-def export(trained: Trainer, folder: Path, name: str) -> None:
-    """Write the averaged weights as fp16 safetensors, and the card."""
+def export(trained: Trainer, folder: Path, name: str, before: dict[str, Any] | None = None) -> None:
+    """Write the averaged weights as safetensors, and the card; before: that of the weights it began with."""
     recipe, device, what = trained.recipe, trained.device, kind(trained.recipe)
     net = network(recipe.net)
     net.load_state_dict({n: v.float() for n, v in trained.averaged().items()})
@@ -97,7 +98,8 @@ def export(trained: Trainer, folder: Path, name: str) -> None:
         figures = prior_figures(vae, net, recipe, device)
     else:
         figures = reward_figures(net, recipe, device)
-    write_weights(folder, name, quantised(net.state_dict()), card(trained, name, figures))
+    written = card(trained, name, figures) | ({} if before is None else {"began_with": before})
+    write_weights(folder, name, quantised(net.state_dict()), written)
 
 
 def card(trained: Trainer, name: str, figures: dict[str, float]) -> dict[str, Any]:
@@ -121,6 +123,12 @@ def card(trained: Trainer, name: str, figures: dict[str, float]) -> dict[str, An
         "torch": torch.__version__,
         "parameters": sum(p.numel() for p in trained.names.values()),
     }
+
+
+def origin(card: Path) -> dict[str, Any]:
+    """How much training is in weights, by their card."""
+    found = json.loads(card.read_text(encoding="utf-8"))
+    return {key: found[key] for key in ("steps", "images", "device", "began_with") if key in found}
 
 
 def licences() -> dict[str, dict[str, Any]]:
@@ -149,10 +157,12 @@ def train(
     """
     shelf()  # without models there is nothing to train on
     trained = trainer(recipe, device, out, workers)
+    before = None
     if warm:
         trained.start_from(load_net(out, name, kind(recipe)).state_dict())
+        before = origin(out / f"{name}.json")
     run(trained, name, work / name, every)
-    export(trained, out, name)
+    export(trained, out, name, before)
     log.info("%s: %d steps, weights in %s", name, trained.step, out)
 
 

@@ -131,3 +131,18 @@ def test_a_training_of_seconds_ends_in_time_at_a_rate_of_nothing(tmp_path, shelf
     assert learning_rate(5, given, 1.5) == pytest.approx(given.lr)
     assert learning_rate(5, given, 3.0 - 3.0 * given.fall / 4) == pytest.approx(given.lr / 4)
     assert learning_rate(5, given, 3.0) == 0
+
+
+def test_the_card_of_a_warm_training_says_what_it_began_with(tmp_path, shelf_of_boxes, monkeypatch):
+    monkeypatch.setattr("splatgen.worlds.shelf.figures.BATCHES", 1)
+    for n, warm in enumerate((False, True, True)):
+        work = tmp_path / f"work{n}"
+        train.train(
+            "autoencoder", recipe("autoencoder", steps=1 + n), work=work, out=tmp_path, device=CPU, warm=warm
+        )
+    card = json.loads((tmp_path / "autoencoder.json").read_text())
+    first = {"steps": 1, "images": 4, "device": "cpu"}
+    assert (card["steps"], card["began_with"]) == (
+        3,
+        {"steps": 2, "images": 8, "device": "cpu", "began_with": first},
+    )
