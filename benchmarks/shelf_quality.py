@@ -166,6 +166,7 @@ def main() -> None:
             "date": datetime.now(UTC).strftime("%Y%m%d"),
             "machine": machine_name(),
             "settings": args.set,
+            "table": table(rows),
             "rows": sorted(rows, key=lambda r: (r["ceiling"], r["kind"], r["caption"], r["seed"])),
         }
         args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
