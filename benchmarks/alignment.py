@@ -1,18 +1,23 @@
-"""Every method on the toybox, paired, on held-out captions where plain SDS does poorly.
+"""Every method, paired, on captions that training never saw: on the toybox, or on the shelf.
 
     python benchmarks/alignment.py --out benchmarks/results/alignment-DATE-cpu.json
     python benchmarks/alignment.py --captions 2 --seeds 1 --arms sds dpo     a quick look
+    python benchmarks/alignment.py --prior shelf --captions 24 --seconds 480 --workers 8
+    python benchmarks/alignment.py --prior shelf --weights FOLDER            a prior of another training
 
 All arms see the same cameras, times and noises. Rows go to a .jsonl as they finish; run the command again to
-continue. Captions: relations, patterns and fronts that training never saw, others than toybox_quality's.
+continue, on this machine or another. Captions of the toybox: relations, patterns and fronts, others than
+toybox_quality's; of the shelf: pairs and colours in turn, those of shelf_quality. The shelf needs its models
+(SPLATGEN_SHELF). Networks run on the GPU where there is one.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
+import math
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -20,117 +25,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from alignment_arms import arms, shelf_arms
+from alignment_worlds import WORLDS, Columns, World
 from pooled import results
 
-from splatgen.config import from_dict
+from splatgen.config import from_dict, merge
 from splatgen.runs.machine import machine_name
 from splatgen.runs.statistics import Difference, holm, paired_difference
-from splatgen.worlds.toybox.grammar import Caption, kind, parse
-from splatgen.worlds.toybox.sampling import captions_by_kind
 
-KINDS = (
-    "beside",
-    "pattern",
-    "stacked",
-    "front",
-    "beside",
-    "pattern",
-    "stacked",
-    "beside",
-    "pattern",
-    "front",
-)
-STEPS = 120
-BASE: dict[str, Any] = {
-    "steps": STEPS,
-    "reward": ["toybox"],
-    "holdout_reward": ["toybox-judge"],
-    "output": {"frames": 0, "size": 16, "checkpoint_seconds": 0.0, "log_every": 10, "reward_every": 1000},
-}
+PACKAGED = "packaged"  # the weights that come with the program
 
-
-def weighted(strategy: str, candidates: int, lookahead: int, **more: Any) -> dict[str, Any]:
-    """Settings of a weighted arm; all candidates of two are either best or worst."""
-    ends = (
-        {"top": min(2, candidates // 2), "bottom": min(2, candidates // 2)} if strategy == "min-max" else {}
-    )
-    ends = {"top": 1} if strategy == "best" else ends
-    options = {"strategy": strategy, "candidates": candidates, "lookahead": lookahead, "stop": 1.0, **ends}
-    return {"preference": "weighted", "weighted": {**options, **more}}
-
-
-def arms() -> dict[str, dict[str, Any]]:
-    """Settings by name of every method and control."""
-    found: dict[str, dict[str, Any]] = {
-        "sds": {},
-        "sds, 4x steps": {"steps": 4 * STEPS},
-        "mean of 4 noises": weighted("softmax", 4, 1, temperature=1e9),
-        "sdi": {"score": "sdi"},
-        "vsd": {"score": "vsd", "vsd": {"lr": 1e-4}},
-        "vsd at 3e-3": {"score": "vsd", "vsd": {"lr": 3e-3}},
-    }
-    for candidates in (4, 8, 2):
-        for lookahead in (1, 4):
-            for strategy in ("min-max", "softmax", "best"):
-                settings = weighted(strategy, candidates, lookahead)
-                if strategy == "softmax":  # cosines differ by hundredths: raw, all weights are alike
-                    settings["reward_options"] = {"units": "candidates"}
-                found[f"{strategy}, N={candidates}, S={lookahead}"] = settings
-    for rho in (1.0, 0.0):
-        found[f"psd, rho={rho:.0f}"] = {"preference": "psd", "psd": {"rho": rho, "learn": False}}
-        found[f"psd, rho={rho:.0f}, learned"] = {"preference": "psd", "psd": {"rho": rho, "lr": 1e-4}}
-    for rate in (1e-3, 1e-2, 1e-1):
-        found[f"psd, rho=1, learned at {rate:g}"] = {"preference": "psd", "psd": {"lr": rate}}
-    found["dpo"] = {"preference": "dpo"}
-    found["dpo, code"] = {"preference": "dpo", "dpo": {"form": "code"}}
-    found["ascent"] = {"preference": "ascent"}
-    found["ascent from the start"] = {"preference": "ascent", "ascent": {"start": 0.0}}
-    found["ascent, last 30% pure"] = {"preference": "ascent", "ascent": {"pure": 0.3}}
-    found["sdi, min-max, N=4"] = {"score": "sdi", **weighted("min-max", 4, 1)}
-    found["vsd at 3e-3, min-max, N=4"] = {**found["vsd at 3e-3"], **weighted("min-max", 4, 1)}
-    return found | further()
-
-
-def further() -> dict[str, dict[str, Any]]:
-    """Arms of scores and options that came later; the toybox reads no words for flaws or quality."""
-    branches = {"scale": 1.0, "scale_end": 2.0, "null_scale": [1.0, 0.0], "scale_over": [0.0, 0.5]}
-    return {
-        "csd": {"score": "csd"},
-        "csd, from null to negative": {"score": "csd", "guidance": branches},
-        "nfsd": {"score": "nfsd"},
-        "bridge": {"score": "bridge"},
-        "ism": {"score": "ism"},
-        "ism, warm-up": {
-            "score": "ism",
-            "ism": {"interval_start": 0.1},
-            "guidance": {"t_max": [0.98, 0.5], "anneal": [0.0, 0.3]},
-        },
-        "sdi, 4 reverse steps": {"score": "sdi", "sdi": {"reverse": 4}},
-        "scale from 3 to 1": {"guidance": {"scale": 3.0, "scale_end": 1.0}},
-        "gradient clipped, 0.5 to 2": {"guidance": {"clip": [0.5, 2.0]}},
-        "weighting dmd": {"guidance": {"weighting": "dmd"}},
-        "times sqrt": {"guidance": {"times": "sqrt"}},
-        "times dreamtime": {"guidance": {"times": "dreamtime"}},
-        "times shifted by 3": {"guidance": {"shift": 3.0}},
-        "one field of noise": {"guidance": {"noise": "world"}},
-        "backgrounds white or black": {"views": {"background": "white-or-black"}},
-        "elevations mixed": {"views": {"elevation_law": "mixed"}},
-        "betas of torch": {"lr": {"betas": [0.9, 0.999]}},
-        "positions fall first": {"lr": {"means_fall": [0.0, 0.6, 0.02]}},
-        "total variation": {"regularise": {"tv": 1.0}},
-        "depth and normal variation": {"regularise": {"depth_tv": 0.1, "normal_tv": 0.1}},
-        "psd, no limit of time": {"preference": "psd", "psd": {"t_limit": 1.0}},
-    }
-
-
-def captions(count: int, salt: str) -> list[Caption]:
-    """A fixed choice of unseen captions, kinds in turn; the first n of a longer list."""
-    source, pools = random.Random(salt), captions_by_kind(True)
-    shuffled = {name: source.sample(pools[name], len(pools[name])) for name in sorted(set(KINDS))}
-    return [shuffled[KINDS[n % len(KINDS)]].pop() for n in range(count)]
-
-
-Task = tuple[str, dict[str, Any], str, int, Path | None]  # arm, settings, caption, seed, where to keep splats
+Task = tuple[str, dict[str, Any], tuple[str, str], str, Path | None]
+# arm, settings, kind and caption, name of the prior's weights, where to keep splats
 
 
 def measure(task: Task) -> dict[str, Any]:
@@ -139,62 +45,73 @@ def measure(task: Task) -> dict[str, Any]:
 
     from splatgen import formats
     from splatgen.loop import object_run
-    from splatgen.models.budget import LoadOptions
-    from splatgen.rewards import load_reward
     from splatgen.runs import run_folder
     from splatgen.runs.metrics import read_metrics
-    from splatgen.worlds.toybox import evaluation
 
     torch.set_num_threads(1)
-    arm, settings, text, seed, folder = task
-    config = from_dict({**BASE, **settings, "prompt": text, "seed": seed})
-    cpu = time.process_time()
+    arm, settings, (kind, text), weights, folder = task
+    world = WORLDS[settings["prior"]]
+    config = merge(from_dict(world.base()), {**settings, "prompt": text})
+    begin, cpu = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as out:
         made = object_run.generate(config, out=Path(out), command=["benchmarks/alignment.py"])
-        cpu = time.process_time() - cpu
+        seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
         splats = formats.load(made.run.splats_ply)
         rewards = run_folder.read(made.run)["rewards"]
         rows = read_metrics(made.run.metrics)
     if folder:
-        name = f"{text}-{seed}-{arm}".replace(" ", "-").replace(",", "").replace("=", "")
+        name = f"{text}-{config.seed}-{arm}".replace(" ", "-").replace(",", "").replace("=", "")
         formats.save(splats, folder / f"{name}.ply")
-    quality = evaluation.evaluate(splats, parse(text), load_reward("toybox-judge", LoadOptions()))
-    calls = [row["guidance/model_calls"] / config.views.count for row in rows]
+    calls = statistics.fmean(row["guidance/model_calls"] / config.views.count for row in rows)
     return {
         "arm": arm,
         "caption": text,
-        "kind": kind(parse(text)),
-        "seed": seed,
-        "reward": rewards["reward/toybox"],
-        "holdout": rewards["holdout/toybox-judge"],
-        **quality.row(),
-        "calls": round(sum(calls) / len(calls), 2),
+        "kind": kind,
+        "seed": config.seed,
+        "weights": weights,
+        "reward": rewards[f"reward/{world.reward}"],
+        "holdout": rewards[f"holdout/{world.judge}"],
+        **world.evaluate(splats, text),
+        "calls": round(calls, 2),
+        "view_calls": round(calls * config.steps),
+        "seconds": round(seconds, 2),
         "cpu_seconds": round(cpu, 2),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
     }
+
+
+def attempt(task: Task) -> dict[str, Any]:
+    """The row of a run, or what ended it: one that diverges must not end those that come after it."""
+    try:
+        return measure(task)
+    except (RuntimeError, ArithmeticError, ValueError, OSError) as error:
+        arm, settings, (_, text), _, _ = task
+        told = f"{arm} | {text}, seed {settings['seed']}: {type(error).__name__}: {error}"
+        return {"failed": told.partition("\n")[0]}
 
 
 def tasks(args: argparse.Namespace) -> Iterator[Task]:
     """Captions and seeds outside, arms inside: what is finished is paired."""
-    known = arms()
+    world = WORLDS[args.prior]
+    known = world.arms(args.steps)
+    captions = world.captions(args.captions, args.salt)
+    prior: dict[str, Any] = {"prior": args.prior, "steps": args.steps}
+    if args.weights:
+        prior["prior_options"] = {"model": str(args.weights)}
     for n in range(args.captions * args.seeds):
-        caption = captions(args.captions, args.salt)[n % args.captions]
         for arm in args.arms or known:
-            settings = {"prior": args.prior, "steps": args.steps, **known[arm]}
-            yield arm, settings, str(caption), n // args.captions, args.keep
+            settings = {**prior, "seed": n // args.captions, **known[arm]}
+            yield arm, settings, captions[n % args.captions], weights_name(args), args.keep
 
 
-MEASURES = {  # column: (key, digits)
-    "reward": ("reward", 3),
-    "held-out reward": ("holdout", 3),
-    "IoU": ("iou", 3),
-    "PSNR dB": ("psnr", 2),
-    "colour error": ("color_error", 3),
-    "nearest right": ("nearest_right", 2),
-    "judged right": ("judged_right", 2),
-}
+def weights_name(args: argparse.Namespace) -> str:
+    return args.weights.resolve().name if args.weights else PACKAGED
 
 
-def by_caption(rows: Sequence[dict[str, Any]], key: str) -> dict[str, dict[str, float]]:
+Rows = Sequence[dict[str, Any]]
+
+
+def by_caption(rows: Rows, key: str) -> dict[str, dict[str, float]]:
     """Means over the seeds, by arm and caption: seeds of a caption are no independent samples."""
     found: dict[str, dict[str, list[float]]] = {}
     for row in rows:
@@ -205,10 +122,15 @@ def by_caption(rows: Sequence[dict[str, Any]], key: str) -> dict[str, dict[str, 
 LEVEL = 0.05  # of a wrong star anywhere in a column, and of a wrong pair of stars anywhere in a table
 
 
-def differences(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, str], Difference]:
+def had(columns: Columns, rows: Rows) -> Columns:
+    """Those that every row has: rows of an earlier version may lack some."""
+    return {name: column for name, column in columns.items() if all(column[0] in row for row in rows)}
+
+
+def differences(rows: Rows, measures: Columns) -> dict[tuple[str, str], Difference]:
     """Every arm's paired difference to SDS over captions, by arm and measure; none where one caption is."""
     found = {}
-    for key, _ in MEASURES.values():
+    for key, _ in measures.values():
         values = by_caption(rows, key)
         for name in values:
             difference = None if name == "sds" else paired_difference(values[name], values["sds"])
@@ -227,7 +149,7 @@ def stars(found: dict[tuple[str, str], Difference]) -> dict[tuple[str, str], str
     return {cell: "*" * ((columns[cell] <= LEVEL) + (whole[cell] <= LEVEL)) for cell in values}
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def table(rows: Rows, world: World) -> str:
     """Markdown: SDS's means, then every arm's paired difference to it with a 95 % interval over captions.
 
     Only pairs that every arm has are counted. Intervals are of a cell alone; `stars` count all of them.
@@ -236,8 +158,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     held = [{(r["caption"], r["seed"]) for r in rows if r["arm"] == name} for name in names]
     common = set.intersection(*held)
     rows = [row for row in rows if (row["caption"], row["seed"]) in common]
+    if not rows:
+        return "No pair of caption and seed has every arm yet."
     captions = len({caption for caption, _ in common})
-    found = differences(rows)
+    measures, costs = had(world.measures, rows), had(world.costs, rows)
+    found = differences(rows, measures)
     marks = stars(found)
     lines = [
         f"{len(common)} pairs of caption and seed, {captions} captions; intervals over captions, 95 % "
@@ -245,65 +170,116 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         f"Holm's correction for their column (*), {sum(m == '**' for m in marks.values())} after that "
         f"for the table (**).",
         "",
-        f"| arm | {' | '.join(MEASURES)} | calls | CPU s |",
-        "|---" * (len(MEASURES) + 3) + "|",
+        f"| arm | {' | '.join([*measures, *costs])} |",
+        "|---" * (len(measures) + len(costs) + 1) + "|",
     ]
-    values = {
-        key: by_caption(rows, key) for key in ("calls", "cpu_seconds", *(k for k, _ in MEASURES.values()))
-    }
-    for name in sorted(names, key=list(arms()).index):
+    columns = (*measures.values(), *costs.values())
+    values = {key: by_caption(rows, key) for key, _ in columns}
+    for name in sorted(names, key=list(world.arms(world.steps)).index):
         cells = [name]
-        for key, digits in MEASURES.values():
+        for key, digits in columns:
             difference = found.get((name, key))
             if difference is None or difference.half is None:
                 cells.append(f"{statistics.fmean(values[key][name].values()):.{digits}f}")
             else:
                 cell = f"{difference.mean:+.{digits}f} ± {difference.half:.{digits}f} {marks[name, key]}"
                 cells.append(cell.rstrip())
-        cells += [f"{statistics.fmean(values[key][name].values()):.1f}" for key in ("calls", "cpu_seconds")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def main() -> None:
+def tables(rows: Rows, world: World) -> str:
+    """A table for each prior's weights."""
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        parts.setdefault(row.get("weights", PACKAGED), []).append(row)
+    if not parts:
+        return "No run is finished yet."
+    if [*parts] == [PACKAGED]:
+        return table(rows, world)
+    return "\n\n".join(f"Prior weights: {name}\n\n{table(part, world)}" for name, part in parts.items())
+
+
+def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--prior", choices=["toybox", "toybox-mini"], default="toybox")
+    parser.add_argument("--prior", choices=list(WORLDS), default="toybox")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        help="folder of another prior of the shelf and its autoencoder; rows bear the folder's name",
+    )
     parser.add_argument("--captions", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument(
-        "--arms", nargs="*", choices=list(arms()), metavar="NAME", help="some of the arms only"
-    )
+    known = list(arms() | shelf_arms(0))
+    parser.add_argument("--arms", nargs="*", choices=known, metavar="NAME", help="some of the arms only")
     parser.add_argument("--workers", type=int, default=2, help="processes; 0 works in this one")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--salt", default="alignment", help="another word chooses other captions")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="start no run after so many")
+    parser.add_argument("--steps", type=int, help="of a run; default 120, on the shelf 300")
+    parser.add_argument("--salt", default="alignment", help="another word chooses other captions (toybox)")
     parser.add_argument("--keep", type=Path, help="keep splats here")
     parser.add_argument("--rows", type=Path, default=Path("alignment.jsonl"), help="finished rows")
     parser.add_argument("--out", type=Path, help="result JSON")
+    return parser
+
+
+def settled(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What the command line says, held against the world that it names."""
     args = parser.parse_args()
+    world = WORLDS[args.prior]
+    args.steps = args.steps or world.steps
+    unknown = set(args.arms or ()) - set(world.arms(args.steps))
+    if unknown:
+        parser.error(f"{args.prior} has no arm {min(unknown)!r}: it has {', '.join(world.arms(args.steps))}")
+    if args.weights and args.prior != "shelf":
+        parser.error("--weights are of the shelf's prior: give --prior shelf too")
+    if args.weights and not args.weights.is_dir():
+        parser.error(f"{args.weights} is no folder: give the one that holds prior and autoencoder")
+    try:
+        world.needs()
+    except RuntimeError as error:
+        parser.error(str(error))
+    return args
+
+
+def key(row: dict[str, Any]) -> tuple[str, str, int, str]:
+    return row["arm"], row["caption"], row["seed"], row.get("weights", PACKAGED)
+
+
+def main() -> None:
+    args = settled(options())
+    world = WORLDS[args.prior]
     rows = [json.loads(line) for line in args.rows.read_text().splitlines()] if args.rows.exists() else []
-    done = {(r["arm"], r["caption"], r["seed"]) for r in rows}
-    todo = [t for t in tasks(args) if (t[0], t[2], t[3]) not in done]
+    done = {key(row) for row in rows}
+    todo = [t for t in tasks(args) if (t[0], t[2][1], t[1]["seed"], t[3]) not in done]
     if args.keep:
         args.keep.mkdir(parents=True, exist_ok=True)
-    for row in results(measure, todo, args.workers):
+    failed = []
+    for row in results(attempt, todo, args.workers, args.seconds):
+        if "failed" in row:
+            failed.append(row["failed"])
+            print(f"failed: {failed[-1]}", file=sys.stderr, flush=True)
+            continue
         rows.append(row)
         with args.rows.open("a") as file:
             file.write(json.dumps(row) + "\n")
         figures = f"reward {row['reward']:.3f}, held out {row['holdout']:.3f}, {row['psnr']:.1f} dB"
         print(f"{len(rows)}/{len(done) + len(todo)} {row['arm']} | {row['caption']}: {figures}", flush=True)
-    print(table(rows))
+    print(tables(rows, world))
     if args.out:
         report = {
             "date": datetime.now(UTC).strftime("%Y%m%d"),
             "machine": machine_name(),
             "prior": args.prior,
+            "base": world.base(),
+            "arms": world.arms(args.steps),
+            "table": tables(rows, world),
+            "rows": rows,
         }
-        args.out.write_text(
-            json.dumps({**report, "base": BASE, "arms": arms(), "table": table(rows), "rows": rows}, indent=1)
-            + "\n"
-        )
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    if failed:
+        sys.exit(f"{len(failed)} runs failed and have no row: the same command tries them again")
 
 
 if __name__ == "__main__":

@@ -34,10 +34,10 @@ METHODS = ("sds", "psd")
 
 def settings(prior: str, method: str, steps: int) -> configs.Config:
     """A preset's, with the prior of a name and no film."""
-    table = configs.read_preset(PRESETS[prior])
-    given = configs.merge(configs.Config(), table)
+    given = configs.merge(configs.Config(), {**configs.read_preset(PRESETS[prior]), "stages": []})
     own = {"prior": prior, "prompt": PROMPTS[prior], "steps": steps, "device": "cpu", "output": {"frames": 0}}
-    return configs.merge(given, {**own, **slots(method)})
+    found: configs.Config = configs.merge(given, {**own, **slots(method)})
+    return found
 
 
 def processor_seconds(config: configs.Config) -> float:

@@ -22,7 +22,7 @@ ROOMS = (
     "worlds", "priors", "rewards", "guidance", "loop", "sweeps", "commands",
 )  # fmt: skip
 FLOOR = {room: floor for floor, room in enumerate(ROOMS)}
-MOST_ROOMS, MOST_FILES, MOST_LINES = 13, 3, 350
+MOST_ROOMS, MOST_FILES, MOST_LINES = 13, 4, 350
 SOURCES = sorted((ROOT / "splatgen").rglob("*.py"))
 VIEWER = sorted((ROOT / "viewer").rglob("*.py"))
 BANNED_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "yaml"}

@@ -120,12 +120,12 @@ def compare(
     A method is a name, SCORE+PREFERENCE as in "sdi+psd", or "preset:NAME". Raises as `generate` does.
     """
     given = {**settings, "prompt": prompt}
-    config = laid_over(sweep_words.START, preset, given)
+    config = _comparable(preset, given)
     options = compare_verb.Compare(
         methods=tuple(methods), seeds=seeds, out=Path(out), force=force, quiet=not progress, settings=config
     )
     sweep_words.check_words(options)
-    plan = compare_verb.plan_of(options, lambda name: laid_over(sweep_words.START, name, given))
+    plan = compare_verb.plan_of(options, lambda name: _comparable(name, given))
     plan = compare_verb.check(options, plan)
     made, _ = sweeping.carry_out(options, plan, ["splatgen.compare"], "compare")
     return SweepResult(folder=made.folder, table=table(made))
@@ -156,7 +156,7 @@ def sweep(
     """
     if "prompt" in settings:
         raise ConfigError("prompt is no setting of a sweep: its prompts come first")
-    config = laid_over(sweep_words.START, preset, settings)
+    config = _comparable(preset, settings)
     options = sweep_verb.Sweep(
         methods=tuple(methods),
         seeds=seeds,
@@ -174,7 +174,7 @@ def sweep(
         options,
         sweep_verb.prompts_of(prompts),
         [axis(key, list(values)) for key, values in (axes or {}).items()],
-        lambda name: laid_over(sweep_words.START, name, settings),
+        lambda name: _comparable(name, settings),
     )
     plan = sweep_verb.check(options, plan)
     sweeping.announce(options, plan)
@@ -273,6 +273,11 @@ def laid_over(usual: C, preset: str | None, settings: Mapping[str, Any]) -> C:
     chosen: C = configs.merge(base, given)
     arguments.check_heard(chosen, base)
     return chosen if base is usual else arguments.left_out(chosen, base)  # type: ignore[no-any-return]
+
+
+def _comparable(preset: str | None, given: Mapping[str, Any]) -> Config:
+    """Settings of what is compared."""
+    return sweep_words.without_stages(laid_over(sweep_words.START, preset, given), preset)
 
 
 def _is_splats(source: Source) -> bool:

@@ -1,7 +1,7 @@
 """Every command of benchmarks/ that README, docs or the Makefile name, in a form that takes seconds.
 
 models.py and tiny_decoder.py run in test_benchmarks_models.py, gpu_rasterizers.py and gpu_truth.py in
-test_gpu_script.py, memory_estimate.py in test_footprint.py, shelf_quality.py in a test of its own below;
+test_gpu_script.py, memory_estimate.py in test_footprint.py, shelf_quality.py and shelf_prior.py in one below;
 triton_kernels.py runs in `make triton`. reward_parity.py needs packages of an environment that it makes
 itself from an index: here it says what it takes, `make reward-parity` runs it.
 """
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks"
 PAGES = [ROOT / "README.md", ROOT / "Makefile", FOLDER / "README.md", *(ROOT / "docs").glob("*.md")]
 NAMED = {name for page in PAGES for name in re.findall(r"benchmarks/(\w+)\.py", page.read_text("utf-8"))}
-ELSEWHERE = {"models", "tiny_decoder", "shelf_quality", "triton_kernels"}
+ELSEWHERE = {"models", "tiny_decoder", "shelf_quality", "shelf_prior", "triton_kernels"}
 ELSEWHERE |= {"gpu_rasterizers", "gpu_truth", "memory_estimate"}
 ELSEWHERE |= {"sweep_faults"}  # in tests/sweeps/test_fleet.py, as it needs Ray
 LESS = ["--captions", "1", "--seeds", "1", "--workers", "0"]
@@ -91,8 +91,9 @@ def test_every_arm_of_the_alignment_can_be_run(monkeypatch: pytest.MonkeyPatch) 
     from splatgen.scene.parameters import new_scene
 
     monkeypatch.syspath_prepend(str(FOLDER))
-    found = runpy.run_path(str(FOLDER / "alignment.py"), run_name="arms")
-    base = merge(from_dict(found["BASE"]), {"prompt": "a red cube", "prior": "toybox-mini"})
+    found = runpy.run_path(str(FOLDER / "alignment_arms.py"))
+    settings = runpy.run_path(str(FOLDER / "alignment_worlds.py"))["TOYBOX"].base()
+    base = merge(from_dict(settings), {"prompt": "a red cube", "prior": "toybox-mini"})
     small = {
         "steps": 2,
         "reward": ["toybox-mini"],
@@ -108,6 +109,111 @@ def test_every_arm_of_the_alignment_can_be_run(monkeypatch: pytest.MonkeyPatch) 
             seen = advance(config, models, scene)
             assert not seen.failed, name
             assert torch.isfinite(seen.loss), name
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("results/alignment-*.json")), ids=lambda path: path.stem)
+def test_a_table_of_alignment_is_made_again_from_its_rows(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    study = runpy.run_path(str(FOLDER / "alignment.py"), run_name="tables")
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert study["tables"](data["rows"], study["WORLDS"][data["prior"]]) == data["table"]
+
+
+def test_alignment_on_the_shelf(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    shelf_of_boxes: object,
+) -> None:
+    """Against boxes, by tiny networks: the settings of every arm are usable, some are run; other weights
+    make rows and a table of their own; no run is started when the time is over."""
+    from splatgen.config import from_dict, merge
+    from splatgen.config.validation import validate
+    from splatgen.rewards import shelf as rewards
+
+    weights = shelf_nets.write(tmp_path / "weaker")
+    monkeypatch.setattr(rewards, "weights_folder", lambda: weights)
+    words = ["--prior", "shelf", *LESS, "--steps", "2", "--rows", str(tmp_path / "rows")]
+    words += ["--weights", str(weights), "--out", str(tmp_path / "found.json")]
+    words += ["--arms", "sds", "sds, 2x steps", "best, N=4, S=1"]
+    run("alignment", [*words, "--seconds", "0"], monkeypatch)
+    assert "No run is finished yet." in capsys.readouterr().out
+    run("alignment", words, monkeypatch)
+    run("alignment", words, monkeypatch)
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert [(row["arm"], row["calls"], row["view_calls"]) for row in found["rows"]] == [
+        ("sds", 2.0, 4),
+        ("sds, 2x steps", 2.0, 8),
+        ("best, N=4, S=1", 8.0, 16),
+    ]
+    assert {row["weights"] for row in found["rows"]} == {"weaker"}
+    assert {row["nearest_right"] for row in found["rows"]} <= {0.0, 1.0}
+    assert found["table"].startswith("Prior weights: weaker")
+    base = merge(from_dict(found["base"]), {"prompt": "a taxi", "prior": "shelf"})
+    for settings in found["arms"].values():
+        validate(merge(base, settings))
+
+
+def test_a_run_that_fails_ends_no_other(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    shelf_of_boxes: object,
+) -> None:
+    """A reward without weights: every run says so, none has a row, and the command does not succeed."""
+    from splatgen.rewards import shelf as rewards
+
+    weights = shelf_nets.write(tmp_path / "weights")
+    monkeypatch.setattr(rewards, "weights_folder", lambda: tmp_path)
+    words = ["--prior", "shelf", *LESS, "--steps", "1", "--rows", str(tmp_path / "rows")]
+    words += ["--weights", str(weights), "--arms", "sds", "ascent"]
+    with pytest.raises(SystemExit, match="2 runs failed and have no row"):
+        run("alignment", words, monkeypatch)
+    said = capsys.readouterr().err
+    assert "failed: sds | " in said
+    assert "failed: ascent | " in said
+    assert not (tmp_path / "rows").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--prior", "shelf", "--arms", "vsd"], "shelf has no arm 'vsd': it has sds, "),
+        (["--prior", "shelf", "--weights", "nowhere"], "nowhere is no folder: give the one that"),
+        (["--prior", "toybox", "--weights", "."], "give --prior shelf too"),
+        (["--prior", "shelf"], "shelf.npz is missing: `python -m"),
+    ],
+)
+def test_alignment_says_what_it_cannot_do(
+    words: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Before a run is made."""
+    monkeypatch.setenv("SPLATGEN_SHELF", str(tmp_path))
+    with pytest.raises(SystemExit):
+        run("alignment", words, monkeypatch)
+    assert said in capsys.readouterr().err
+
+
+def test_the_shelf_is_asked_for_pairs_and_colours_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    from splatgen.worlds.shelf.grammar import parse
+    from splatgen.worlds.shelf.sampling import held_out
+
+    monkeypatch.syspath_prepend(str(FOLDER))
+    captions = runpy.run_path(str(FOLDER / "alignment.py"), run_name="captions")["WORLDS"]["shelf"].captions
+    found = captions(60, "")
+    assert found[:8] == captions(8, "")
+    assert [kind for kind, _ in found[:8]] == ["pair", "colour"] * 4
+    texts = [text for _, text in found]
+    assert len(set(texts)) == 60
+    assert all(held_out(parse(text)) for text in texts)
+    pairs = [text for kind, text in found if kind == "pair"]
+    assert ["on top of" in text for text in pairs[:6]] == [True, False] * 3
 
 
 def test_quality_on_the_shelf(
@@ -135,6 +241,7 @@ def test_quality_on_the_shelf(
         "0",
     ]
     words += ["--set", "steps=2", "--set", f'prior_options.model="{weights}"', "--set", "reward=[]"]
+    words += ["--set", "stages=[]", "--keep", str(tmp_path / "splats")]
     words += ["--rows", str(tmp_path / "rows"), "--out", str(tmp_path / "found.json")]
     run("shelf_quality", words, monkeypatch)
     run("shelf_quality", words, monkeypatch)
@@ -144,6 +251,17 @@ def test_quality_on_the_shelf(
         (kind, ceiling) for kind in ("single", "pair", "colour") for ceiling in (False, True)
     }
     assert "ceiling: all" in capsys.readouterr().out
+    assert len([*(tmp_path / "splats").glob("*.ply")]) == 6
+
+    words = ["--singles", "1", "--pairs", "1", "--colours", "1", "--reverse", "2"]
+    words += ["--weights", str(weights), "--out", str(tmp_path / "drawn.json")]
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import shelf_prior
+
+    shelf_prior.main(words)
+    rows = json.loads((tmp_path / "drawn.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["kind"] for row in rows] == ["single", "colour", "pair"]
+    assert all(0 <= row["iou"] <= 1 for row in rows)
 
 
 def test_the_ceiling_is_a_row_of_its_own(

@@ -22,7 +22,7 @@ from splatgen.cli import main
 from splatgen.commands.common import checks, sweeping
 from splatgen.commands.common.progress import duration
 from splatgen.commands.sweep import read
-from splatgen.config import from_dict
+from splatgen.config import ConfigError, from_dict, read_preset
 from splatgen.config.methods import slots
 from splatgen.runs import lock
 from splatgen.sweeps import evaluation
@@ -146,6 +146,18 @@ def test_an_included_set_is_known_by_its_name() -> None:
     _, plan = read(["shelf-100", "--preset", "shelf", "--methods", "sds"])
     assert len(plan.prompts) == 100
     assert plan.first.prior == "shelf"
+
+
+def test_stages_of_a_preset_are_left_out_and_those_of_the_words_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert read_preset("shelf")["stages"]
+    _, plan = read(["shelf-100", "--preset", "shelf", "--methods", "csd", "preset:shelf"])
+    assert all(config.stages == () for config in plan.methods.values())
+    assert "the stages of the preset shelf are left out" in capsys.readouterr().err
+    (tmp_path / "own.toml").write_text("[[stages]]\nshare = 0.5\n[[stages]]\nshare = 0.5\n")
+    with pytest.raises(ConfigError, match="method sds has stages"):
+        read(["shelf-100", "--config", str(tmp_path / "own.toml"), "--methods", "sds"])
 
 
 def test_a_disk_that_is_too_small_is_said_before(

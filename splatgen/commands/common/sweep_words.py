@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ class SweepFlags(RunFlags):
     """Say what would be run and what it would take, and make nothing."""
 
 
+C = TypeVar("C", bound=Config)
 F = TypeVar("F", bound=SweepFlags)
 
 
@@ -119,6 +121,12 @@ def methods_of(
     return bases
 
 
+def without_stages(chosen: C, preset: str | None) -> C:
+    """Settings without the stages of their preset: of what is compared every step is the method's own."""
+    own = [] if preset is None else settings.read_preset(preset).get("stages", [])
+    return dataclasses.replace(chosen, stages=()) if own and list(chosen.stages) == own else chosen
+
+
 def seeds_of(options: SweepFlags) -> range:
     first = options.settings.seed
     return range(first, first + options.seeds)
@@ -135,7 +143,11 @@ def read(kind: type[F], verb: str, argv: Sequence[str]) -> tuple[F, Plan | None]
     options = arguments.read(kind, verb, argv, note=note())
     if options.resume is None:
         check_words(options, argv)
-        return options, None
+        chosen = without_stages(options.settings, options.preset)
+        if chosen != options.settings and not options.quiet:
+            text = f"the stages of the preset {options.preset} are left out: what is compared has one"
+            print(f"splatgen: {text}", file=sys.stderr)
+        return dataclasses.replace(options, settings=chosen), None
     check_alone(options, kind())
     check_crew(options)
     return options, read_plan(options.resume)

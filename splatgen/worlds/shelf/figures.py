@@ -17,7 +17,7 @@ from splatgen.worlds.shelf.grammar import AnyCaption, Caption
 from splatgen.worlds.shelf.losses import cutouts, drawn, prior_loss
 from splatgen.worlds.shelf.model import FOLD, PriorNet, fold, reward_tokens, unfold
 from splatgen.worlds.shelf.recipes import Recipe
-from splatgen.worlds.shelf.reward_losses import plain_captions, reward_logits
+from splatgen.worlds.shelf.reward_losses import asked, plain_captions, reward_logits
 from splatgen.worlds.shelf.sampling import draw_unseen, hard_negatives
 from splatgen.worlds.shelf.scenes import ground_truth
 from splatgen.worlds.towers import RewardNet
@@ -73,9 +73,9 @@ def reward_figures(net: RewardNet, recipe: Recipe, device: torch.device) -> dict
         **usual_scores(net, device),
     }
     for name, unseen in (("unseen", True), ("seen", False)):
-        total = 0.0
+        draw, total = partial(asked, recipe, net.config.size, unseen=unseen), 0.0
         for step in range(FIRST_STEP, FIRST_STEP + BATCHES):
-            batch, hard = reward_logits(net, recipe, step, device, unseen=unseen)
+            batch, hard = reward_logits(net, step, device, draw=draw)
             total += float((batch.diagonal() > hard.amax(1)).float().mean())
         found[f"ranked_first_{name}"] = round(total / BATCHES, 4)
     return found

@@ -140,6 +140,12 @@ def _phrases() -> dict[tuple[str, ...], Read]:
     return found
 
 
+@cache
+def _longest() -> int:
+    """Words of the longest phrase."""
+    return max(map(len, _phrases()))
+
+
 def _in_plural(names: Mapping[str, str]) -> dict[str, str]:
     return {plural: means for name, means in names.items() for plural in _plurals(name)}
 
@@ -153,11 +159,10 @@ def _plurals(name: str) -> list[str]:
 def _read(words: Sequence[str]) -> list[Read]:
     """The longest known phrase at each place; fillers and what leads to a relation are dropped."""
     phrases = _phrases()
-    longest = max(len(phrase) for phrase in phrases)
     found: list[Read] = []
     at = 0
     while at < len(words):
-        for length in range(min(longest, len(words) - at), 0, -1):
+        for length in range(min(_longest(), len(words) - at), 0, -1):
             read = phrases.get(tuple(words[at : at + length]))
             if read is not None:
                 break

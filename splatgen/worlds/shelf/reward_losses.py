@@ -6,6 +6,8 @@ Every batch is a function of (recipe.seed, step). Shapes: B images, K hard negat
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,17 +48,22 @@ def scenes(
     return degrade(on, source, rng(recipe.seed, step, "degrade"))
 
 
-def reward_logits(
-    net: RewardNet, recipe: Recipe, step: int, device: torch.device, *, unseen: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Scaled cosines of each picture with the batch's captions [B, B], its own on the diagonal, and with its
-    hard negatives and every noun alone [B, K + N]; those that are right too are IMPOSSIBLE."""
+class Asked(NamedTuple):
+    """Pictures of the rewards' training, and the texts they are compared with; L tokens."""
+
+    images: Tensor  # [B, 3, S, S] in 0..1
+    tokens: Tensor  # [B + B K + N, L] own captions, hard negatives, every noun alone
+    also: Tensor  # bool [B, B] whose caption is right of the picture, too
+    nouns: Tensor  # bool [B, N] nouns that are
+
+
+def asked(recipe: Recipe, size: int, step: int, *, unseen: bool = False) -> Asked:
+    """The questions of a step, in pictures of `size` pixels."""
     b, k = recipe.batch, recipe.negatives
     source = random.Random(f"{recipe.seed}/{step}")
     captions = [draw_unseen(source) if unseen else draw(source, pairs=REWARD_PAIRS) for _ in range(b)]
-    cameras = random_cameras(rng(recipe.seed, step, "cameras"), b, net.config.size, *REWARD_DISTANCE)
-    with torch.autocast(device.type, enabled=False):
-        images = scenes(recipe, step, cameras, list(captions), source)
+    cameras = random_cameras(rng(recipe.seed, step, "cameras"), b, size, *REWARD_DISTANCE)
+    images = scenes(recipe, step, cameras, list(captions), source)
     angles = zip(cameras.azimuth.tolist(), cameras.elevation.tolist(), strict=True)
     shares = [TOLD_BESIDE if caption.relation == "next to" else TOLD_VIEW for caption in captions]
     told = [
@@ -71,14 +78,27 @@ def reward_logits(
     ]
     plain = plain_captions()
     views = [*told, *(word for word in told for _ in range(k)), *(None for _ in plain)]
-    tokens = reward_tokens([*captions, *negative, *plain], views).to(device)
-    image, text = net.embed_images(images.to(device)), net.embed_texts(tokens)
+    return Asked(
+        images,
+        reward_tokens([*captions, *negative, *plain], views),
+        _right(captions, captions, ordered) & ~torch.eye(b, dtype=torch.bool),
+        _right(plain, captions, ordered),
+    )
+
+
+def reward_logits(
+    net: RewardNet, step: int, device: torch.device, *, draw: Callable[[int], Asked]
+) -> tuple[Tensor, Tensor]:
+    """Scaled cosines of each picture with the batch's captions [B, B], its own on the diagonal, and with its
+    hard negatives and every noun alone [B, K + N]; those that are right too are IMPOSSIBLE."""
+    with torch.autocast(device.type, enabled=False):
+        images, tokens, also, nouns = (z.to(device, non_blocking=True) for z in draw(step))
+    b, n = nouns.shape
+    image, text = net.embed_images(images), net.embed_texts(tokens)
     scale = net.log_scale.clamp(max=4.0).exp()
-    own, hard, nouns = text[:b], text[b : b + b * k].view(b, k, -1), text[b + b * k :]
-    eye = torch.eye(b, dtype=torch.bool)
-    also = _right(captions, captions, ordered) & ~eye
-    batch = (scale * image @ own.T).masked_fill(also.to(device), IMPOSSIBLE)
-    alone = (scale * image @ nouns.T).masked_fill(_right(plain, captions, ordered).to(device), IMPOSSIBLE)
+    own, hard, plain = text[:b], text[b:-n].view(b, -1, text.shape[-1]), text[-n:]
+    batch = (scale * image @ own.T).masked_fill(also, IMPOSSIBLE)
+    alone = (scale * image @ plain.T).masked_fill(nouns, IMPOSSIBLE)
     return batch, torch.cat([scale * torch.einsum("be,bke->bk", image, hard), alone], 1)
 
 
@@ -98,9 +118,11 @@ def _things(caption: AnyCaption) -> object:
     return frozenset(i.noun for i in caption.items) if isinstance(caption, Caption) else caption
 
 
-def reward_loss(net: RewardNet, recipe: Recipe, step: int, device: torch.device) -> Tensor:
+def reward_loss(
+    net: RewardNet, recipe: Recipe, step: int, device: torch.device, *, draw: Callable[[int], Asked]
+) -> Tensor:
     """InfoNCE of pictures against captions and hard negatives, and of captions against pictures."""
-    batch, hard = reward_logits(net, recipe, step, device)
+    batch, hard = reward_logits(net, step, device, draw=draw)
     target = torch.arange(len(batch), device=device)
     forward = cross_entropy(torch.cat([batch, hard], 1), target)
     return 0.5 * forward + 0.5 * cross_entropy(batch.T, target)

@@ -8,6 +8,7 @@ on. Raise or lower `--steps` when resuming. First `autoencoder`, then `prior`; `
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 from dataclasses import asdict, replace
 from functools import partial
@@ -35,7 +36,7 @@ from splatgen.worlds.shelf.model import (
     reward_net,
 )
 from splatgen.worlds.shelf.recipes import RECIPES, Recipe
-from splatgen.worlds.shelf.reward_losses import reward_loss
+from splatgen.worlds.shelf.reward_losses import asked, reward_loss
 from splatgen.worlds.shelf.scenes import shelf
 from splatgen.worlds.towers import RewardConfig
 from splatgen.worlds.training import Trainer, fast_half, run, write_weights
@@ -58,12 +59,14 @@ def kind(recipe: Recipe) -> str:
 
 
 def trainer(recipe: Recipe, device: torch.device, out: Path, workers: int = 0) -> Trainer:
-    """A model at its first step; out is where a prior's autoencoder lies, for which `workers` render."""
+    """A model at its first step; out is where a prior's autoencoder lies; so many workers render."""
     torch.manual_seed(recipe.seed)
     net = network(recipe.net).to(memory_format=torch.channels_last)
     half, what = fast_half(device), kind(recipe)
     if what == "reward":
-        return Trainer(net, reward_loss, recipe, device, half=half)
+        ask: Any = partial(asked, recipe, net.config.size)
+        loss: Any = partial(reward_loss, draw=Prefetched(ask, workers) if workers else ask)
+        return Trainer(net, loss, recipe, device, half=half)
     if what == "autoencoder":
         return Trainer(net, autoencoder_loss, recipe, device, half=half)
     if half and device.type == "cpu":  # twice as fast there as torch's own attention in bfloat16
@@ -81,8 +84,8 @@ def is_matrix(name: str, p: Tensor) -> bool:
     return p.ndim > 1 and "embedding" not in name
 
 
-def export(trained: Trainer, folder: Path, name: str) -> None:
-    """Write the averaged weights as fp16 safetensors, and the card."""
+def export(trained: Trainer, folder: Path, name: str, before: dict[str, Any] | None = None) -> None:
+    """Write the averaged weights as safetensors, and the card; before: that of the weights it began with."""
     recipe, device, what = trained.recipe, trained.device, kind(trained.recipe)
     net = network(recipe.net)
     net.load_state_dict({n: v.float() for n, v in trained.averaged().items()})
@@ -95,7 +98,8 @@ def export(trained: Trainer, folder: Path, name: str) -> None:
         figures = prior_figures(vae, net, recipe, device)
     else:
         figures = reward_figures(net, recipe, device)
-    write_weights(folder, name, quantised(net.state_dict()), card(trained, name, figures))
+    written = card(trained, name, figures) | ({} if before is None else {"began_with": before})
+    write_weights(folder, name, quantised(net.state_dict()), written)
 
 
 def card(trained: Trainer, name: str, figures: dict[str, float]) -> dict[str, Any]:
@@ -119,6 +123,12 @@ def card(trained: Trainer, name: str, figures: dict[str, float]) -> dict[str, An
         "torch": torch.__version__,
         "parameters": sum(p.numel() for p in trained.names.values()),
     }
+
+
+def origin(card: Path) -> dict[str, Any]:
+    """How much training is in weights, by their card."""
+    found = json.loads(card.read_text(encoding="utf-8"))
+    return {key: found[key] for key in ("steps", "images", "device", "began_with") if key in found}
 
 
 def licences() -> dict[str, dict[str, Any]]:
@@ -147,10 +157,12 @@ def train(
     """
     shelf()  # without models there is nothing to train on
     trained = trainer(recipe, device, out, workers)
+    before = None
     if warm:
         trained.start_from(load_net(out, name, kind(recipe)).state_dict())
+        before = origin(out / f"{name}.json")
     run(trained, name, work / name, every)
-    export(trained, out, name)
+    export(trained, out, name, before)
     log.info("%s: %d steps, weights in %s", name, trained.step, out)
 
 
@@ -170,7 +182,7 @@ def main() -> None:
     parser.add_argument("--warm", action="store_true", help="start from the finished weights, not from none")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--seconds", type=float, help="of training, resumed ones included, at most")
-    parser.add_argument("--workers", type=int, default=0, help="processes that render beside a prior")
+    parser.add_argument("--workers", type=int, default=0, help="processes that render")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if args.threads:

@@ -1,6 +1,8 @@
 """Every training resumes bit for bit, learns on what repeats, and leaves weights with a card."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -112,6 +114,23 @@ def test_pictures_that_processes_render_are_those_of_the_step(tmp_path, shelf_of
         assert all(map(torch.equal, ahead(step), draw(step)))
 
 
+def test_processes_that_render_end_with_the_program(tmp_path, shelf_of_boxes):
+    """Though nobody has told them to: the last batch is not the end of the steps."""
+    code = (
+        "from functools import partial\n"
+        "from splatgen.worlds.prefetching import Prefetched\n"
+        "from splatgen.worlds.shelf import losses, recipes\n"
+        "if __name__ == '__main__':\n"
+        "    ahead = Prefetched(partial(losses.drawn, recipes.RECIPES['autoencoder'], 16), 2)\n"
+        "    print(len(ahead(3)))\n"
+    )
+    (tmp_path / "short.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "short.py"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
+
+
 def test_a_prior_learns_the_same_from_pictures_of_processes(tmp_path, shelf_of_boxes):
     shelf_nets.write(tmp_path, "autoencoder")
     losses = []
@@ -131,3 +150,18 @@ def test_a_training_of_seconds_ends_in_time_at_a_rate_of_nothing(tmp_path, shelf
     assert learning_rate(5, given, 1.5) == pytest.approx(given.lr)
     assert learning_rate(5, given, 3.0 - 3.0 * given.fall / 4) == pytest.approx(given.lr / 4)
     assert learning_rate(5, given, 3.0) == 0
+
+
+def test_the_card_of_a_warm_training_says_what_it_began_with(tmp_path, shelf_of_boxes, monkeypatch):
+    monkeypatch.setattr("splatgen.worlds.shelf.figures.BATCHES", 1)
+    for n, warm in enumerate((False, True, True)):
+        work = tmp_path / f"work{n}"
+        train.train(
+            "autoencoder", recipe("autoencoder", steps=1 + n), work=work, out=tmp_path, device=CPU, warm=warm
+        )
+    card = json.loads((tmp_path / "autoencoder.json").read_text())
+    first = {"steps": 1, "images": 4, "device": "cpu"}
+    assert (card["steps"], card["began_with"]) == (
+        3,
+        {"steps": 2, "images": 8, "device": "cpu", "began_with": first},
+    )
