@@ -16,7 +16,7 @@ setup: .venv/.done
 	touch $@
 
 demo: setup
-	$(BIN)/splatgen generate "a blue sphere on top of a green cylinder"
+	$(BIN)/splatgen generate "a pumpkin on top of a barrel"
 
 test: setup
 	$(BIN)/python -m pytest -q -n auto

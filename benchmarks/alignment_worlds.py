@@ -83,9 +83,10 @@ def shelf_models() -> object:
 
 
 def shelf_base() -> dict[str, Any]:
-    """The preset's settings, for a run that leaves little behind."""
+    """The preset's settings, for a run that leaves little behind; without its stages, the last of which fits
+    pictures whatever the method is."""
     rewards = {"reward": ["shelf"], "holdout_reward": ["shelf-judge"]}
-    return {**read_preset("shelf"), **rewards, "output": OUTPUT}
+    return {**read_preset("shelf"), **rewards, "stages": [], "output": OUTPUT}
 
 
 def shelf_captions(count: int, salt: str) -> Captions:

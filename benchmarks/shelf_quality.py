@@ -23,7 +23,7 @@ from typing import Any
 from pooled import results
 from toybox_quality import fit_truth, settings
 
-from splatgen.config import from_dict
+from splatgen.config import from_dict, merge, read_preset
 from splatgen.runs.machine import machine_name
 from splatgen.worlds.shelf.catalogue import catalogue
 from splatgen.worlds.shelf.grammar import Caption, Item, parse
@@ -34,7 +34,7 @@ MEASURES = (
 )  # fmt: skip
 KINDS = ("single", "pair", "colour")
 
-Task = tuple[str, str, dict[str, Any], bool]  # kind, caption, settings, ceiling
+Task = tuple[str, str, dict[str, Any], bool, Path | None]  # kind, caption, settings, ceiling, for splats
 
 
 def singles(count: int) -> list[Caption]:
@@ -74,8 +74,8 @@ def measure(task: Task) -> dict[str, Any]:
     from splatgen.worlds.shelf.scenes import ground_truth
 
     torch.set_num_threads(1)
-    kind, text, chosen, ceiling = task
-    config = from_dict({**chosen, "prompt": text})
+    kind, text, chosen, ceiling, folder = task
+    config = merge(from_dict(read_preset("shelf")), {**chosen, "prompt": text})
     caption = parse(text)
     begin, cpu = time.perf_counter(), time.process_time()
     if ceiling:
@@ -85,6 +85,10 @@ def measure(task: Task) -> dict[str, Any]:
             made = object_run.generate(config, out=Path(out), command=["benchmarks/shelf_quality.py"])
             splats = formats.load(made.run.splats_ply)
     seconds, cpu = time.perf_counter() - begin, time.process_time() - cpu
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"{text.replace(' ', '-')}-{'ceiling' if ceiling else config.seed}.ply"
+        formats.save(splats, folder / name)
     quality = evaluate(splats, caption, load_judge(LoadOptions()))
     return {
         "kind": kind,
@@ -105,9 +109,10 @@ def tasks(args: argparse.Namespace) -> list[Task]:
     found: list[Task] = []
     for kind, captions in zip(KINDS, lists, strict=True):
         for caption in map(str, captions):
-            found += [(kind, caption, {**chosen, "seed": seed}, False) for seed in range(args.seeds)]
+            seeds = [{**chosen, "seed": seed} for seed in range(args.seeds)]
+            found += [(kind, caption, settings, False, args.keep) for settings in seeds]
             if args.ceiling:
-                found.append((kind, caption, chosen, True))
+                found.append((kind, caption, chosen, True, args.keep))
     return found
 
 
@@ -140,6 +145,7 @@ def main() -> None:
     parser.add_argument("--prior", default="shelf")
     parser.add_argument("--workers", type=int, default=2, help="processes; 0 works in this one")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON", help="a setting")
+    parser.add_argument("--keep", type=Path, help="keep splats here")
     parser.add_argument("--rows", type=Path, help="where finished rows are kept, to continue from")
     parser.add_argument("--out", type=Path, help="result JSON")
     args = parser.parse_args()
@@ -160,6 +166,7 @@ def main() -> None:
             "date": datetime.now(UTC).strftime("%Y%m%d"),
             "machine": machine_name(),
             "settings": args.set,
+            "table": table(rows),
             "rows": sorted(rows, key=lambda r: (r["ceiling"], r["kind"], r["caption"], r["seed"])),
         }
         args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

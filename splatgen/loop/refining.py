@@ -3,13 +3,16 @@
     the first step of a round: render all its views -> encode -> noise -> reverse steps -> decode
     every step: render some of the views -> L1 and SSIM to those pictures -> Adam -> densify
 
+A prior of cut-out things makes pictures of colours with nothing behind them and of their coverage, and both
+are fitted: on any one background splats of its colour, seen on no other, would cost nothing.
+
 Shapes: V views of a round, B of them in a step.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -23,7 +26,7 @@ from splatgen.loop.encoding import encode, encoder_inputs
 from splatgen.loop.seen_penalties import add, apart
 from splatgen.loop.step import Models, StepResult, descend, make_moment, reward_prompts
 from splatgen.loop.viewpoints import background, size_at, viewpoints
-from splatgen.priors import PRIORS
+from splatgen.priors import PRIORS, CoveragePrior
 from splatgen.rasterizer import Render, render
 from splatgen.runs.rng import rng
 from splatgen.scene.cameras import Cameras
@@ -52,7 +55,7 @@ def advance(config: Config, models: Models, scene: Scene) -> StepResult:
     clock.mark()
 
     aside = apart(config.regularise, scene.params, out, cameras)
-    loss = fitted(out, score.pictures[upload(rows, device)], config.refine.ssim)
+    loss = fitted(shown(config, out), score.pictures[upload(rows, device)], config.refine.ssim)
     loss.backward()  # type: ignore[no-untyped-call]
     add(scene.params, aside)
     clock.mark()
@@ -89,9 +92,8 @@ def round_began(config: Config, scene: Scene) -> int:
 def round_views(config: Config, began: int, size: int) -> tuple[Cameras, Tensor]:
     """The cameras of a round, and what is behind the splats in each, [V, 3]; the same whenever asked."""
     cameras = viewpoints(config, began, size, count=config.refine.views, purpose="refine cameras")
-    if PRIORS[config.prior].coverage:  # cut-outs are decoded on grey
-        grey = replace(config, views=replace(config.views, background="grey"))
-        return cameras, background(grey, began, cameras)
+    if PRIORS[config.prior].coverage:
+        return cameras, torch.zeros(len(cameras), 3)
     return cameras, background(config, began, cameras, "refine background")
 
 
@@ -106,7 +108,7 @@ def chosen(config: Config, scene: Scene, group: int) -> Tensor:
 
 @torch.no_grad()
 def sharpen(config: Config, models: Models, score: Refine, scene: Scene, began: int) -> Tensor:
-    """The pictures [V, 3, S, S] of a round, of the splats as they are now."""
+    """The pictures [V, 3 or 4, S, S] of a round, of the splats as they are now."""
     size = max(size_at(config, scene.fraction(config.steps)), models.prior.resolution)
     cameras, behind = round_views(config, began, size)
     generator, found = rng(config.seed, began, "refine noise"), []
@@ -124,12 +126,21 @@ def sharpen(config: Config, models: Models, score: Refine, scene: Scene, began: 
             before=None,
             begin=scene.begin,
         )
-        found.append(score.sharpened(moment, generator))
+        x = score.sharpened(moment, generator)
+        if PRIORS[config.prior].coverage:
+            found.append(cast("CoveragePrior", models.prior).cutouts(x))
+        else:
+            found.append(models.prior.decode(x).clamp(0.0, 1.0))
     return torch.cat(found)
 
 
-def fitted(out: Render, pictures: Tensor, ssim_share: float) -> Tensor:
-    """The loss [] of renders against pictures [B, 3, S, S], the larger of the two averaged down."""
-    side = min(out.rgb.shape[-1], pictures.shape[-1])
-    seen, wanted = (interpolate(z, size=(side, side), mode="area") for z in (out.rgb, pictures))
+def shown(config: Config, out: Render) -> Tensor:
+    """What of a render is compared with pictures, [B, 3 or 4, H, W]."""
+    return torch.cat([out.rgb, out.alpha], 1) if PRIORS[config.prior].coverage else out.rgb
+
+
+def fitted(renders: Tensor, pictures: Tensor, ssim_share: float) -> Tensor:
+    """The loss [] of renders [B, C, H, W] against pictures [B, C, S, S], the larger averaged down."""
+    side = min(renders.shape[-1], pictures.shape[-1])
+    seen, wanted = (interpolate(z, size=(side, side), mode="area") for z in (renders, pictures))
     return picture_loss(seen, wanted, ssim_share)

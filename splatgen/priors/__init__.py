@@ -67,6 +67,9 @@ class CoveragePrior(Prior, Protocol):
         None is coverage of the whole image.
         """
 
+    def cutouts(self, x: Tensor) -> Tensor:
+        """x to cut-outs [B, 4, H, W] in 0..1: colours with nothing behind them, and their coverage."""
+
 
 class Adapter(Protocol):
     """A trainable copy of a prior's denoiser that shares its frozen weights (VSD)."""

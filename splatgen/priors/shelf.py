@@ -80,6 +80,10 @@ class ShelfPrior:
         cutout = unfold(self._latents.decode(x))
         return (cutout[:, :3] + GREY * (1.0 - cutout[:, 3:])).clamp(0.0, 1.0)
 
+    def cutouts(self, x: Tensor) -> Tensor:
+        """Latents to cut-outs [B, 4, S, S] in 0..1."""
+        return unfold(self._latents.decode(x)).clamp(0.0, 1.0)
+
     def preview(self, x: Tensor) -> Tensor:
         return self.decode(x)
 

@@ -58,6 +58,5 @@ class Prefetched:
 
 
 def _until_the_end(worker: int) -> None:
-    """A worker ends with the training: what interrupts the training must not kill it before."""
+    """Ctrl-C reaches workers, too, and must not take them from a training that still has to save."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,7 +1,7 @@
 """Every command of benchmarks/ that README, docs or the Makefile name, in a form that takes seconds.
 
 models.py and tiny_decoder.py run in test_benchmarks_models.py, gpu_rasterizers.py and gpu_truth.py in
-test_gpu_script.py, memory_estimate.py in test_footprint.py, shelf_quality.py in a test of its own below;
+test_gpu_script.py, memory_estimate.py in test_footprint.py, shelf_quality.py and shelf_prior.py in one below;
 triton_kernels.py runs in `make triton`. reward_parity.py needs packages of an environment that it makes
 itself from an index: here it says what it takes, `make reward-parity` runs it.
 """
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks"
 PAGES = [ROOT / "README.md", ROOT / "Makefile", FOLDER / "README.md", *(ROOT / "docs").glob("*.md")]
 NAMED = {name for page in PAGES for name in re.findall(r"benchmarks/(\w+)\.py", page.read_text("utf-8"))}
-ELSEWHERE = {"models", "tiny_decoder", "shelf_quality", "triton_kernels"}
+ELSEWHERE = {"models", "tiny_decoder", "shelf_quality", "shelf_prior", "triton_kernels"}
 ELSEWHERE |= {"gpu_rasterizers", "gpu_truth", "memory_estimate"}
 ELSEWHERE |= {"sweep_faults"}  # in tests/sweeps/test_fleet.py, as it needs Ray
 LESS = ["--captions", "1", "--seeds", "1", "--workers", "0"]
@@ -240,6 +240,7 @@ def test_quality_on_the_shelf(
         "0",
     ]
     words += ["--set", "steps=2", "--set", f'prior_options.model="{weights}"', "--set", "reward=[]"]
+    words += ["--set", "stages=[]", "--keep", str(tmp_path / "splats")]
     words += ["--rows", str(tmp_path / "rows"), "--out", str(tmp_path / "found.json")]
     run("shelf_quality", words, monkeypatch)
     run("shelf_quality", words, monkeypatch)
@@ -249,6 +250,17 @@ def test_quality_on_the_shelf(
         (kind, ceiling) for kind in ("single", "pair", "colour") for ceiling in (False, True)
     }
     assert "ceiling: all" in capsys.readouterr().out
+    assert len([*(tmp_path / "splats").glob("*.ply")]) == 6
+
+    words = ["--singles", "1", "--pairs", "1", "--colours", "1", "--reverse", "2"]
+    words += ["--weights", str(weights), "--out", str(tmp_path / "drawn.json")]
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import shelf_prior
+
+    shelf_prior.main(words)
+    rows = json.loads((tmp_path / "drawn.json").read_text(encoding="utf-8"))["rows"]
+    assert [row["kind"] for row in rows] == ["single", "colour", "pair"]
+    assert all(0 <= row["iou"] <= 1 for row in rows)
 
 
 def test_the_ceiling_is_a_row_of_its_own(

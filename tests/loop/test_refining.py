@@ -151,23 +151,21 @@ def test_every_view_of_a_round_has_its_turn_and_its_own_background():
     assert refining.round_began(given, scene) == 30
 
 
-def test_a_prior_of_cut_outs_is_shown_what_it_decodes_on(tmp_path, cloud):
+def test_a_prior_of_cut_outs_is_fitted_in_colour_and_coverage(tmp_path, cloud):
     nets = shelf_nets.write(tmp_path / "nets", "autoencoder", "prior")
     small = {"views": 2, "steps": 2, "rounds": 1}
     given = config(prompt="a taxi", prior="shelf", prior_options={"model": str(nets)}, init=cloud, steps=2)
     given = merge(given, {"refine": small, "views": {"background": "white"}})
-    assert torch.equal(refining.round_views(given, 0, 16)[1], torch.full((2, 3), 0.5))
+    assert torch.equal(refining.round_views(given, 0, 16)[1], torch.zeros(2, 3))  # behind the splats
     result = start(tmp_path / "runs", given)
     assert result.status == "done"
-    assert tensors(result.run)["score/pictures"].shape == (2, 3, 16, 16)
+    assert tensors(result.run)["score/pictures"].shape == (2, 4, 16, 16)
 
 
 def test_renders_and_pictures_are_compared_at_the_smaller_side():
-    class Out:
-        rgb = torch.rand(1, 3, 32, 32)
-
-    assert float(refining.fitted(Out, averaged(Out.rgb, 16), 0.2)) == pytest.approx(0.0, abs=1e-6)
-    assert float(refining.fitted(Out, Out.rgb.repeat_interleave(2, -1).repeat_interleave(2, -2), 0.2)) < 1e-6
+    seen = torch.rand(1, 4, 32, 32)
+    assert float(refining.fitted(seen, averaged(seen, 16), 0.2)) == pytest.approx(0.0, abs=1e-6)
+    assert float(refining.fitted(seen, seen.repeat_interleave(2, -1).repeat_interleave(2, -2), 0.2)) < 1e-6
 
 
 def test_what_has_learned_nothing_yet_has_no_state():

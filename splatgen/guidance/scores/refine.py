@@ -32,17 +32,16 @@ class Refine(SDS):
     def __init__(self, options: RefineOptions) -> None:
         self.options = options
         self.began = -1  # step at which the round of the pictures began
-        self.pictures = torch.zeros(0)  # [V, 3, S, S] in 0..1
+        self.pictures = torch.zeros(0)  # [V, 3 or 4, S, S] in 0..1, see loop/refining.py
 
     def sharpened(self, moment: Moment, generator: torch.Generator) -> Tensor:
-        """The pictures [B, 3, S, S] of some views, whatever the moment's time."""
+        """Where the views of a moment come to, x [B, C, h, w], whatever its time."""
         times = torch.full_like(moment.times, self.options.time)
         moment = replace(moment, times=times, t=upload(times, moment.x.device))
         noise = torch.randn(moment.x.shape, generator=generator)
         x_t = moment.noised(upload(noise, moment.x.device).to(moment.x.dtype)[None])
         share = torch.linspace(1.0, 0.0, self.options.steps + 1)
-        x = walk(moment, x_t, share[:, None].to(times) * times, scale=moment.scale, plain=False)
-        return moment.prior.decode(x[0]).clamp(0.0, 1.0)
+        return walk(moment, x_t, share[:, None].to(times) * times, scale=moment.scale, plain=False)[0]
 
     def state_dict(self) -> dict[str, Any]:
         return {"began": self.began, "pictures": self.pictures} if self.began >= 0 else {}

@@ -1,6 +1,8 @@
 """Every training resumes bit for bit, learns on what repeats, and leaves weights with a card."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -110,6 +112,23 @@ def test_pictures_that_processes_render_are_those_of_the_step(tmp_path, shelf_of
     ahead = Prefetched(draw, 2)
     for step in (0, 1, 2, 7, 8):  # in order, and from another step on
         assert all(map(torch.equal, ahead(step), draw(step)))
+
+
+def test_processes_that_render_end_with_the_program(tmp_path, shelf_of_boxes):
+    """Though nobody has told them to: the last batch is not the end of the steps."""
+    code = (
+        "from functools import partial\n"
+        "from splatgen.worlds.prefetching import Prefetched\n"
+        "from splatgen.worlds.shelf import losses, recipes\n"
+        "if __name__ == '__main__':\n"
+        "    ahead = Prefetched(partial(losses.drawn, recipes.RECIPES['autoencoder'], 16), 2)\n"
+        "    print(len(ahead(3)))\n"
+    )
+    (tmp_path / "short.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "short.py"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
 
 
 def test_a_prior_learns_the_same_from_pictures_of_processes(tmp_path, shelf_of_boxes):
