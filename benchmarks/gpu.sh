@@ -5,6 +5,8 @@
 # cost    the rasterizers' time; steps by stage, the networks' calls by themselves, waits,
 #         memory under the budgets                                                               150 s
 # train   the embedded prior from the checkpoint in FOLDER/training, saved every 60 s            480 s
+# PYTHON is an interpreter that imports splatgen, .venv/bin/python unless it is given; a torch that came with the
+# machine needs this checkout on PYTHONPATH (benchmarks/README.md). The parts are independent: run what is wanted.
 # LIMIT=N gives a part other seconds, TINY=1 small models (truth and cost on the CPU, too, train with
 # DEVICE=cpu), TRAINER and MODEL another model to train.
 set -euo pipefail
@@ -38,7 +40,7 @@ case $part in
             --device "${DEVICE:-cuda}" --work "$out/training" --out "$out/trained" "${@:3}"
         ;;
     *)
-        sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
+        sed -n '2,11s/^# \{0,1\}//p' "$0" >&2
         exit 2
         ;;
 esac

@@ -1,7 +1,8 @@
 """Whether a GPU computes what the CPU does: `python benchmarks/gpu_truth.py --out FILE`, on a CUDA device.
 
     rasterizer  a random scene by each rasterizer of the GPU against the CPU's: picture and gradients
-    step        every score with every preference, 20 steps of the toybox; G of the first against the CPU's
+    step        every score with every preference, 20 steps of the toybox; G of the first, in full float32,
+                against the CPU's
     densify     splats that grow and are pruned
     resume      a run that stopped and went on against one that did not
     stages      a run of two, the second of which refines
@@ -14,6 +15,7 @@ few rows, on the CPU where there is no CUDA: that tries this file. Exits with 1 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import subprocess
@@ -92,6 +94,22 @@ class Truth:
                 yield score, preference
 
 
+@contextlib.contextmanager
+def exact() -> Iterator[None]:
+    """Float32 without TF32, which cuDNN's convolutions take unless told otherwise.
+
+    Ten bits are enough for two candidates whose rewards lie 3e-5 apart to change places (ism weighted), and
+    where PSD scales the difference of two nearly equal residuals, it scales their rounding, too (ism psd).
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
 def apart(a: Tensor, b: Tensor) -> float:
     """The length of the difference in that of b."""
     a, b = a.detach().cpu().double(), b.detach().cpu().double()
@@ -142,7 +160,8 @@ def steps(truth: Truth, score: str, preference: str) -> Row:
     for device in ("cpu", truth.device):
         models = load_models(config, device)
         scene = new_scene(config, starting_splats(config), device)
-        firsts.append(advance(config, models, scene))
+        with exact():
+            firsts.append(advance(config, models, scene))
         scene.step += 1
     there, here = (first.found for first in reversed(firsts))
     assert there is not None  # no step of it fits pictures

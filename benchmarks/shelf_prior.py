@@ -30,7 +30,7 @@ from splatgen.runs.machine import machine_name
 from splatgen.runs.rng import rng
 from splatgen.worlds.shelf.catalogue import catalogue
 from splatgen.worlds.shelf.evaluation import Judge, examination, judged
-from splatgen.worlds.shelf.grammar import Caption
+from splatgen.worlds.shelf.grammar import Caption, Item
 from splatgen.worlds.toybox.evaluation import BACKGROUND, compare
 
 KINDS = ("single", "colour", "pair")
@@ -90,6 +90,18 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", f"Not recognised in half of the views: {', '.join(vague) or 'none'}."])
 
 
+def by_noun(rows: Sequence[dict[str, Any]]) -> str:
+    """PSNR of every noun by group, as Markdown."""
+    psnr = {row["caption"]: row["psnr"] for row in rows if row["kind"] == "single"}
+    lines = ["| group | dB |", "|---|---|"]
+    for group, nouns in catalogue().groups().items():
+        named = {noun.name: psnr.get(str(Caption(Item(noun.name)))) for noun in nouns}
+        cells = [f"{name} {value:.0f}" for name, value in named.items() if value is not None]
+        if cells:
+            lines.append(f"| {group} | {', '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -113,10 +125,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(
                 f"{row['caption']}: IoU {row['iou']:.3f}, {row['psnr']:.1f} dB, right {row['all_right']:.2f}"
             )
-    print(table(rows))
+    tables = f"{table(rows)}\n\n{by_noun(rows)}"
+    print(tables)
     if args.out is not None:
         about = {"date": datetime.now(UTC).strftime("%Y%m%d"), "machine": machine_name(), "scale": args.scale}
-        report = {**about, "reverse": args.reverse, "table": table(rows), "rows": rows}
+        report = {**about, "reverse": args.reverse, "table": tables, "rows": rows}
         args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

@@ -28,19 +28,41 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from splatgen.rasterizer import triton_kernels, triton_rasterizer
+from splatgen.rasterizer import triton_rasterizer
+from splatgen.rasterizer.triton_launch import Module, kernels
 
 # Programs (blocks) that a multiprocessor holds at most, by capability, and its registers: CUDA's table.
 NVIDIA = {75: 16, 80: 32, 86: 16, 89: 24, 90: 32, 120: 24}
 REGISTERS = 65536
 ENOUGH = 16  # programs of one warp: what the smallest of these GPUs can hold
 AMD = ("gfx1100",)
-POINTERS = {"entries": "*i32", "starts": "*i32", "last": "*i32"}
-INTEGERS = {"width", "height", "tiles_x", "tiles_y", "channels", "first"}
-KERNELS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("forward", "composite_forward", {}),
-    ("backward", "composite_backward", {"ABSGRAD": False}),
-    ("backward, absgrad", "composite_backward", {"ABSGRAD": True}),
+WIDE, SHORT = "*i64", "*i16"
+POINTERS = dict.fromkeys(("entries", "starts", "last", "radii", "boxes", "counts", "rows"), "*i32")
+POINTERS |= {"nearest": WIDE, "ends": WIDE, "images": WIDE, "tiles": SHORT}
+INTEGERS = {
+    "width",
+    "height",
+    "tiles_x",
+    "tiles_y",
+    "channels",
+    "first",
+    "count",
+    "cameras",
+    "across",
+    "down",
+}
+NUMBERS = {"near", "far", "eps2d", "clip"}
+_ROWS, _BLOCK = {"ROWS": triton_rasterizer.ROWS}, {"BLOCK": triton_rasterizer.BLOCK}
+_CLASSIC = {**_BLOCK, "ANTIALIASED": False}
+KERNELS: tuple[tuple[str, Module, str, dict[str, Any]], ...] = (
+    ("forward", "triton_kernels", "composite_forward", _ROWS),
+    ("backward", "triton_kernels", "composite_backward", {**_ROWS, "ABSGRAD": False}),
+    ("backward, absgrad", "triton_kernels", "composite_backward", {**_ROWS, "ABSGRAD": True}),
+    ("projection", "triton_projection", "project_forward", _CLASSIC),
+    ("projection, back", "triton_projection", "project_backward", {**_CLASSIC, "VIEWS": False}),
+    ("projection, back, cameras", "triton_projection", "project_backward", {**_CLASSIC, "VIEWS": True}),
+    ("spans", "triton_lists", "spans", _BLOCK),
+    ("spread", "triton_lists", "spread", _BLOCK),
 )
 
 
@@ -57,13 +79,13 @@ class Row:
     programs: int | None  # a multiprocessor holds at once; None where it is not known
 
 
-def compiled(name: str, constants: dict[str, Any], target: GPUTarget) -> Any:
+def compiled(module: Module, name: str, constants: dict[str, Any], target: GPUTarget) -> Any:
     """A kernel as `triton_rasterizer` launches it: pointers to 16-byte boundaries, sizes of any value."""
-    function = getattr(triton_kernels, name)
-    constants = {"ROWS": triton_rasterizer.ROWS, **constants}
+    function = getattr(kernels(module), name)
     names = [parameter.name for parameter in function.params]
     signature = {
         **dict.fromkeys(names, "*fp32"), **POINTERS, **dict.fromkeys(INTEGERS, "i32"),
+        **dict.fromkeys(NUMBERS, "fp32"),
         **dict.fromkeys(constants, "constexpr"),
     }  # fmt: skip
     signature = {name: signature[name] for name in names}
@@ -122,12 +144,12 @@ def amd(kernel: str, arch: str, code: Any) -> Row:
 
 def rows() -> list[Row]:
     found = []
-    for kernel, name, constants in KERNELS:
+    for kernel, module, name, constants in KERNELS:
         for capability in NVIDIA:
-            code = compiled(name, constants, GPUTarget("cuda", capability, 32))
+            code = compiled(module, name, constants, GPUTarget("cuda", capability, 32))
             found.append(nvidia(kernel, capability, code))
         for arch in AMD:
-            found.append(amd(kernel, arch, compiled(name, constants, GPUTarget("hip", arch, 32))))
+            found.append(amd(kernel, arch, compiled(module, name, constants, GPUTarget("hip", arch, 32))))
     return found
 
 

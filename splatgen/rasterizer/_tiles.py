@@ -1,4 +1,5 @@
-"""Which splats each tile of each picture blends, front to back, in plain torch on any device.
+"""Which splats each tile of each picture blends, front to back: sorts of torch, and two kernels of
+`triton_lists`.
 
 One number has to be known before the list can be made: how long it is. Reading it is the only wait for the
 device here; everything else follows in the queue.
@@ -13,7 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from splatgen.rasterizer import triton_launch
+from splatgen.rasterizer.triton_launch import kernels
+
 LONGEST = 2**31 - 1  # the kernels count in int32
+BLOCK, WARPS = 32, 1  # splats in a program, one a thread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,18 +30,6 @@ class TileLists:
     counts: Tensor  # [M] int32, tiles of each splat
     across: int  # tiles in a row of the picture
     down: int
-
-
-def _spans(means2d: Tensor, radii: Tensor, grid: tuple[int, int], tile: int) -> tuple[Tensor, Tensor]:
-    """First tile and number of tiles of each splat, along x and y; [M, 2] each."""
-    lows, spans = [], []
-    for axis in range(2):
-        mean, radius, most = means2d[:, axis], radii[:, axis], grid[axis]
-        low = ((mean - radius) / tile).floor().clamp(0, most)
-        high = (((mean + radius) / tile).floor() + 1).clamp(0, most)
-        lows.append(low)
-        spans.append((high - low).clamp(min=0))
-    return torch.stack(lows, -1).int(), torch.stack(spans, -1).int()
 
 
 def tile_lists(
@@ -57,9 +50,13 @@ def tile_lists(
     """
     grid = -(-size[0] // tile), -(-size[1] // tile)
     tiles = count * grid[0] * grid[1]
-    low, span = _spans(means2d, radii, grid, tile)
-    seen = (radii > 0).all(-1)
-    counts = torch.where(seen, span[:, 0] * span[:, 1], 0)  # [M]
+    M = len(depths)
+    boxes = means2d.new_empty(M, 3, dtype=torch.int32)
+    counts = means2d.new_empty(M, dtype=torch.int32)
+    triton_launch.launch(
+        kernels("triton_lists").spans, -(-M // BLOCK), means2d.contiguous(), radii.contiguous(), boxes,
+        counts, M, *grid, BLOCK=BLOCK, num_warps=WARPS,
+    )  # fmt: skip
     nearest = torch.argsort(depths, stable=True)
     ends = counts[nearest].cumsum(0)
     length = int(ends[-1]) if len(ends) else 0  # the wait
@@ -67,15 +64,13 @@ def tile_lists(
         raise ValueError(
             f"{length:,} pairs of splat and tile in one batch: render fewer views at once, or smaller splats"
         )
-    row = torch.repeat_interleave(nearest, counts[nearest], output_size=length)
-    ordinal = torch.repeat_interleave(ends - counts[nearest], counts[nearest], output_size=length)
-    inside = (torch.arange(length, device=row.device) - ordinal).int()  # the how-manieth tile of its splat
-    across = span[row, 0]
-    x, y = low[row, 0] + inside % across, low[row, 1] + inside // across
-    at = (images[row].int() * grid[1] + y) * grid[0] + x
-    at, order = at.to(torch.int16 if tiles < 2**15 else torch.int32).sort(stable=True)
+    at = means2d.new_empty(length, dtype=torch.int16 if tiles < 2**15 else torch.int32)
+    row = means2d.new_empty(length, dtype=torch.int32)
+    triton_launch.launch(
+        kernels("triton_lists").spread, -(-M // BLOCK) if length else 0, nearest, ends, counts, boxes, images,
+        at, row, M, *grid, BLOCK=BLOCK, num_warps=WARPS,
+    )  # fmt: skip
+    at, order = at.sort(stable=True)
     edges = torch.arange(tiles + 1, device=row.device, dtype=at.dtype)
     starts = torch.searchsorted(at, edges, out_int32=True)
-    return TileLists(
-        entries=row[order].int(), starts=starts, counts=counts.int(), across=grid[0], down=grid[1]
-    )
+    return TileLists(entries=row[order], starts=starts, counts=counts, across=grid[0], down=grid[1])

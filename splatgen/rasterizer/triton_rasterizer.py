@@ -1,8 +1,9 @@
 """`gsplat.rasterization` with kernels in Triton: the same arguments, conventions and meta dictionary.
 
-For machines with a GPU and no compiler: Triton comes with torch's CUDA and ROCm builds. Projection, harmonics
-and the tiles' lists are plain torch on the device, compositing is `triton_kernels`. On CPU tensors the
-kernels run in Triton's interpreter (TRITON_INTERPRET=1), thousands of times slower, for tests.
+For machines with a GPU and no compiler: Triton comes with torch's CUDA and ROCm builds. Projection is
+`triton_projection`, the tiles' lists are torch's sorts and `triton_lists`, compositing is `triton_kernels`;
+harmonics above degree 0 are plain torch. On CPU tensors the kernels run in Triton's interpreter
+(TRITON_INTERPRET=1), thousands of times slower, for tests.
 
 Waits for the device: one a render, for the length of the tiles' lists (`_tiles`), and one more when packed.
 
@@ -17,49 +18,73 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from splatgen.rasterizer import _torch
+from splatgen.rasterizer import _torch, triton_launch
 from splatgen.rasterizer._tiles import TileLists, tile_lists
 from splatgen.rasterizer.cpu import RenderMode, _check_all, _take, _with_depth
+from splatgen.rasterizer.triton_launch import kernels
 
 TILE = 16  # pixels, as in the kernels
 ROWS = 8  # of a tile in one program: 65 to 100 registers a thread; 16 need 160, and give half the programs
 WARPS = 1  # a program; see `triton_kernels`
+BLOCK = 32  # Gaussians in a program of the projection, one a thread of its warp
 LOG2E = 1.4426950408889634
 LN2 = 0.6931471805599453
 RECORD = 12
 ALPHA_MIN = 1.0 / 255.0
 
 
-def kernels() -> Any:
-    """The module of kernels. Triton is imported here, not earlier; ImportError says how to get it."""
-    try:
-        from splatgen.rasterizer import triton_kernels
-
-        return triton_kernels
-    except ImportError as error:
-        raise ImportError(
-            f"rendering with Triton needs the package, which cannot be imported ({error}): "
-            "install a torch for CUDA, which brings it"
-        ) from error
-
-
 def _records(means2d: Tensor, conics: Tensor, opacities: Tensor, colors: Tensor, first: int) -> Tensor:
     """[M, RECORD]: mean, conic in units of log2(e) with the diagonal halved, opacity, four channels."""
-    out = means2d.new_zeros(means2d.shape[0], RECORD)
-    out[:, 0:2] = means2d
-    torch.mul(conics[:, 0], 0.5 * LOG2E, out=out[:, 2])
-    torch.mul(conics[:, 1], LOG2E, out=out[:, 3])
-    torch.mul(conics[:, 2], 0.5 * LOG2E, out=out[:, 4])
-    out[:, 5] = opacities
     channels = colors[:, first : first + 4]
-    out[:, 6 : 6 + channels.shape[1]] = channels
+    unused = means2d.new_empty(len(means2d), RECORD - 6 - channels.shape[1]).zero_()
+    out = torch.cat([means2d, conics, opacities[:, None], channels, unused], 1)
+    out[:, 2:5].mul_(LOG2E)
+    out[:, 2:5:2].mul_(0.5)
     return out
 
 
-def _launch(kernel: Any, lists: TileLists, *args: Any, **constants: Any) -> None:
+def _launch_tiles(kernel: Any, lists: TileLists, *args: Any, **constants: Any) -> None:
     programs = (len(lists.starts) - 1) * (TILE // ROWS)
-    with torch.cuda.device_of(args[0]):  # type: ignore[no-untyped-call]
-        kernel[(programs,)](*args, ROWS=ROWS, **constants, num_warps=WARPS, enable_fp_fusion=True)
+    triton_launch.launch(kernel, programs, *args, **constants, ROWS=ROWS, num_warps=WARPS)
+
+
+class _Project(torch.autograd.Function):
+    """As `_torch.project`, whose intrinsics and opacities get no gradient here either."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, means: Tensor, quats: Tensor, scales: Tensor, opacities: Tensor, viewmats: Tensor,
+        Ks: Tensor, size: tuple[int, int], planes: tuple[float, float], eps2d: float, radius_clip: float,
+        antialiased: bool,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        given = tuple(z.contiguous() for z in (means, quats, scales, opacities, viewmats, Ks))
+        C, N = len(viewmats), len(means)
+        radii = means.new_empty(C, N, 2, dtype=torch.int32)
+        means2d, depths, conics, compensations = (
+            means.new_empty(C, N, *last) for last in ((2,), (), (3,), ())
+        )
+        triton_launch.launch(
+            kernels("triton_projection").project_forward, -(-N // BLOCK), *given, radii, means2d, depths,
+            conics, compensations, N, C, *size, *planes, eps2d, radius_clip,
+            ANTIALIASED=antialiased, BLOCK=BLOCK, num_warps=WARPS,
+        )  # fmt: skip
+        ctx.mark_non_differentiable(radii)
+        ctx.save_for_backward(*given[:3], *given[4:], radii, conics, compensations)
+        ctx.size, ctx.eps2d, ctx.antialiased = size, eps2d, antialiased
+        return radii, means2d, depths, conics, compensations
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, _: Tensor, *v: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        means, quats, scales, viewmats, *_ = saved = ctx.saved_tensors
+        found = [torch.empty_like(z) for z in (means, quats, scales)]
+        views = torch.zeros_like(viewmats)
+        triton_launch.launch(
+            kernels("triton_projection").project_backward, -(-len(means) // BLOCK), *saved,
+            *(z.contiguous() for z in v), *found, views, len(means), len(viewmats), *ctx.size, ctx.eps2d,
+            ANTIALIASED=ctx.antialiased, VIEWS=ctx.needs_input_grad[4], BLOCK=BLOCK, num_warps=WARPS,
+        )  # fmt: skip
+        return (*found, None, views if ctx.needs_input_grad[4] else None, *(None,) * 6)
 
 
 class _Composite(torch.autograd.Function):
@@ -74,9 +99,10 @@ class _Composite(torch.autograd.Function):
         last = torch.empty_like(T_end, dtype=torch.int32)
         backgrounds = backgrounds.contiguous()
         for first in range(0, D, 4):  # four channels a pass: RGB and depth go together
-            _launch(
-                kernels().composite_forward, lists, _records(*flat, first), lists.entries, lists.starts,
-                backgrounds, image, T_end, last, width, height, lists.across, lists.down, D, first,
+            _launch_tiles(
+                kernels("triton_kernels").composite_forward, lists, _records(*flat, first), lists.entries,
+                lists.starts, backgrounds, image, T_end, last, width, height, lists.across, lists.down,
+                D, first,
             )  # fmt: skip
         ctx.save_for_backward(means2d, conics, colors, opacities, backgrounds, T_end, last)
         ctx.lists, ctx.size, ctx.absgrad = lists, size, absgrad
@@ -92,10 +118,10 @@ class _Composite(torch.autograd.Function):
         geometry, v_colors = means2d.new_zeros(len(flat[0]), RECORD), []
         for first in range(0, D, 4):
             moments = torch.zeros_like(geometry)
-            _launch(
-                kernels().composite_backward, lists, _records(*flat, first), lists.entries, lists.starts,
-                backgrounds, v_image, v_alpha, T_end, last, moments, width, height, lists.across, lists.down,
-                D, first, ABSGRAD=ctx.absgrad,
+            _launch_tiles(
+                kernels("triton_kernels").composite_backward, lists, _records(*flat, first), lists.entries,
+                lists.starts, backgrounds, v_image, v_alpha, T_end, last, moments, width, height,
+                lists.across, lists.down, D, first, ABSGRAD=ctx.absgrad,
             )  # fmt: skip
             v_colors.append(moments[:, 6 : 6 + min(4, D - first)])
             geometry = geometry + moments if first else moments
@@ -115,10 +141,11 @@ def _from_moments(moments: Tensor, conics: Tensor, opacities: Tensor) -> tuple[T
     dL/dsigma = -g, so v_mean = -(a G_x + b G_y, b G_x + c G_y), v_conic = -(G_xx / 2, G_xy, G_yy / 2) and
     v_opacity = G / o.
     """
-    G, x, y, xx, xy, yy = moments[:, :6].unbind(-1)
+    G, x, y = moments[:, :3].unbind(-1)
     a, b, c = conics.unbind(-1)
-    v_means2d = -torch.stack([a * x + b * y, b * x + c * y], -1)
-    v_conics = -torch.stack([0.5 * xx, xy, 0.5 * yy], -1)
+    v_means2d = torch.stack([torch.addcmul(a * x, b, y), torch.addcmul(b * x, c, y)], -1).neg_()
+    v_conics = moments[:, 3:6].neg()
+    v_conics[:, ::2].mul_(0.5)
     return v_means2d, v_conics, G / opacities.clamp(min=ALPHA_MIN)  # fainter ones are in no list
 
 
@@ -137,6 +164,8 @@ def _colors(colors: Tensor, means: Tensor, viewmats: Tensor, radii: Tensor, sh_d
     """[C, N, D] from per-Gaussian values, per-camera values or harmonics."""
     if sh_degree is None:
         return colors if colors.ndim == 3 else colors.expand(viewmats.shape[0], *colors.shape)
+    if sh_degree == 0:  # the same from everywhere; what is not seen is in no list
+        return (_torch.SH[0] * colors[:, 0] + 0.5).clamp(min=0.0).expand(len(viewmats), -1, 3)
     inverse, _ = torch.linalg.inv_ex(viewmats)  # unlike torch.inverse, no wait for its error code
     return _torch.spherical_harmonics(sh_degree, means, inverse[:, :3, 3], colors, radii)
 
@@ -171,7 +200,7 @@ def rasterization(
         means, quats, scales, opacities, colors, viewmats, Ks, backgrounds, width, height, sh_degree,
         device=means.device,
     )  # fmt: skip
-    kernels()
+    kernels("triton_kernels")
     _check_device(means)
     channels = (0 if render_mode in ("D", "ED") else colors.shape[-1]) + (render_mode != "RGB")
     if absgrad and channels > 4:
@@ -181,10 +210,11 @@ def rasterization(
         )
     C, N = viewmats.shape[0], means.shape[0]
     antialiased = rasterize_mode == "antialiased"
-    projected = _torch.project(
-        means, quats, scales, opacities, viewmats, Ks, size=(width, height), planes=(near_plane, far_plane),
-        eps2d=eps2d, radius_clip=radius_clip, antialiased=antialiased,
+    found = _Project.apply(  # type: ignore[no-untyped-call]
+        means, quats, scales, opacities, viewmats, Ks, (width, height), (float(near_plane), float(far_plane)),
+        float(eps2d), float(radius_clip), antialiased,
     )  # fmt: skip
+    projected = _torch.Projected(*found)
     opacities = opacities.expand(C, N)
     if antialiased:
         opacities = opacities * projected.compensations

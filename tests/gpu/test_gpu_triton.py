@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="needs Triton: make triton")
 if torch.cuda.get_device_name() != NAME or os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs the pretended device and TRITON_INTERPRET=1: make triton", allow_module_level=True)
 
-from splatgen.rasterizer import backends, triton_rasterizer
+from splatgen.rasterizer import backends, triton_launch
 
 WAITS = 1  # how long the lists of the tiles are
 
@@ -21,14 +21,14 @@ WAITS = 1  # how long the lists of the tiles are
 @pytest.fixture(autouse=True)
 def _interpreted(monkeypatch):
     """The interpreter is given the numbers that a tensor of the pretended device holds."""
-    launch = triton_rasterizer._launch
+    launch = triton_launch.launch
 
-    def given(kernel, lists, *args, **constants):
+    def given(kernel, programs, *args, **constants):
         with torch._C.DisableTorchFunction():
             numbers = [held(z) if isinstance(z, torch.Tensor) else z for z in args]
-        launch(kernel, lists, *numbers, **constants)
+        launch(kernel, programs, *numbers, **constants)
 
-    monkeypatch.setattr(triton_rasterizer, "_launch", given)
+    monkeypatch.setattr(triton_launch, "launch", given)
     monkeypatch.setitem(backends.PROBLEMS, "triton", lambda: None)
 
 

@@ -23,7 +23,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if not INTERPRETED and not torch.cuda.is_available():
     pytest.skip("needs a GPU, or TRITON_INTERPRET=1: make triton", allow_module_level=True)
 
-from splatgen.rasterizer import triton_kernels, triton_rasterizer  # noqa: E402
+from splatgen.rasterizer import triton_kernels, triton_launch, triton_rasterizer  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -318,6 +318,40 @@ def test_waits_for_the_device(packed, waits):
         (image.sum() + alpha.sum()).backward()
     assert +counted.seen == {"_local_scalar_dense": 1} | ({"nonzero": 1} if packed else {})
     assert counted.seen.total() == waits
+
+
+class Launches(TorchDispatchMode):
+    """Counts the kernels, and the operators that are one on a GPU: all but views and unwritten memory."""
+
+    def __init__(self, launch) -> None:
+        super().__init__()
+        self.operators: Counter[str] = Counter()
+        self.kernels, self.launch, self.inside = 0, launch, False
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        free = func.is_view or "empty" in name or name == "_local_scalar_dense" or self.inside
+        self.operators[name] += not free
+        return func(*args, **(kwargs or {}))
+
+    def kernel(self, *args, **constants) -> None:
+        """What the interpreter does in a kernel is none of torch's."""
+        self.kernels, self.inside = self.kernels + 1, True
+        self.launch(*args, **constants)
+        self.inside = False
+
+
+def test_few_operators_are_launched_beside_the_kernels(monkeypatch: pytest.MonkeyPatch):
+    """Each takes the CPU some fifteen microseconds, more than the GPU."""
+    ours = random_scene(50, 5, size=(8, 8), sh_degree=0).leaves(torch.float32)
+    ours.viewmats.requires_grad_(False)
+    counted = Launches(triton_launch.launch)
+    monkeypatch.setattr(triton_launch, "launch", counted.kernel)
+    with counted:
+        image, _, _ = rasterize(ours, mode="RGB+ED", backend="triton")
+        image.sum().backward()
+    assert counted.kernels == 6
+    assert 20 < counted.operators.total() <= 80, +counted.operators
 
 
 def test_second_derivatives_are_refused():
