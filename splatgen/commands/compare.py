@@ -29,8 +29,7 @@ def read(argv: Sequence[str]) -> tuple[Compare, Plan]:
 
 
 def with_preset(argv: Sequence[str], name: str) -> Config:
-    chosen = arguments.read(Compare, "compare", [*argv, "--preset", name], note=sweep_words.note())
-    return sweep_words.without_stages(chosen.settings, name)
+    return arguments.read(Compare, "compare", [*argv, "--preset", name], note=sweep_words.note()).settings
 
 
 def plan_of(options: Compare, with_preset: Callable[[str], Config]) -> Plan:

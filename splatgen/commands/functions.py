@@ -125,7 +125,7 @@ def compare(
         methods=tuple(methods), seeds=seeds, out=Path(out), force=force, quiet=not progress, settings=config
     )
     sweep_words.check_words(options)
-    plan = compare_verb.plan_of(options, lambda name: _comparable(name, given))
+    plan = compare_verb.plan_of(options, lambda name: laid_over(sweep_words.START, name, given))
     plan = compare_verb.check(options, plan)
     made, _ = sweeping.carry_out(options, plan, ["splatgen.compare"], "compare")
     return SweepResult(folder=made.folder, table=table(made))
@@ -174,7 +174,7 @@ def sweep(
         options,
         sweep_verb.prompts_of(prompts),
         [axis(key, list(values)) for key, values in (axes or {}).items()],
-        lambda name: _comparable(name, settings),
+        lambda name: laid_over(sweep_words.START, name, settings),
     )
     plan = sweep_verb.check(options, plan)
     sweeping.announce(options, plan)

@@ -65,8 +65,7 @@ def read(argv: Sequence[str]) -> tuple[Sweep, Plan]:
 
     def with_preset(name: str) -> Config:
         words = [*argv, "--preset", name]
-        chosen = plain(arguments.read(Sweep, "sweep", words, note=sweep_words.note()).settings)
-        return sweep_words.without_stages(chosen, name)
+        return plain(arguments.read(Sweep, "sweep", words, note=sweep_words.note()).settings)
 
     return options, plan_of(options, found, [read_axis(text) for text in options.axes], with_preset)
 

@@ -76,6 +76,7 @@ def folder_names(methods: Iterable[str]) -> dict[str, str]:
     }
 
 
+PRESET = "preset:"  # what a method is called that brings its own settings, and its stages
 SHARED = ("negative", "prior", "prior_options", "weights", "budget", "reward", "holdout_reward")
 
 
@@ -88,18 +89,19 @@ def line_up(
     the same method or don't share what they are measured with (but for the settings in `free`, which are
     what is compared), and when a method's settings can't be used.
     """
-    staged = next((name for name, base in bases.items() if base.stages), None)
+    staged = next((n for n, base in bases.items() if base.stages and not n.startswith(PRESET)), None)
     if staged is not None:
-        raise ConfigError(f"method {staged} has stages, and what is compared has one: leave [[stages]] out")
+        advice = "leave [[stages]] out, or name a preset that has them as the method"
+        raise ConfigError(f"method {staged} has stages, and what is compared has one: {advice}")
     bases = {name: dataclasses.replace(base, prompt=prompts[0]) for name, base in bases.items()}
     used = {piece for base in bases.values() for piece in (base.score, base.preference)}
     for base in bases.values():
         _check_used(base, used, bases)
     methods: dict[str, Config] = {}
-    names: dict[Config, str] = {}
+    names: dict[str, str] = {}  # by what a config says: stages are tables, which have no hash
     for name, base in bases.items():
         config = _own(base, used)
-        twin = names.setdefault(config, name)
+        twin = names.setdefault(repr(config), name)
         if twin != name:
             raise ConfigError(f"{name} and {twin} are the same method: name it once")
         _check_shared(name, config, *next(iter(methods.items()), (name, config)), free)

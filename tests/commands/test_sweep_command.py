@@ -148,13 +148,14 @@ def test_an_included_set_is_known_by_its_name() -> None:
     assert plan.first.prior == "shelf"
 
 
-def test_stages_of_a_preset_are_left_out_and_those_of_the_words_refused(
+def test_stages_are_a_presets_own_no_methods_and_refused_elsewhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert read_preset("shelf")["stages"]
     _, plan = read(["shelf-100", "--preset", "shelf", "--methods", "csd", "preset:shelf"])
-    assert all(config.stages == () for config in plan.methods.values())
-    assert "the stages of the preset shelf are left out" in capsys.readouterr().err
+    assert plan.methods["csd"].stages == ()
+    assert list(plan.methods["preset:shelf"].stages) == read_preset("shelf")["stages"]
+    assert "the stages of the preset shelf are left out: methods have one; --meth" in capsys.readouterr().err
     (tmp_path / "own.toml").write_text("[[stages]]\nshare = 0.5\n[[stages]]\nshare = 0.5\n")
     with pytest.raises(ConfigError, match="method sds has stages"):
         read(["shelf-100", "--config", str(tmp_path / "own.toml"), "--methods", "sds"])

@@ -21,10 +21,9 @@ from splatgen.config.methods import METHODS, slots
 from splatgen.sweeps.ledger import (
     read_plan,
 )
-from splatgen.sweeps.plan import Plan
+from splatgen.sweeps.plan import PRESET, Plan
 
 START = Config(output=OutputOptions(frames=0))  # a turntable a run would take longer than some runs
-PRESET = "preset:"
 RAY = "pip install 'splatgen[ray]'"
 MAX_SEEDS, MAX_WORKERS, MAX_RUNS = 1000, 1024, 1_000_000
 
@@ -122,7 +121,7 @@ def methods_of(
 
 
 def without_stages(chosen: C, preset: str | None) -> C:
-    """Settings without the stages of their preset: of what is compared every step is the method's own."""
+    """Settings without the stages of a preset that methods are laid over: every step is the method's own."""
     own = [] if preset is None else settings.read_preset(preset).get("stages", [])
     return dataclasses.replace(chosen, stages=()) if own and list(chosen.stages) == own else chosen
 
@@ -145,7 +144,8 @@ def read(kind: type[F], verb: str, argv: Sequence[str]) -> tuple[F, Plan | None]
         check_words(options, argv)
         chosen = without_stages(options.settings, options.preset)
         if chosen != options.settings and not options.quiet:
-            text = f"the stages of the preset {options.preset} are left out: what is compared has one"
+            more = f"methods have one; --methods preset:{options.preset} has them"
+            text = f"the stages of the preset {options.preset} are left out: {more}"
             print(f"splatgen: {text}", file=sys.stderr)
         return dataclasses.replace(options, settings=chosen), None
     check_alone(options, kind())
