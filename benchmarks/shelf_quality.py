@@ -31,6 +31,7 @@ from splatgen.worlds.shelf.sampling import RELATIONS, held_out_colors, held_out_
 
 MEASURES = (
     "iou", "psnr", "psnr_256", "color_error", "nouns_right", "places_right", "all_right", "all_right_truth",
+    "nearest_right",
 )  # fmt: skip
 KINDS = ("single", "pair", "colour")
 
@@ -70,7 +71,8 @@ def measure(task: Task) -> dict[str, Any]:
     from splatgen.loop import object_run
     from splatgen.models.budget import LoadOptions
     from splatgen.rewards.shelf import load_judge
-    from splatgen.worlds.shelf.evaluation import evaluate
+    from splatgen.worlds.shelf.evaluation import SIZES, evaluate, examination, seen
+    from splatgen.worlds.shelf.nearest import share_ahead
     from splatgen.worlds.shelf.scenes import ground_truth
 
     torch.set_num_threads(1)
@@ -90,12 +92,14 @@ def measure(task: Task) -> dict[str, Any]:
         name = f"{text.replace(' ', '-')}-{'ceiling' if ceiling else config.seed}.ply"
         formats.save(splats, folder / name)
     quality = evaluate(splats, caption, load_judge(LoadOptions()))
+    images, _ = seen(splats, examination(caption, SIZES[0]).cameras)
     return {
         "kind": kind,
         "caption": text,
         "seed": config.seed,
         "ceiling": ceiling,
         **quality.row(),
+        "nearest_right": float(share_ahead(images, caption) == 1.0),
         "splats": len(splats),
         "seconds": round(seconds, 2),
         "cpu_seconds": round(cpu, 2),
@@ -119,8 +123,9 @@ def tasks(args: argparse.Namespace) -> list[Task]:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Means by kind and overall, as Markdown."""
     lines = [
-        "| kind | n | IoU | PSNR dB | at 256 px | colour error | nouns | places | all right | of truth |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| kind | n | IoU | PSNR dB | at 256 px | colour error | nouns | places | all right | of truth "
+        "| nearest |",
+        "|---" * (2 + len(MEASURES)) + "|",
     ]
     for ceiling in (False, True):
         for name in (*KINDS, "all"):
