@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from splatgen.commands.common.errors import USAGE, describe, one_line
 from splatgen.runs.version import __version__
 
+CLOSED = 141  # who reads the output has closed it: what a shell says of one that SIGPIPE ended
 VERBS = {  # name: (module, summary)
     "generate": ("splatgen.commands.generate", "make a 3D object out of a prompt"),
     "edit": ("splatgen.commands.edit", "change an object by words: a red cube -> a blue cube"),
@@ -63,7 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return dispatch(words)
+        code = dispatch(words)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader has seen enough, as in `splatgen words | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return CLOSED
     except SystemExit as stop:  # tyro's: 0 after --help, 2 after an error that it has shown
         if stop.code == USAGE and is_loose(words):
             print("splatgen: if those words are the prompt, put it in quotes", file=sys.stderr)

@@ -18,6 +18,7 @@ from splatgen.commands.common.arguments import RunFlags
 from splatgen.commands.common.errors import USAGE, Failure
 from splatgen.commands.common.execution import execute
 from splatgen.commands.common.inputs import splat_file
+from splatgen.commands.common.sweep_words import without_stages
 from splatgen.commands.common.viewer import ViewerOptions, watched
 from splatgen.config import Config, DensifyOptions, EditOptions, RegulariseOptions, SplatOptions, presets
 from splatgen.config.validation import validate
@@ -107,6 +108,7 @@ def check(options: Edit) -> Config:
     source, target = words(options.settings.prompt, options.settings.source, options.input)
     table = {**configs.to_dict(options.settings), "source": source, "prompt": target}
     config = validate(configs.from_dict(table))
+    config = without_stages(config, options.preset)  # what is there has its form
     checks.check_unstaged(config, "an edit has one")
     checks.check_names(config)
     config = check_prompts(config, force=options.force)

@@ -1,7 +1,7 @@
 """A step of a refinement: splats fitted to pictures of themselves that the prior has sharpened.
 
     the first step of a round: render all its views -> encode -> noise -> reverse steps -> decode
-    every step: render some of the views -> L1 and SSIM to those pictures -> Adam -> densify
+    every step: render some of its views -> L1 and SSIM to those pictures -> Adam -> densify
 
 A prior of cut-out things makes pictures of colours with nothing behind them and of their coverage, and both
 are fitted: on any one background splats of its colour, seen on no other, would cost nothing.
@@ -42,16 +42,16 @@ def advance(config: Config, models: Models, scene: Scene) -> StepResult:
     clock, device = StageClock(scene.params["means"].device), scene.params["means"].device
     began, calls = round_began(config, scene), models.denoiser.images
     cameras, behind = round_views(config, began, size_at(config, scene.fraction(config.steps)))
-    if score.began != began:
-        score.pictures, score.began = sharpen(config, models, score, scene, began), began
-    score.pictures = score.pictures.to(device)  # those of a checkpoint are on the CPU
     rows = chosen(config, scene, models.prior.views)
     cameras, behind = cameras[rows], behind[rows]
-    clock.mark()
-
     out = render(scene.splats, cameras, behind, backend=config.render.backend)
     if scene.densifier.watches(scene.step):
         out.info["means2d"].retain_grad()
+    clock.mark()
+
+    if score.began != began:
+        score.pictures, score.began = sharpen(config, models, score, scene, began), began
+    score.pictures = score.pictures.to(device)  # those of a checkpoint are on the CPU
     clock.mark()
 
     aside = apart(config.regularise, scene.params, out, cameras)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from splatgen.config import Config
+from splatgen.config.stages import stages
 from splatgen.sweeps.plan import Task
 
 # Seconds of one core for a picture through the denoiser with all that a step does around it, as measured by
@@ -41,8 +42,14 @@ def estimate(tasks: Sequence[Task]) -> Estimate:
 
 def model_calls(config: Config) -> float:
     """Pictures that go through the denoiser in a run, about: schedules are taken at their mean."""
+    return sum(_stage_calls(stage.config) for stage in stages(config))
+
+
+def _stage_calls(config: Config) -> float:
     scale = config.guidance.scale
     both = 1.0 if scale in (0.0, 1.0) else 2.0  # with and without the prompt
+    if config.score == "refine":
+        return config.refine.rounds * config.refine.views * config.refine.steps * both
     plain = both + _score_calls(config, both)
     share, many = 0.0, plain
     if config.preference == "weighted":

@@ -119,6 +119,17 @@ def test_presets_change_an_edits_defaults_and_options_change_the_presets(ply: Pa
 # What is refused
 
 
+def test_an_edit_leaves_out_the_stages_of_a_preset(ply: Path, tmp_path: Path) -> None:
+    words = [str(ply), "a taxi -> a van", "--preset", "shelf", "--device", "cpu", "--out", str(tmp_path)]
+    options = arguments.read(edit.Edit, "edit", words)
+    assert options.settings.stages
+    assert edit.check(options).stages == ()
+    (tmp_path / "own.toml").write_text("[[stages]]\nshare = 0.5\n[[stages]]\nshare = 0.5\n")
+    own = arguments.read(edit.Edit, "edit", [*words, "--config", str(tmp_path / "own.toml")])
+    with pytest.raises(Failure, match="an edit has one"):
+        edit.check(own)
+
+
 def mesh(path: Path) -> None:
     path.write_text(POINTS.format(1) + "end_header\n0 0 0\n")
 

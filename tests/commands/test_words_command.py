@@ -1,6 +1,9 @@
 """`splatgen words`, and prompts of the shelf before anything is loaded."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -60,6 +63,31 @@ def test_a_prompt_of_the_shelf_is_checked_before_anything_is_loaded(cli):
     nothing = cli("generate", "a xyzzy", "--prior", "shelf", "--device", "cpu", "--force")
     assert nothing.code == 2
     assert "splatgen words" in nothing.err
+
+
+@pytest.mark.parametrize(
+    ("prompt", "prior", "advice"),
+    [
+        ("a taxi", "toybox", "The shelf knows it: --prior shelf"),
+        ("a xyzzy", "toybox", "Free prompts need a larger prior"),
+    ],
+)
+def test_a_world_that_knows_the_prompt_is_named(cli, tmp_path, prompt, prior, advice):
+    found = cli("image", prompt, "--prior", prior, "--device", "cpu", "--steps", "1", "--out", str(tmp_path))
+    assert found.code == 2
+    assert advice in found.err
+
+
+def test_who_has_read_enough_is_no_error():
+    done = subprocess.run(
+        f"{sys.executable} -m splatgen words --json | head -c 1; echo ${{PIPESTATUS[0]}}",
+        shell=True,
+        executable=shutil.which("bash"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) in {("{141\n", ""), ("{0\n", "")}  # a pipe may hold all of it
 
 
 def test_pixels_have_no_coverage(cli):

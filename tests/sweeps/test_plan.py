@@ -10,7 +10,7 @@ import pytest
 
 from splatgen.config import Config, ConfigError, from_dict, merge
 from splatgen.config.methods import slots
-from splatgen.sweeps.estimate import SECONDS_A_CALL, estimate
+from splatgen.sweeps.estimate import SECONDS_A_CALL, estimate, model_calls
 from splatgen.sweeps.plan import Axis, crossed, folder_names, line_up, read_axis
 
 
@@ -167,6 +167,13 @@ def test_an_estimate_begins_with_what_was_measured() -> None:
     measured = json.loads(sorted(results.glob("call-seconds-*.json"))[-1].read_text())
     for prior, seconds in SECONDS_A_CALL.items():
         assert 1e3 * seconds == pytest.approx(statistics.fmean(measured[prior].values()), rel=0.1)
+
+
+def test_an_estimate_counts_the_calls_of_every_stage() -> None:
+    later = {"share": 0.75, "score": "refine", "refine": {"views": 6, "steps": 5, "rounds": 2}}
+    given = {"steps": 8, "views": {"count": 4}, "guidance": {"scale": 3.0}}
+    config = from_dict({"prompt": "a red cube", **given, "stages": [{"share": 0.25}, later]})
+    assert model_calls(config) == 2 * 4 * 2 + 2 * 6 * 5 * 2
 
 
 def test_an_estimate_counts_model_calls_as_runs_do() -> None:

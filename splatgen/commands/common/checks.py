@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from splatgen import formats
 from splatgen.commands.common import cost
-from splatgen.commands.common.embedded import VocabularyError, World, concerned, missing_weights, of_prior
+from splatgen.commands.common.embedded import (
+    VocabularyError,
+    World,
+    concerned,
+    elsewhere,
+    missing_weights,
+    of_prior,
+)
 from splatgen.commands.common.errors import MISSING, USAGE, Failure
 from splatgen.config import Config, ImageConfig, Method, PriorOptions
 from splatgen.config.hints import did_you_mean
@@ -180,7 +187,7 @@ def _possible(world: World, config: M, *, force: bool) -> M:
     except VocabularyError as error:
         if not force or not error.nearest:
             offer = " (--force makes that one)" if error.nearest else ""
-            raise Failure(USAGE, f"{error}{offer}. {world.summary()}") from error
+            raise Failure(USAGE, f"{error}{offer}. {elsewhere(world, config.prompt)}") from error
         print(f"splatgen: making {error.nearest!r} instead: {error}", file=sys.stderr)
         return dataclasses.replace(config, prompt=error.nearest)
     return config

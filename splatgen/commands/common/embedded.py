@@ -121,6 +121,17 @@ WORLDS = (
 )
 
 
+def elsewhere(world: World, prompt: str) -> str:
+    """What to do about a prompt that a world does not know: the other one's prior, where that knows it."""
+    for other in WORLDS:
+        try:
+            if other is not world and other.parse(prompt) is not None:
+                return f"The {other.name} knows it: --prior {next(iter(other.priors))}"
+        except VocabularyError:
+            continue
+    return world.summary()
+
+
 def of_prior(name: str) -> World | None:
     """The world of a prior, where it is an embedded one."""
     return next((world for world in WORLDS if name in world.priors), None)

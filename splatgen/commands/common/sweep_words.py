@@ -121,7 +121,7 @@ def methods_of(
 
 
 def without_stages(chosen: C, preset: str | None) -> C:
-    """Settings without the stages of a preset that methods are laid over: every step is the method's own."""
+    """Settings without the stages of a preset, for what has one: a method that is compared, an edit."""
     own = [] if preset is None else settings.read_preset(preset).get("stages", [])
     return dataclasses.replace(chosen, stages=()) if own and list(chosen.stages) == own else chosen
 
