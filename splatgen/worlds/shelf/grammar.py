@@ -194,9 +194,7 @@ def _understand(reads: Sequence[Read]) -> tuple[Caption | None, list[str], tuple
         problems += problem
     unused += rest
     unknown = tuple(dict.fromkeys(" ".join(read.words) for read in unused))
-    if unknown:
-        shown = ", ".join(repr(word[:30]) for word in unknown[:8])
-        problems.insert(0, f"the shelf does not know {shown}{' and more' if len(unknown) > 8 else ''}")
+    problems = [*_useless(unused), *problems]
     if len(places) > 1:
         problems.append("two things at most can be put together")
     there = [item for item in items if item is not None]
@@ -205,6 +203,19 @@ def _understand(reads: Sequence[Read]) -> tuple[Caption | None, list[str], tuple
     if len(there) < 2:
         return (Caption(there[0]) if there else None), problems, unknown
     return _arranged(reads[split], there[0], there[1], problems, unknown)
+
+
+def _useless(unused: Sequence[Read]) -> list[str]:
+    """What to say of words that no caption takes: that nobody knows them, or not there."""
+    found = []
+    for what, known in (("does not know", False), ("cannot use", True)):
+        some = [r for r in unused if (r.kind in ("noun", "color", "link", "relation")) == known]
+        words = list(dict.fromkeys(" ".join(read.words) for read in some))
+        if words:
+            shown = ", ".join(repr(word[:30]) for word in words[:8])
+            more = " and more" if len(words) > 8 else ""
+            found.append(f"the shelf {what} {shown}{more}{' there' if known else ''}")
+    return found
 
 
 def _arranged(

@@ -160,3 +160,20 @@ def test_a_long_prompt_is_read_in_no_time():
         grammar.parse("shiny " * 300 + "taxi")
     assert raised.value.nearest == "a taxi"
     assert len(str(raised.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        ("a frog wearing a crown", "the shelf does not know 'wearing'; the shelf cannot use 'frog' there; "),
+        (
+            "a frog on top of a barrel next to a taxi",
+            "the shelf cannot use 'next to', 'taxi' there; ",
+        ),
+        ("a corgi", "the shelf does not know 'corgi'; the nearest"),
+    ],
+)
+def test_words_that_are_known_are_not_called_unknown(prompt, told):
+    with pytest.raises(VocabularyError) as raised:
+        parse(prompt)
+    assert str(raised.value).startswith(told)
