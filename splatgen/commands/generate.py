@@ -79,10 +79,7 @@ def usual_preset(settings: Config) -> str | None:
 def is_caption(prior: str, prompt: str) -> bool:
     """Whether an embedded prior can read a prompt as it stands."""
     world = embedded.of_prior(prior)
-    try:
-        return world is not None and world.parse(prompt) is not None
-    except embedded.VocabularyError:
-        return False
+    return world is not None and embedded.reads(world, prompt)
 
 
 def can_run(preset: str, settings: Config) -> bool:

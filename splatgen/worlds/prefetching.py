@@ -29,6 +29,11 @@ class _Steps(Dataset[T]):
         return self.make(step)
 
 
+def prefetched(make: Callable[[int], T], workers: int) -> Callable[[int], T]:
+    """`make` itself where there are no workers."""
+    return Prefetched(make, workers) if workers else make
+
+
 class Prefetched:
     """Calls `make` in `workers` processes, in the order of the steps; any other step begins a new order.
 

@@ -123,13 +123,18 @@ WORLDS = (
 
 def elsewhere(world: World, prompt: str) -> str:
     """What to do about a prompt that a world does not know: the other one's prior, where that knows it."""
-    for other in WORLDS:
-        try:
-            if other is not world and other.parse(prompt) is not None:
-                return f"The {other.name} knows it: --prior {next(iter(other.priors))}"
-        except VocabularyError:
-            continue
-    return world.summary()
+    other = next((other for other in WORLDS if other is not world and reads(other, prompt)), None)
+    if other is None:
+        return world.summary()
+    return f"The {other.name} knows it: --prior {next(iter(other.priors))}"
+
+
+def reads(world: World, prompt: str) -> bool:
+    """Whether a world knows a prompt as it stands."""
+    try:
+        return world.parse(prompt) is not None
+    except VocabularyError:
+        return False
 
 
 def of_prior(name: str) -> World | None:

@@ -18,9 +18,7 @@ from splatgen.commands.common.arguments import RunFlags, Switch
 from splatgen.commands.common.errors import MISSING, USAGE, Failure
 from splatgen.config import Config, OutputOptions
 from splatgen.config.methods import METHODS, slots
-from splatgen.sweeps.ledger import (
-    read_plan,
-)
+from splatgen.sweeps.ledger import read_plan
 from splatgen.sweeps.plan import PRESET, Plan
 
 START = Config(output=OutputOptions(frames=0))  # a turntable a run would take longer than some runs

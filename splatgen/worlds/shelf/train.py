@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from splatgen.runs.machine import machine_name
-from splatgen.worlds.prefetching import Prefetched
+from splatgen.worlds.prefetching import prefetched
 from splatgen.worlds.quantised import quantised
 from splatgen.worlds.shelf import weights_folder
 from splatgen.worlds.shelf.catalogue import catalogue
@@ -64,9 +64,8 @@ def trainer(recipe: Recipe, device: torch.device, out: Path, workers: int = 0) -
     net = network(recipe.net).to(memory_format=torch.channels_last)
     half, what = fast_half(device), kind(recipe)
     if what == "reward":
-        ask: Any = partial(asked, recipe, net.config.size)
-        loss: Any = partial(reward_loss, draw=Prefetched(ask, workers) if workers else ask)
-        return Trainer(net, loss, recipe, device, half=half)
+        ask = prefetched(partial(asked, recipe, net.config.size), workers)
+        return Trainer(net, partial(reward_loss, draw=ask), recipe, device, half=half)
     if what == "autoencoder":
         return Trainer(net, autoencoder_loss, recipe, device, half=half)
     if half and device.type == "cpu":  # twice as fast there as torch's own attention in bfloat16
@@ -74,8 +73,8 @@ def trainer(recipe: Recipe, device: torch.device, out: Path, workers: int = 0) -
 
         net.unet.set_attn_processor(AttnProcessor())
     vae = load_net(out, "autoencoder", "autoencoder").to(device, memory_format=torch.channels_last)
-    draw: Any = partial(drawn, recipe, vae.config.sample_size * FOLD)
-    loss = partial(prior_loss, vae, draw=Prefetched(draw, workers) if workers else draw)
+    draw = prefetched(partial(drawn, recipe, vae.config.sample_size * FOLD), workers)
+    loss = partial(prior_loss, vae, draw=draw)
     return Trainer(net, loss, recipe, device, half=half, decays=is_matrix)
 
 
