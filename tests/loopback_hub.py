@@ -103,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         hub.asked.append(f"{self.command} {path}")
         if hub.stalls:
-            hub.closing.wait(20)
+            hub.closing.wait(600)
             return
         if hub.status:
             self.send(hub.status, b"no")
@@ -171,7 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if hangs:
-            self.server.hub.closing.wait(20)
+            self.server.hub.closing.wait(600)
         elif self.command != "HEAD":
             self.wfile.write(body[: len(body) // 2] if short else body)
         if short or hangs:

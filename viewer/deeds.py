@@ -5,6 +5,7 @@ viser's own buttons are elements of their own, which come and go one by one unde
 
 from __future__ import annotations
 
+import asyncio
 import html
 import logging
 from collections.abc import Callable
@@ -31,14 +32,22 @@ class Deeds:
         """Do this for buttons of a name; what is given is what the button is of."""
         self._known[name] = deed
 
-    def _do(self, event: Event) -> None:
+    async def _do(self, event: Event) -> None:
+        """Read the field where it is written: a thread would find there what was asked for after."""
         _, _, asked = self.field.value.partition(" ")
         name, _, of = asked.partition(" ")
         deed = self._known.get(name)
         if deed is None:
             _log.warning("a page asked for %r, which nobody does", name[:40])
             return
-        deed(of.strip(), event.client)
+        asyncio.get_running_loop().run_in_executor(None, _done, deed, of.strip(), event.client)
+
+
+def _done(deed: Deed, of: str, client: viser.ClientHandle | None) -> None:
+    try:
+        deed(of, client)
+    except Exception:  # noqa: BLE001 - a page asked for something odd; the others live on
+        _log.warning("what a page asked for failed", exc_info=True)
 
 
 def button(label: str, deed: str, of: object = "", hint: str = "") -> str:

@@ -59,7 +59,7 @@ SCRIPT = """<script>
     let wait = 1000;
     try {
       const answer = await fetch(new URL("alive", location.href), {cache: "no-store"});
-      if (answer.ok) { wait = 6000; connect(); } else tell(other);
+      if (answer.ok) { wait = 6000; connect(); } else tell(answer.status === 503 ? gone : other);
     } catch { tell(gone); }
     asking = false;
     setTimeout(ask, wait);

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import http
 import logging
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import rich
 import viser
 import websockets.asyncio.server
+from websockets.asyncio.server import ServerConnection
+from websockets.http11 import Request, Response
 
-from .access import Access
+from .access import Access, Answer
 from .dressing import dressed
 from .reconnection import Reconnection
 
@@ -54,9 +58,10 @@ class Server(viser.ViserServer):
 def serve(host: str, port: int, access: Access, title: str) -> Server:
     """A server that listens at a host, on a port or the next that is free. Raises OSError for a bad host."""
     rich.reconfigure(quiet=True)  # viser prints to stdout, where results go
-    free = free_port(host, port)
-    with _guarded(access, title) as guarded:
+    free, whole = free_port(host, port), threading.Event()
+    with _guarded(access, title, whole) as guarded:
         server = Server(host=host, port=free, label=title, verbose=False)
+    whole.set()
     if not guarded:
         server.stop()
         raise RuntimeError("this viser starts its web server unguarded: install viser>=1.1,<1.2")
@@ -92,8 +97,19 @@ def _try(host: str, port: int) -> None:
             trial.listen()
 
 
+def _once(whole: threading.Event, answer: Answer) -> Answer:
+    """A web server's look at a request, put off while viser's server is half made: it would fail the page."""
+
+    def look(connection: ServerConnection, request: Request) -> Response | None:
+        if not whole.is_set():
+            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "the viewer is starting\n")
+        return answer(connection, request)
+
+    return look
+
+
 @contextlib.contextmanager
-def _guarded(access: Access, title: str) -> Iterator[list[bool]]:
+def _guarded(access: Access, title: str, whole: threading.Event) -> Iterator[list[bool]]:
     """Within, web servers of websockets ask `access` first, and pages come back; yields whether any started.
 
     viser has no hook for it: it hands its own first look at a request to `serve`, and keeps the server.
@@ -104,7 +120,7 @@ def _guarded(access: Access, title: str) -> Iterator[list[bool]]:
 
     def guarded(*args: Any, process_request: Any, **options: Any) -> Any:
         started.append(True)
-        answer = coming_back.guard(dressed(process_request, title))
+        answer = _once(whole, coming_back.guard(dressed(process_request, title)))
         return original(*args, process_request=access.guard(answer), **options)
 
     module.serve = guarded

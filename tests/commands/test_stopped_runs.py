@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -142,11 +143,12 @@ def test_two_real_processes_do_not_resume_one_run(cli: Cli, killed: Path) -> Non
     try:
         while lock.holder(killed) is None:
             assert first.poll() is None, first.communicate()
+            time.sleep(0.05)
         done = cli(*command[3:])
         assert done.code == 2
         assert f"is at work in process {first.pid}" in done.err
         first.send_signal(signal.SIGTERM)
-        out, err = first.communicate(timeout=120)
+        out, err = first.communicate(timeout=240)
         assert (first.returncode, out) == (143, f"{killed}\n"), err
     finally:
         first.kill()

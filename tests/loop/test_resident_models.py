@@ -215,9 +215,9 @@ from splatgen.loop.session import Session
 session = Session(ResidentModels(), check=lambda config: config, describe=str)
 for words in sys.argv[2:]:
     session.add(Job(config=from_dict(json.loads(words)), out=Path(sys.argv[1]), command=["test"]))
-    status = session.wait(120)
+    status = session.wait(240)
     assert status.state == "done", status
-session.close(60)
+session.close(240)
 print(status.folder)
 """
 
@@ -278,7 +278,7 @@ def job(folder, **change):
 
 def until(condition):
     """Wait for something that another thread does."""
-    ends = time.monotonic() + 60
+    ends = time.monotonic() + 240
     while not (value := condition()):
         assert time.monotonic() < ends
         time.sleep(0.002)
@@ -296,11 +296,11 @@ def names(folder):
 def test_a_session_makes_a_run_and_then_another_without_loading(session, tmp_path, loads):
     assert session.status.state == "idle"
     session.add(job(tmp_path))
-    first = session.wait(60)
+    first = session.wait(240)
     assert (first.state, first.number, status(first.folder)) == ("done", 1, "done")
     loads.clear()
     session.add(job(tmp_path, prompt="a blue sphere", seed=3))
-    second = session.wait(60)
+    second = session.wait(240)
     assert (second.state, second.number) == ("done", 2)
     assert run_folder.read(Run(folder=second.folder))["prompt"] == "a blue sphere"
     assert loads == []
@@ -311,28 +311,28 @@ def test_a_session_makes_a_run_and_then_another_without_loading(session, tmp_pat
 
 def test_models_that_were_loaded_ahead_are_those_of_the_first_run(session, tmp_path, loads):
     session.prepare(config())
-    ready = session.wait(60)
+    ready = session.wait(240)
     assert (ready.state, ready.number, ready.job) == ("idle", 0, None)
     assert len(loads) == 2
     session.add(job(tmp_path))
     session.prepare(config(prior="toybox"))  # not now
-    assert (session.wait(60).state, len(loads)) == ("done", 2)
+    assert (session.wait(240).state, len(loads)) == ("done", 2)
 
 
 def test_a_run_that_is_asked_for_while_models_are_loaded_ahead_is_made(session, tmp_path, loads):
     session.prepare(config())
     session.add(job(tmp_path))
-    assert (session.wait(60).state, session.status.number) == ("done", 1)
+    assert (session.wait(240).state, session.status.number) == ("done", 1)
     assert len(loads) == 2
 
 
 def test_what_cannot_be_loaded_ahead_is_told_before_the_first_run(session, tmp_path):
     session.prepare(config(prior="sd15", reward=(), weights=str(tmp_path)))
-    failed = session.wait(60)
+    failed = session.wait(240)
     assert (failed.state, failed.number) == ("failed", 0)
     assert "splatgen fetch sd15" in failed.message
     session.add(job(tmp_path))
-    assert session.wait(60).state == "done"
+    assert session.wait(240).state == "done"
 
 
 def test_states_follow_one_another(session, tmp_path):
@@ -349,7 +349,7 @@ def test_states_follow_one_another(session, tmp_path):
     watcher = threading.Thread(target=watch)
     watcher.start()
     session.add(job(tmp_path))
-    session.wait(60)
+    session.wait(240)
     until(lambda: seen[-1] == "done")
     halted.set()
     watcher.join()
@@ -368,7 +368,7 @@ def test_a_run_can_pause_go_on_and_stop(session, tmp_path):
     assert session.status.state == "running"
     until(lambda: (found := channel.take()) is not None and found.status == "running")
     session.stop()
-    ended = session.wait(60)
+    ended = session.wait(240)
     assert (ended.state, status(ended.folder)) == ("stopped", "stopped")
     assert list((ended.folder / "checkpoints").glob("step-*"))
 
@@ -378,10 +378,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_end(session, tmp_path):
     session.add(Job(config=given, out=tmp_path / "a", command=["test"]))
     until(lambda: session.status.channel.take() is not None)
     session.stop()
-    halted = session.wait(60)
+    halted = session.wait(240)
     assert status(halted.folder) == "stopped"
     session.add(Job(config=given, out=tmp_path / "a", command=["test"], folder=halted.folder))
-    ended = session.wait(60)
+    ended = session.wait(240)
     assert (ended.state, ended.folder) == ("done", halted.folder)
     whole = start(tmp_path / "b", given)
     assert_same(tensors(Run(folder=ended.folder)), tensors(whole.run))
@@ -398,7 +398,7 @@ def test_jobs_wait_in_a_queue_whose_order_can_change(session, tmp_path):
     session.move(99, 1)
     assert [entry.number for entry in session.waiting] == [four, three, one]
     session.stop()
-    session.wait(60)
+    session.wait(240)
     told = [(entry.number, entry.status.state) for entry in session.ended]
     assert told == [(one, "done"), (three, "done"), (four, "done"), (1, "stopped")]
     assert sorted(run_folder.read(Run(folder=path))["seed"] for path in tmp_path.iterdir()) == [0, 1, 3, 4]
@@ -413,7 +413,7 @@ def variants(folder, *changes, **shared):
 def test_variants_in_turns_come_to_what_each_would_alone(session, tmp_path, loads, scores):
     changes = [{"score": score, "seed": n} for n, score in enumerate(scores)]
     session.add(variants(tmp_path / "together", *changes))
-    ended = session.wait(60)
+    ended = session.wait(240)
     assert [lane.state for lane in ended.lanes] == ["done"] * 3
     assert len(loads) == 2  # shared: a prior and a reward
     for lane in ended.lanes:
@@ -434,7 +434,7 @@ def test_variants_go_on_side_by_side_and_each_can_be_stopped(session, tmp_path):
     session.send(Command(kind="pause"))
     until(lambda: (found := lanes[2].channel.take()) is not None and found.status == "paused")
     session.send(Command(kind="stop"))
-    ended = session.wait(60)
+    ended = session.wait(240)
     assert (ended.state, [lane.state for lane in ended.lanes]) == ("stopped", ["stopped"] * 3)
     assert [status(lane.folder) for lane in ended.lanes] == ["stopped"] * 3
 
@@ -449,7 +449,7 @@ def test_a_variant_that_fails_leaves_the_others_alone(session, tmp_path, monkeyp
 
     monkeypatch.setattr(resident_models, "load_models", fail)
     session.add(variants(tmp_path, *({"seed": n} for n in range(3))))
-    ended = session.wait(60)
+    ended = session.wait(240)
     assert [lane.state for lane in ended.lanes] == ["done", "failed", "done"]
     assert (ended.state, ended.message) == ("done", "no such luck")
 
@@ -460,16 +460,16 @@ def test_stopped_while_it_loads_a_run_leaves_no_folder(session, tmp_path, monkey
 
     def slow(*options):
         loading.set()
-        assert go.wait(60)
+        assert go.wait(240)
         return load(*options)
 
     monkeypatch.setattr(resident_models, "load_prior", slow)
     session.add(job(tmp_path))
-    assert loading.wait(60)
+    assert loading.wait(240)
     assert session.status.state == "loading"
     session.stop()
     go.set()
-    assert session.wait(60).state == "stopped"
+    assert session.wait(240).state == "stopped"
     assert names(tmp_path) == []
 
 
@@ -485,8 +485,8 @@ def test_what_cannot_be_run_is_refused_before_the_run_at_work_is_stopped(session
 def test_a_check_may_change_the_run(tmp_path):
     session = started(check=lambda given: dataclasses.replace(given, prompt="a blue sphere"))
     session.add(job(tmp_path))
-    assert run_folder.read(Run(folder=session.wait(60).folder))["prompt"] == "a blue sphere"
-    session.close(60)
+    assert run_folder.read(Run(folder=session.wait(240).folder))["prompt"] == "a blue sphere"
+    session.close(240)
 
 
 class Broken(RuntimeError):
@@ -509,18 +509,18 @@ def test_errors_become_words_and_the_next_run_is_made(session, tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(lifecycle, "run_loop", fail)
         session.add(job(tmp_path))
-        failed = session.wait(60)
+        failed = session.wait(240)
     assert failed.state == "failed"
     assert failed.message.startswith(words)
     (name,) = names(tmp_path)
     assert failed.message.endswith(f"the run is in {tmp_path / name}")
     session.add(job(tmp_path))
-    assert session.wait(60).state == "done"
+    assert session.wait(240).state == "done"
 
 
 def test_weights_that_are_missing_are_told_and_leave_no_folder(session, tmp_path):
     session.add(job(tmp_path / "out", prior="sd15", reward=(), weights=str(tmp_path)))
-    failed = session.wait(60)
+    failed = session.wait(240)
     assert failed.state == "failed"
     assert "splatgen fetch sd15" in failed.message
     assert not (tmp_path / "out").exists()
@@ -540,7 +540,7 @@ def test_the_tensors_of_a_run_that_failed_are_let_go(session, tmp_path, monkeypa
         gc.disable()  # what goes, goes on purpose
         try:
             session.add(job(tmp_path))
-            session.wait(60)
+            session.wait(240)
             until(lambda: held[0]() is None)
         finally:
             gc.enable()
@@ -551,7 +551,7 @@ def test_closing_keeps_a_checkpoint_and_ends_the_thread(tmp_path):
     session = started()
     session.add(job(tmp_path, steps=NEVER_MET))
     until(lambda: session.status.state == "running")
-    ended = session.close(60)
+    ended = session.close(240)
     assert (ended.state, status(ended.folder)) == ("stopped", "stopped")
     assert not session._thread.is_alive()
     with pytest.raises(RuntimeError, match="ended"):
@@ -566,7 +566,7 @@ def test_commands_without_a_run_go_nowhere(session):
 
 def test_shap_e_gets_the_room_of_the_models(session, tmp_path, monkeypatch):
     session.add(job(tmp_path))
-    session.wait(60)
+    session.wait(240)
     seen = []
 
     def generate(given, *, models, **_):
@@ -575,7 +575,7 @@ def test_shap_e_gets_the_room_of_the_models(session, tmp_path, monkeypatch):
 
     monkeypatch.setattr(object_run, "generate", generate)
     session.add(job(tmp_path, init="shap-e"))
-    assert session.wait(60).message == "seen"
+    assert session.wait(240).message == "seen"
     assert seen == [(None, {})]
 
 

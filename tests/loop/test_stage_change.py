@@ -6,7 +6,6 @@ import gc
 import itertools
 import json
 import os
-import time
 import weakref
 
 import pytest
@@ -320,16 +319,16 @@ def test_the_studio_makes_and_continues_a_run_of_stages(tmp_path):
     session = Session(ResidentModels(), check=lambda c: c, describe=str)
     try:
         session.add(Job(config=given, out=tmp_path / "out", command=["test"]))
-        status = session.wait(120)
+        status = session.wait(240)
         assert status.state == "done", status.message
         assert_same(tensors(run_folder.open_run(status.folder)), tensors(whole.run))
         part = start(tmp_path / "part", given, should_stop=stop_at(4))
         session.add(Job(config=given, out=tmp_path, command=["test"], folder=part.run.folder))
-        status = session.wait(120)
+        status = session.wait(240)
         assert status.state == "done", status.message
         assert_same(tensors(part.run), tensors(whole.run))
     finally:
-        session.close(60)
+        session.close(240)
 
 
 # Reading ahead
@@ -350,7 +349,8 @@ def test_the_files_of_the_next_stage_are_read_once_and_late(tmp_path, monkeypatc
     ahead, scene = read_ahead.ReadAhead(), Scene()
     for scene.step in range(50):
         ahead.look(course, scene)
-        assert len(read) == (scene.step >= 30) or ahead.thread.is_alive() or time.sleep(0.1) is None
+        assert (ahead.thread is not None) == (scene.step >= 30)
+    ahead.thread.join(240)
     assert read == [[file]]
     monkeypatch.setattr(read_ahead, "available", lambda: 1500)  # no room for it
     read_ahead.ReadAhead().look(course, scene)

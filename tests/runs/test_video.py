@@ -5,6 +5,7 @@ import os
 import shutil
 import stat
 import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -88,12 +89,12 @@ def test_a_full_disk_is_an_os_error(tmp_path, monkeypatch):
 
 
 def test_an_error_of_the_renderer_stops_ffmpeg(tmp_path, monkeypatch):
-    fake_ffmpeg(tmp_path, monkeypatch, f"echo $$ > {tmp_path}/pid; exec sleep 60")
+    fake_ffmpeg(tmp_path, monkeypatch, f"echo $$ > {tmp_path}/pid; exec sleep 600")
 
     def frames():
         yield from film(2)
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
-            pass
+            time.sleep(0.01)
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +23,11 @@ from splatgen.loop.snapshot import Candidate, Channel, Cloud, Snapshot
 LEFT, RIGHT = (-0.5, 0.0, 0.0), (0.5, 0.0, 0.0)  # of the front view
 RED, BLUE = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)
 PROTOCOL = f"viser-v{viser.__version__}"
+PATIENCE = 240.0  # seconds, for what happens at once on an idle machine
+PORTS = range(20_000, 32_000)  # below those that systems give to whoever asks for any
+
+_ports = itertools.count(os.getpid() * 211)  # tests run side by side: each process begins elsewhere
+_marks = itertools.count()
 
 
 def balls(*parts: tuple[tuple[float, ...], tuple[float, ...]], count: int = 300, size: float = 0.3) -> Cloud:
@@ -59,12 +66,15 @@ def viewer(channel: Channel, **subject: Any) -> Iterator[Viewer]:
 
 
 def free_port() -> int:
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return int(trial.getsockname()[1])
+    """A port that nobody else is given meanwhile: not by the system, nor by this in another process."""
+    while True:
+        port = PORTS[next(_ports) % len(PORTS)]
+        with socket.socket() as trial, contextlib.suppress(OSError):
+            trial.bind(("0.0.0.0", port))
+            return port
 
 
-def until(done: Callable[[], Any], seconds: float = 10.0) -> Any:
+def until(done: Callable[[], Any], seconds: float = PATIENCE) -> Any:
     """What `done` returns once it is true; AssertionError after too long."""
     end = time.monotonic() + seconds
     while not (found := done()):
@@ -73,14 +83,34 @@ def until(done: Callable[[], Any], seconds: float = 10.0) -> Any:
     return found
 
 
+def settle(it: Viewer, *pages: Page) -> None:
+    """Until the pump has done what it was asked for by now, and all that came of it is on these pages.
+
+    Markers follow the messages to all and to each: what is not there before them, never comes.
+    """
+    turns: list[None] = []
+    panels: Any = it.pump.page
+    tick = panels.tick
+    panels.tick = lambda: (turns.append(None), tick())
+    until(lambda: len(turns) > 1)  # one of them whole
+    panels.tick = tick
+    all_of_them, each = (f"mark {next(_marks)}" for _ in range(2))
+    it.server.gui.add_html(all_of_them)
+    for client in it.server.get_clients().values():
+        client.gui.add_html(each)
+    for page in pages:
+        for mark in (all_of_them, each):
+            page.wait(lambda m, mark=mark: (m.get("props") or {}).get("content") == mark)
+
+
 class Page:
     """A page without a browser: reads messages, moves its camera, presses buttons."""
 
     def __init__(self, it: Viewer, **options: Any) -> None:
+        patient = {"max_size": None, "max_queue": None, "ping_interval": None, "open_timeout": PATIENCE}
         address = it.url.replace("http", "ws")
-        self.socket: ClientConnection = connect(address, subprotocols=[PROTOCOL], max_size=None, **options)
+        self.socket: ClientConnection = connect(address, subprotocols=[PROTOCOL], **patient, **options)
         self.seen: list[dict[str, Any]] = []
-        self.bytes = 0
 
     def __enter__(self) -> Page:
         self.look()
@@ -113,12 +143,11 @@ class Page:
             while True:
                 content = self.socket.recv(timeout=seconds)
                 assert isinstance(content, bytes)
-                self.bytes += len(content)
                 fresh += messages(content)
         self.seen += fresh
         return fresh
 
-    def wait(self, matches: Callable[[dict[str, Any]], bool], seconds: float = 10.0) -> dict[str, Any]:
+    def wait(self, matches: Callable[[dict[str, Any]], bool], seconds: float = PATIENCE) -> dict[str, Any]:
         """The first message, of all that came or come, that matches."""
         return until(lambda: next(filter(matches, self.seen), None) or (self.read(0.02) and None), seconds)
 

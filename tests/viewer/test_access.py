@@ -7,11 +7,11 @@ import socket
 import threading
 
 import pytest
-from pages import PROTOCOL, Page, free_port, viewer
+from pages import PATIENCE, PROTOCOL, Page, free_port, settle, until, viewer
 from splatgen_viewer.access import Access, Refused, is_loopback
 from splatgen_viewer.live import Viewer
 from splatgen_viewer.page import Subject
-from splatgen_viewer.serving import PORTS
+from splatgen_viewer.serving import PORTS, Server
 from splatgen_viewer.serving import free_port as free_from
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosedError, InvalidStatus
@@ -94,7 +94,7 @@ def test_tokens_are_long_and_new():
 
 
 def get(it, path, host=None):
-    connection = http.client.HTTPConnection("127.0.0.1", it.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", it.port, timeout=PATIENCE)
     connection.request("GET", path, headers={"Host": host or f"127.0.0.1:{it.port}"})
     return connection.getresponse()
 
@@ -147,8 +147,8 @@ def test_a_page_cannot_open_a_tunnel_to_the_outside(caplog, monkeypatch):
         page.send(type="ShareUrlRequest")
         page.send(type="ShareUrlDisconnect")
         assert page.element("Pause")
-        page.read(0.3)
-        assert "asked to share" in caplog.text
+        until(lambda: "asked to share" in caplog.text)
+        settle(it, page)
         assert not any("ShareUrl" in m["type"] for m in page.seen)
     assert opened == []
 
@@ -164,6 +164,21 @@ def test_a_server_that_starts_unguarded_is_not_used(monkeypatch):
     with pytest.raises(RuntimeError, match="unguarded"):
         Viewer(Channel(), Subject(title="a test"), host="127.0.0.1", port=free_port())
     assert started == []
+
+
+def test_who_comes_while_the_server_is_made_is_told_to_come_again(monkeypatch):
+    told, inside = [], Server.__init__
+
+    def made(self, **options):
+        inside(self, **options)
+        connection = http.client.HTTPConnection("127.0.0.1", options["port"], timeout=PATIENCE)
+        connection.request("GET", "/alive")
+        told.append(connection.getresponse().status)
+
+    monkeypatch.setattr(Server, "__init__", made)
+    with viewer(Channel()) as it:
+        assert told == [503]
+        assert get(it, "/alive").status == 200
 
 
 def test_nonsense_from_a_page_closes_that_page_alone():
@@ -200,5 +215,5 @@ def test_no_thread_is_left_behind():
         page.element("Pause")
     left = {t for t in threading.enumerate() if t.is_alive()} - before
     for thread in left:
-        thread.join(timeout=5)
+        thread.join(timeout=PATIENCE)
     assert not [t.name for t in left if t.is_alive()]

@@ -27,7 +27,7 @@ def test_it_shows_its_object_without_a_server_and_turns(page, tmp_path):
     formats.save(splats, tmp_path / "two-balls.html")
     page.goto(f"file://{tmp_path}/two-balls.html")
     page.get_by_text("900 splats").wait_for()
-    shared.until(lambda: shared.shares(seen(page, tmp_path / "front.png"), RED)[0] > 0.03, seconds=60)
+    shared.until(lambda: shared.shares(seen(page, tmp_path / "front.png"), RED)[0] > 0.03)
     front = seen(page, tmp_path / "front.png")
     (red, none), (nothing, blue) = shared.shares(front, RED), shared.shares(front, BLUE)
     assert max(none, nothing) < 0.002
@@ -39,7 +39,7 @@ def test_it_shows_its_object_without_a_server_and_turns(page, tmp_path):
     page.mouse.down()
     page.mouse.move(500 + 180 * np.pi, 300, steps=4)  # half a turn
     page.mouse.up()
-    shared.until(lambda: shared.shares(seen(page, tmp_path / "back.png"), BLUE)[0] > 0.03, seconds=60)
+    shared.until(lambda: shared.shares(seen(page, tmp_path / "back.png"), BLUE)[0] > 0.03)
     page.get_by_role("button", name="Reset view").click()
-    shared.until(lambda: shared.shares(seen(page, tmp_path / "again.png"), RED)[0] > 0.03, seconds=60)
+    shared.until(lambda: shared.shares(seen(page, tmp_path / "again.png"), RED)[0] > 0.03)
     assert asked == [f"file://{tmp_path}/two-balls.html"]

@@ -6,7 +6,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from pages import free_port, snapshot, until, viewer
+from pages import PATIENCE, free_port, snapshot, until, viewer
 from splatgen_viewer import reconnection
 from splatgen_viewer.live import Viewer
 from splatgen_viewer.page import Subject
@@ -34,7 +34,7 @@ def test_a_page_comes_back_when_the_next_viewer_starts_on_its_port(page):  # noq
     assert page.get_by_text("step 1 of 100").is_visible()  # what it showed last
     assert len(tries) == 1  # each that fails makes Chrome wait longer for the next
     with start(port, "two", 2) as it:
-        until(lambda: page.wait_for_timeout(50) or it.server.readers(), seconds=10)
+        until(lambda: page.wait_for_timeout(50) or it.server.readers())
         page.get_by_text("step 2 of 100").wait_for()
         page.locator("#splatgen-away").wait_for(state="detached")
         assert len(tries) == 2
@@ -44,13 +44,15 @@ def test_a_page_that_was_cut_off_connects_to_the_same_viewer_again(page):  # noq
     with start(free_port(), "one", 1) as it:
         page.goto(it.url)
         page.get_by_text("step 1 of 100").wait_for()
+        came = []
+        it.server.on_client_connect(came.append)
+        until(lambda: page.wait_for_timeout(20) or came)  # those that are here already come, too
         it.server._websock_server.disconnect_all_clients()
-        until(lambda: page.wait_for_timeout(20) or not it.server.readers(), seconds=10)
-        until(lambda: page.wait_for_timeout(50) or it.server.readers(), seconds=20)
+        until(lambda: page.wait_for_timeout(20) or len(came) == 2)
 
 
 def get(url, **headers):
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=PATIENCE) as answer:
         return answer.read(), answer.headers
 
 

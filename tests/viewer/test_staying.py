@@ -10,7 +10,8 @@ import time
 
 import pytest
 from faults import only
-from pages import Page, free_port, until
+from pages import PATIENCE, Page, free_port, until
+from websockets.exceptions import InvalidStatus
 
 from splatgen import formats
 from splatgen.commands.common import viewer as viewing
@@ -49,7 +50,7 @@ class Visitor(threading.Thread):
     def run(self):
         try:
             with contextlib.ExitStack() as stack:
-                self.page = until(self._connected, 240)
+                self.page = until(self._connected)
                 stack.enter_context(self.page)
                 self.found = self.act(self.page)
         except BaseException as error:  # noqa: BLE001 - for the test
@@ -58,14 +59,14 @@ class Visitor(threading.Thread):
             os.kill(os.getpid(), self.end)
 
     def _connected(self):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, InvalidStatus):  # not there, or not yet
             return Page(At(self.port))
         time.sleep(0.05)
         return None
 
 
-def wait_for(page, text, seconds=240):  # the first one here waits until torch is loaded
-    return page.wait(lambda m: text in str(m.get("updates") or m.get("props")), seconds)
+def wait_for(page, text):
+    return page.wait(lambda m: text in str(m.get("updates") or m.get("props")))
 
 
 def visited(cli, monkeypatch, act, *words):
@@ -75,13 +76,13 @@ def visited(cli, monkeypatch, act, *words):
     inside = object_run.advance
 
     def advance(*given):
-        until(lambda: hasattr(visitor, "page"), 240)
+        until(lambda: hasattr(visitor, "page"))
         return inside(*given)
 
     monkeypatch.setattr(object_run, "advance", advance)
     visitor.start()
     done = cli(*words, "--viewer", "--port", port)
-    visitor.join(240)
+    visitor.join(PATIENCE)
     if visitor.error is not None:
         raise visitor.error
     return done, visitor.found
@@ -91,7 +92,7 @@ def save(page):
     """What a page gets that saves, looks at the status and reads the words."""
     wait_for(page, "to see it again")
     page.press("Save .ply")
-    part = page.wait(lambda m: m["type"] == "FileTransferPart", 60)
+    part = page.wait(lambda m: m["type"] == "FileTransferPart")
     name = next(m for m in page.seen if m["type"] == "FileTransferStartDownload")["filename"]
     page.press("Take a checkpoint")
     wait_for(page, "the run has ended, as done: nothing changes any more")
@@ -114,7 +115,7 @@ def stop(page):
     page.press("Stop and keep")
     wait_for(page, "· stopped")
     page.press("Save .ply")
-    page.wait(lambda m: m["type"] == "FileTransferPart", 60)
+    page.wait(lambda m: m["type"] == "FileTransferPart")
 
 
 def test_stopped_in_the_page_it_is_kept_and_the_page_stays(cli, tmp_path, monkeypatch):
@@ -132,6 +133,8 @@ def test_a_run_that_fails_keeps_its_page_too_and_its_exit_code(cli, tmp_path, mo
 
     def look(page):
         wait_for(page, "· oom")
+        page.press("Take a checkpoint")  # Ctrl-C before this is answered would be the run's
+        wait_for(page, "the run has ended, as oom: nothing changes any more")
         return page.texts()
 
     words = [*RUN, "--output.checkpoint-seconds", "1e-9", "--out", tmp_path]
@@ -179,7 +182,7 @@ def test_open_starts_the_browser_that_is_chosen(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("BROWSER", f"{script} %s")
     with viewing.watched(viewing.ViewerOptions(place=place), viewing.Config()) as channel:
         assert channel is not None
-        until((tmp_path / "opened").exists)
+        until(lambda: (tmp_path / "opened").exists() and (tmp_path / "opened").read_text())
     assert f"http://127.0.0.1:{place.port}/" in (tmp_path / "opened").read_text()
     for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY"):
         monkeypatch.delenv(name, raising=False)

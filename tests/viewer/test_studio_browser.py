@@ -21,7 +21,7 @@ browser, page, shelf = shared.browser, shared.page, studio.shelf  # fixtures
 
 def wait(page, done):
     """Until something in this process is so, while the page goes on."""
-    shared.until(lambda: (page.wait_for_timeout(50), done())[1], seconds=120)
+    shared.until(lambda: done() or page.wait_for_timeout(50))
 
 
 def finished(it, number):
@@ -36,7 +36,7 @@ def test_two_prompts_in_a_row_are_typed_and_made(page, tmp_path):
         prompt.press("Enter")
         wait(page, lambda: finished(it, 1))
         page.get_by_text("a green torus · done").wait_for()
-        assert page.title() == "a green torus · splatgen"
+        wait(page, lambda: page.title() == "a green torus · splatgen")
         page.screenshot(path=tmp_path / "first.png")
         prompt.fill("a blue sphere")
         page.get_by_role("button", name="Generate").click()
@@ -56,7 +56,7 @@ def test_an_unknown_word_shows_its_message_and_a_prompt_to_take(page, tmp_path):
         page.screenshot(path=tmp_path / "refused.png")
         page.get_by_role("button", name="a blue sphere").click()
         wait(page, lambda: prompt.input_value() == "a blue sphere")
-        assert page.get_by_text("does not know").count() == 0
+        wait(page, lambda: page.get_by_text("does not know").count() == 0)
         page.get_by_role("button", name="Generate").click()
         wait(page, lambda: finished(it, 1))
 
@@ -73,7 +73,7 @@ def test_two_past_runs_are_side_by_side(page, tmp_path, shelf):
         page.get_by_role("button", name="Show").nth(1).click()  # the older first
         page.get_by_role("button", name="Beside").click()
         page.get_by_text("What differs, left and right").wait_for()
-        shared.until(lambda: shared.shares(shared.scene(page, tmp_path), BLUE)[1] > 0.02, seconds=30)
+        shared.until(lambda: shared.shares(shared.scene(page, tmp_path), BLUE)[1] > 0.02)
         pixels = shared.scene(page, tmp_path)
         (red, none), (nothing, blue) = shared.shares(pixels, RED), shared.shares(pixels, BLUE)
         assert red == pytest.approx(blue, rel=0.2)
@@ -172,7 +172,7 @@ def test_an_object_that_is_dropped_is_shown_and_gone_on_from(page, tmp_path):
         shared.visit(page, it.viewer, "Prompt")
         page.evaluate(DROP, ["theirs.ply", content])
         page.get_by_text("theirs.ply: 300 splats").wait_for()
-        shared.until(lambda: shared.like(shared.scene(page, tmp_path), RED).mean() > 0.02, seconds=60)
+        shared.until(lambda: shared.like(shared.scene(page, tmp_path), RED).mean() > 0.02)
         page.keyboard.press("Escape")
         field(page, "Prompt").press("Enter")
         wait(page, lambda: finished(it, 1))

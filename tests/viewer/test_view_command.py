@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from pages import LEFT, RED, Page, balls, free_port, snapshot
+from pages import LEFT, PATIENCE, RED, Page, balls, free_port, snapshot
 from splatgen_viewer.access import Access
 from splatgen_viewer.page import Subject
 
@@ -183,7 +183,7 @@ def test_it_shows_the_splats_until_ctrl_c(run, kind, tmp_path):
             count = len(splats["props"]["buffer"]) // 32
             page.wait(lambda m: f"{count} splats" in str(m.get("updates")))
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
         process.wait()
