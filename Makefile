@@ -19,7 +19,7 @@ demo: setup
 	$(BIN)/splatgen generate "a pumpkin on top of a barrel"
 
 test: setup
-	$(BIN)/python -m pytest -q -n auto
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 lint: setup
 	$(BIN)/ruff check splatgen viewer configs tests benchmarks

@@ -42,6 +42,14 @@ class Outcome:
 Cli = Callable[..., Outcome]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _quick() -> Iterator[None]:
+    """Waiting for the disk thousands of times takes minutes; test_atomic.py sees that it is done."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
     """Run a command line in this process: `cli("generate", "a red cube")`."""

@@ -51,14 +51,6 @@ RUN = ["generate", "a red cube", *TINY, "--steps", "4", "--output.frames", "0"]
 RUN += ["--output.checkpoint-seconds", "1e-9"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick() -> Iterator[None]:
-    """Waiting for the disk thousands of times takes a minute; test_atomic.py sees that it is done."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing happened to; look, don't touch."""

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import math
-import os
 import typing
 
 import pytest
@@ -47,14 +46,6 @@ ACTING = {
     "ascent": AscentOptions(start=0.0, straight_through=0.5),
     "vsd": VSDOptions(lr=0.01),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    """test_atomic.py sees that files reach the disk; here it would take most of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
 
 
 def config(score, preference, **change):

@@ -27,6 +27,8 @@ class Scene:
         self.splats: viser.GaussianSplatHandle | None = None
         self.frustums: list[viser.CameraFrustumHandle] = []
         self.scene.set_up_direction("+y")
+        self.scene.configure_environment_map(None)  # splats need no light, whose shadows cost each frame
+        self.scene.configure_default_lights(enabled=False, cast_shadow=False)
         start = server.initial_camera
         start.position, start.look_at = first_position(reach), (0.0, 0.0, 0.0)
         start.up, start.fov = (0.0, 1.0, 0.0), math.radians(FOV)

@@ -13,13 +13,6 @@ from splatgen.runs import atomic, listing, lock, run_folder
 from splatgen.runs.run_folder import Run
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
-
-
 def make(out, prompt, status="done", days=0, name=None, checkpoint=1000):
     run = run_folder.create(out, prompt, command=["test"], config={}, name=name)
     (run.checkpoints / "step-000004").mkdir()

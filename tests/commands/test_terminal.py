@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -22,14 +21,6 @@ from splatgen.commands import completion, generate
 from splatgen.commands.common import cost, execution
 from splatgen.config import Config, ImageConfig, ViewOptions, WeightedOptions
 from splatgen.rewards import JUDGES
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
-
 
 # Prompts without quotes, and seeds
 

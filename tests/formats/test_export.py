@@ -9,6 +9,7 @@ import torch
 from clouds import cloud
 
 from splatgen import formats
+from splatgen.rasterizer import fusion
 from splatgen.scene.splats import Splats
 
 SUFFIXES = [".ply", ".splat", ".spz", ".glb"]
@@ -190,6 +191,22 @@ def solid(tmp_path: Path) -> Path:
     return tmp_path / "ball.ply"
 
 
+@pytest.fixture(scope="module")
+def _one_surface():
+    """Of the ball, for all formats: to fuse it takes seconds."""
+    made = []
+
+    def surface_of(splats, **options):
+        made[:] = made or [inside(splats, **options)]
+        return made[0]
+
+    inside = fusion.surface_of
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fusion, "surface_of", surface_of)
+        yield
+
+
+@pytest.mark.usefixtures("_one_surface")
 @pytest.mark.parametrize("suffix", [".glb", ".obj", ".ply"])
 def test_a_mesh_is_closed_and_as_small_as_asked_for(cli, tmp_path, solid, suffix):
     import trimesh

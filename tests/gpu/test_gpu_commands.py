@@ -51,7 +51,7 @@ def test_image(cli, tmp_path, space):
 def test_compare(cli, tmp_path, monkeypatch):
     monkeypatch.setattr(sweeping, "has_truth", lambda plan: False)  # the CPU's work, and most of it
     words = ["--methods", "sds", "rewardsds", "--weighted.candidates", "4", "--weighted.lookahead", "1"]
-    done = cli("compare", "a red cube", *TINY, *words, "--out", tmp_path)
+    done = cli("compare", "a red cube", *TINY, *words, "--seeds", "1", "--out", tmp_path)
     assert done.code == 0, done.err
 
 

@@ -6,8 +6,7 @@ Everything runs on the miniature models of 16 pixels, or on a prior whose answer
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +43,6 @@ CASES: dict[str, dict[str, Any]] = {
     "edit": {"source": RED, "prompt": BLUE, "preference": "weighted"},
     "edit of pixels": {"source": RED, "prompt": BLUE, "score": "sdi", "image": {"space": "pixels"}},
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick() -> Iterator[None]:
-    """Waiting for the disk thousands of times takes a minute; test_atomic.py sees that it is done."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
 
 
 def config(**changes: Any) -> ImageConfig:

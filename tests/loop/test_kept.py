@@ -17,13 +17,6 @@ from splatgen.runs.rng import rng
 from splatgen.scene.splats import random_ball
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda _: None)
-        yield
-
-
 def config(**change):
     values = {
         "prompt": "a red cube",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import threading
 import time
 
@@ -36,13 +35,6 @@ from splatgen.scene.cameras import orbit
 from splatgen.scene.splats import SH_C0, Splats
 
 STEPS = 8
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
 
 
 def config(**change):

@@ -6,8 +6,6 @@ Everything runs on the miniature models of 16 pixels.
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +40,6 @@ from splatgen.scene.splats import Splats, concatenate, rgb_to_sh
 
 STEPS = 6
 RED = (0.75, 0.08, 0.08)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick() -> Iterator[None]:
-    """Waiting for the disk takes longer than the steps; test_atomic.py sees that it is done."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
 
 
 def config(**change: Any) -> Config:

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 
 import pytest
 import torch
@@ -46,14 +45,6 @@ from splatgen.worlds.toybox.world import ground_truth
 
 STEPS = 8
 REFINED = DensifyOptions(start=0.1, stop=0.8, rounds=3, grow=0.3, max_splats=200, reset=(0.5,))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    """Waiting for the disk thousands of times takes a minute; test_atomic.py sees that it is done."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
 
 
 def config(**change):

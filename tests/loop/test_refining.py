@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 
 import pytest
 import shelf_nets
@@ -26,13 +25,6 @@ from splatgen.runs.metrics import read_metrics
 from splatgen.runs.rng import rng
 from splatgen.scene.parameters import new_scene
 from splatgen.scene.splats import random_ball
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
 
 
 def config(**change):

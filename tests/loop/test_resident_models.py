@@ -9,7 +9,6 @@ import dataclasses
 import gc
 import io
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -50,13 +49,6 @@ from splatgen.runs.run_folder import Run
 
 STEPS = 4
 NEVER_MET = 10**6  # steps
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
 
 
 def config(**change):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import itertools
 import json
-import os
 import weakref
 
 import pytest
@@ -27,13 +26,6 @@ from splatgen.scene.splats import random_ball
 
 SCORES = ("sds", "sdi", "vsd", "csd", "ism")
 PREFERENCES = ("none", "weighted", "dpo", "psd", "ascent")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
 
 
 def config(*tables, **change):

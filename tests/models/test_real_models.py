@@ -6,7 +6,6 @@ Real classes with random weights, laid out as `splatgen fetch` would; the comman
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -34,13 +33,6 @@ SMALL = """
 --steps 2 --views.size 16 --splats.count 40 --output.frames 0 --output.size 16 --device cpu
 --densify.rounds 0 --quiet
 """.split()  # noqa: SIM905 - as one would type it
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,6 @@ from hypothesis import strategies as st
 from splatgen.runs import atomic, checkpoint, packing
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    """Waiting for the disk hundreds of times takes a minute; test_atomic.py sees that it is done."""
-    monkeypatch.setattr(os, "fsync", lambda _: None)
-
-
 def content(step):
     g = torch.Generator().manual_seed(step)
     parts = {"splats": {"means": torch.randn(4, 3, generator=g)}, "score": {"lora/a.b": torch.ones(2) * step}}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 import time
 from types import SimpleNamespace
@@ -34,13 +33,6 @@ from splatgen.loop.initial_splats import starting_splats
 from splatgen.loop.snapshot import Channel, Command, ViewRequest
 from splatgen.runs import checkpoint
 from splatgen.runs.metrics import read_metrics
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
 
 
 def commands(channel):

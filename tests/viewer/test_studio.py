@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
 import re
 import shutil
 import signal
@@ -40,13 +39,6 @@ MINIATURE = (
 )
 WORDS = ("a red cube", *MINIATURE.removeprefix("a red cube ").split())
 NEVER_MET = 10**6  # steps
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "fsync", lambda _: None)
-        yield
 
 
 class Bench:
