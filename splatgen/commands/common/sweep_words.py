@@ -148,7 +148,7 @@ def read(
 ) -> tuple[F, Plan | None]:
     """Options whose words are checked, and the plan of the folder that is gone on with, if one is; prompts
     gives those of options, by which the prior is chosen where the words leave it open."""
-    options = arguments.read(kind, verb, argv, note=note())
+    options = arguments.read(kind, verb, argv, note=note() + usual.NOTE)
     if options.resume is None:
         check_words(options, argv)
         options = usual.read(kind, verb, argv, note=note(), prompts=prompts)

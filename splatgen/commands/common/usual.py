@@ -16,6 +16,11 @@ from splatgen.models import weights
 GPU = "sd15-fast"  # where CUDA and its weights are there
 THINGS = "shelf"  # else, for everything that is no solid of the toybox
 
+NOTE = (
+    f" Where --preset, --config and --prior choose nothing, {GPU} is the preset where CUDA and its weights are "
+    f"here, else {THINGS}, but for prompts of the toybox's solids: those have the defaults that are shown."
+)
+
 S = TypeVar("S", bound=SettingsFlags)
 
 
@@ -30,13 +35,13 @@ def read(
 ) -> S:
     """Options as arguments.read gives them, over the preset that prompts ask for where the words leave the
     prior to the program; more are words that this preset brings with it."""
-    options = arguments.read(kind, verb, argv, note=note)
+    options = arguments.read(kind, verb, argv, note=note + NOTE)
     found = preset(prompts(options), options.settings) if is_open(options, argv) else None
     if found is None:
         return options
     if found == GPU:
         print(f"splatgen: CUDA and its weights are here: --preset {GPU} (or toybox)", file=sys.stderr)
-    return arguments.read(kind, verb, ["--preset", found, *more, *argv], note=note)
+    return arguments.read(kind, verb, ["--preset", found, *more, *argv], note=note + NOTE)
 
 
 def is_open(options: SettingsFlags, argv: Sequence[str]) -> bool:
