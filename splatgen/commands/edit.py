@@ -107,8 +107,8 @@ def check(options: Edit) -> Config:
     """The run's settings, after everything that can fail without torch."""
     source, target = words(options.settings.prompt, options.settings.source, options.input)
     table = {**configs.to_dict(options.settings), "source": source, "prompt": target}
-    config = validate(configs.from_dict(table))
-    config = without_stages(config, options.preset)  # what is there has its form
+    own = without_stages(configs.from_dict(table), options.preset)  # what is there has its form
+    config = validate(own)
     checks.check_unstaged(config, "an edit has one")
     checks.check_names(config)
     config = check_prompts(config, force=options.force)

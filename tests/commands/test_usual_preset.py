@@ -72,3 +72,19 @@ def test_an_edit_of_a_run_knows_what_it_shows(tmp_path):
     assert edit.read([str(tmp_path), "a red couch"]).settings.prior == "shelf"
     (tmp_path / "config.json").write_text('{"prompt": "a red cube"}')
     assert edit.read([str(tmp_path), "a blue cube"]).settings.prior == "toybox"
+
+
+@needs_shelf
+def test_an_edit_has_no_stages_however_few_its_steps(tmp_path):
+    words = [
+        "splats.ply",
+        "a couch -> a red couch",
+        "--steps",
+        "2",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path),
+    ]
+    config = edit.check(edit.read(words))
+    assert (config.prior, config.steps, config.stages) == ("shelf", 2, ())
