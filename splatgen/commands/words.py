@@ -72,7 +72,7 @@ def looked_up(prompt: str) -> dict[str, str | None]:
     """What a prompt means, or what is wrong with it and the nearest one."""
     try:
         return {"prompt": prompt, "means": str(grammar.parse(prompt)), "problem": None, "nearest": None}
-    except grammar.VocabularyError as error:
+    except toybox.VocabularyError as error:
         return {"prompt": prompt, "means": None, "problem": str(error), "nearest": error.nearest or None}
 
 
