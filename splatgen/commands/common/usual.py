@@ -17,8 +17,8 @@ GPU = "sd15-fast"  # where CUDA and its weights are there
 THINGS = "shelf"  # else, for everything that is no solid of the toybox
 
 NOTE = (
-    f" Where --preset, --config and --prior choose nothing, {GPU} is the preset where CUDA and its weights are "
-    f"here, else {THINGS}, but for prompts of the toybox's solids: those have the defaults that are shown."
+    f" Where --preset, --config and --prior choose nothing, {GPU} is the preset where CUDA and its weights "
+    f"are here, else {THINGS}, but for prompts of the toybox's solids: those have the defaults that are shown."
 )
 
 S = TypeVar("S", bound=SettingsFlags)
