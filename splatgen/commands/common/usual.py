@@ -18,7 +18,7 @@ THINGS = "shelf"  # else, for everything that is no solid of the toybox
 
 NOTE = (
     f" Where --preset, --config and --prior choose nothing, {GPU} is the preset where CUDA and its weights "
-    f"are here, else {THINGS}, but for prompts of the toybox's solids: those have the defaults that are shown."
+    f"are here, else {THINGS}, but for prompts of the toybox's solids: those have the defaults shown here."
 )
 
 S = TypeVar("S", bound=SettingsFlags)
