@@ -2,6 +2,7 @@
 
 1.07<!-- overhead-20261121-cpu.json ratio -->         a number, the file and the key it is from
 12<!-- FILE.json scenes.*.methods.torch.ms min -->     * is all entries; min, max or mean of them
+1<!-- FILE.json rows.made.iou mean -->                 entries of objects made; rows.ceiling: of fitted ones
 <!-- table FILE.json -->                               the table below is of that file's rows
 """
 
@@ -51,9 +52,11 @@ def values(data: Any, key: str) -> list[float]:
         return [float(data)]
     if isinstance(data, list):
         head, _, rest = key.partition(".")
+        fitted = [isinstance(row, dict) and bool(row.get("ceiling")) for row in data]
         chosen = {
             "*": data,
-            "made": [row for row in data if isinstance(row, dict) and not row.get("ceiling")],
+            "made": [row for row, ceiling in zip(data, fitted, strict=True) if not ceiling],
+            "ceiling": [row for row, ceiling in zip(data, fitted, strict=True) if ceiling],
         }
         entries = chosen[head] if head in chosen else [data[int(head)]]
         return [value for entry in entries for value in values(entry, rest)]

@@ -24,7 +24,7 @@ class Compare(SweepFlags):
 
 def read(argv: Sequence[str]) -> tuple[Compare, Plan]:
     """The options and each method's settings; SystemExit, Failure or ConfigError when they are wrong."""
-    options, plan = sweep_words.read(Compare, "compare", argv)
+    options, plan = sweep_words.read(Compare, "compare", argv, lambda o: [o.settings.prompt])
     return options, plan or plan_of(options, lambda name: with_preset(argv, name))
 
 

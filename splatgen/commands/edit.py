@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, Suppress, arg
 
 from splatgen import config as configs
-from splatgen.commands.common import arguments, checks
+from splatgen.commands.common import checks, usual
 from splatgen.commands.common.arguments import RunFlags
 from splatgen.commands.common.errors import USAGE, Failure
 from splatgen.commands.common.execution import execute
@@ -107,8 +107,8 @@ def check(options: Edit) -> Config:
     """The run's settings, after everything that can fail without torch."""
     source, target = words(options.settings.prompt, options.settings.source, options.input)
     table = {**configs.to_dict(options.settings), "source": source, "prompt": target}
-    config = validate(configs.from_dict(table))
-    config = without_stages(config, options.preset)  # what is there has its form
+    own = without_stages(configs.from_dict(table), options.preset)  # what is there has its form
+    config = validate(own)
     checks.check_unstaged(config, "an edit has one")
     checks.check_names(config)
     config = check_prompts(config, force=options.force)
@@ -144,8 +144,23 @@ def nearby(file: SplatFile, path: Path) -> SplatFile:
     return recentred(file)
 
 
+def read(argv: Sequence[str]) -> Edit:
+    """The options with their precedence; SystemExit or ConfigError when they are wrong."""
+    note = NOTE.format(presets=", ".join(presets()))
+    steps = ["--steps", str(EditConfig.steps)]  # a preset's are for what begins with nothing
+    return usual.read(Edit, "edit", argv, note=note, prompts=prompts, more=steps)
+
+
+def prompts(options: Edit) -> list[str]:
+    """What is said of INPUT and of the result, as far as it is said."""
+    text, source = options.settings.prompt, options.settings.source
+    if not source and not ARROW.search(text) and options.input != Path():
+        source = own_prompt(options.input)
+    return [part.strip() for part in (*ARROW.split(text), source) if part.strip()]
+
+
 def main(argv: Sequence[str]) -> int:
-    options = arguments.read(Edit, "edit", argv, note=NOTE.format(presets=", ".join(presets())))
+    options = read(argv)
     path = find(options)
     config = check(options)
     from splatgen import formats

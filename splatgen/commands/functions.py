@@ -6,6 +6,7 @@ keywords, groups as dictionaries, as in guidance={"scale": 3.0}.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -18,7 +19,15 @@ from splatgen.commands import edit as edit_verb
 from splatgen.commands import eval as eval_verb
 from splatgen.commands import generate as generate_verb
 from splatgen.commands import sweep as sweep_verb
-from splatgen.commands.common import arguments, checks, execution, inputs, sweep_words, sweeping
+from splatgen.commands.common import (
+    arguments,
+    checks,
+    execution,
+    inputs,
+    sweep_words,
+    sweeping,
+    usual,
+)
 from splatgen.commands.common.notebook import Evaluation, Pictures, RunResult, SweepResult
 from splatgen.config import Config, ConfigError
 from splatgen.config.validation import validate
@@ -52,9 +61,7 @@ def generate(
     lacks, Diverged for a run that is lost.
     """
     given = {**settings, "prompt": prompt}
-    config = laid_over(Config(), preset, given)
-    if preset is None and "prior" not in settings:
-        config = laid_over(Config(), generate_verb.usual_preset(config), given)
+    config = laid_over(Config(), preset or _usual([prompt], given), given)
     options = generate_verb.Generate(out=Path(out), force=force, settings=config)
     config = generate_verb.check(options, validate(config))
     from splatgen.loop import object_run
@@ -84,9 +91,14 @@ def edit(
     source is splats, a splat file, or a run; words are "SOURCE -> TARGET", or TARGET alone for a run, which
     says itself what it shows. Raises as `generate` does.
     """
-    config = laid_over(edit_verb.EditConfig(), preset, {**settings, "prompt": words})
+    chosen = {**settings, "prompt": words}
     given = Path("the splats") if _is_splats(source) else _path(source)
-    options = edit_verb.Edit(input=given, out=Path(out), force=force, settings=config)
+    config = laid_over(edit_verb.EditConfig(), preset, chosen)
+    options = edit_verb.Edit(input=given, out=Path(out), force=force, preset=preset, settings=config)
+    found = None if preset else _usual(edit_verb.prompts(options), settings)
+    if found is not None:
+        config = laid_over(edit_verb.EditConfig(), found, {"steps": config.steps, **chosen})
+        options = dataclasses.replace(options, preset=found, settings=config)
     path = given if _is_splats(source) else edit_verb.find(options)
     checked = edit_verb.check(options)
     from splatgen import formats
@@ -120,7 +132,7 @@ def compare(
     A method is a name, SCORE+PREFERENCE as in "sdi+psd", or "preset:NAME". Raises as `generate` does.
     """
     given = {**settings, "prompt": prompt}
-    config = _comparable(preset, given)
+    config = _comparable(preset or _usual([prompt], given), given)
     options = compare_verb.Compare(
         methods=tuple(methods), seeds=seeds, out=Path(out), force=force, quiet=not progress, settings=config
     )
@@ -156,7 +168,8 @@ def sweep(
     """
     if "prompt" in settings:
         raise ConfigError("prompt is no setting of a sweep: its prompts come first")
-    config = _comparable(preset, settings)
+    found = sweep_verb.prompts_of(prompts)
+    config = _comparable(preset or _usual(found, settings), settings)
     options = sweep_verb.Sweep(
         methods=tuple(methods),
         seeds=seeds,
@@ -172,7 +185,7 @@ def sweep(
     sweep_words.check_words(options)
     plan = sweep_verb.plan_of(
         options,
-        sweep_verb.prompts_of(prompts),
+        found,
         [axis(key, list(values)) for key, values in (axes or {}).items()],
         lambda name: laid_over(sweep_words.START, name, settings),
     )
@@ -266,13 +279,22 @@ def _framed(path: Path) -> tuple[Splats, bool]:
     return inputs.framed(file, path, "auto"), file.antialiased
 
 
-def laid_over(usual: C, preset: str | None, settings: Mapping[str, Any]) -> C:
-    """Settings with the precedence of the command line: usual < preset < those given."""
+def laid_over(start: C, preset: str | None, settings: Mapping[str, Any]) -> C:
+    """Settings with the precedence of the command line: start < preset < those given."""
     given = {name: value for name, value in settings.items() if value is not None}
-    base = usual if preset is None else arguments.with_preset(usual, preset)
+    base = start if preset is None else arguments.with_preset(start, preset)
     chosen: C = configs.merge(base, given)
     arguments.check_heard(chosen, base)
-    return chosen if base is usual else arguments.left_out(chosen, base)  # type: ignore[no-any-return]
+    return chosen if base is start else arguments.left_out(chosen, base)  # type: ignore[no-any-return]
+
+
+def _usual(prompts: Sequence[str], settings: Mapping[str, Any]) -> str | None:
+    """The preset for prompts where settings leave the prior open, as on the command line."""
+    stages = settings.get("stages") or ()
+    if settings.get("prior") is not None or any("prior" in stage for stage in stages):
+        return None
+    asked = {name: settings[name] for name in ("device", "weights") if settings.get(name) is not None}
+    return usual.preset(prompts, configs.merge(Config(), asked))
 
 
 def _comparable(preset: str | None, given: Mapping[str, Any]) -> Config:

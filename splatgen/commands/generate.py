@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,15 +9,13 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from splatgen.commands.common import arguments, checks, embedded
+from splatgen.commands.common import checks, usual
 from splatgen.commands.common.arguments import RunFlags, StagesFile
 from splatgen.commands.common.errors import USAGE, Failure
 from splatgen.commands.common.execution import execute
 from splatgen.commands.common.viewer import ViewerOptions, watched
-from splatgen.config import Config, presets, read_preset
-from splatgen.config.stages import overruled
+from splatgen.config import Config, presets
 from splatgen.config.validation import validate
-from splatgen.models import weights
 from splatgen.runs import steering
 
 
@@ -42,53 +39,11 @@ NOTE = (
 )
 
 
-USUAL = "sd15-fast"  # where nothing is chosen, and CUDA and its weights are there
-THINGS = "shelf"  # where nothing is chosen, for everything that is no solid of the toybox
-
-
 def read(argv: Sequence[str]) -> tuple[Generate, Config]:
     """The options and the settings with their precedence; SystemExit or ConfigError when they are wrong."""
     note = NOTE.format(presets=", ".join(presets()))
-    options = arguments.read(Generate, "generate", argv, note=note)
-    usual = usual_preset(options.settings) if is_open(options, argv) else None
-    if usual is not None:
-        options = arguments.read(Generate, "generate", ["--preset", usual, *argv], note=note)
-    if usual == USUAL:
-        print(f"splatgen: CUDA and its weights are here: --preset {USUAL} (or toybox)", file=sys.stderr)
+    options = usual.read(Generate, "generate", argv, note=note, prompts=lambda o: [o.settings.prompt])
     return options, validate(options.settings)
-
-
-def is_open(options: Generate, argv: Sequence[str]) -> bool:
-    """Whether the words leave the prior to the program."""
-    names = {word.partition("=")[0] for word in argv}
-    chosen = "--prior" in names or overruled(options.settings, {"prior": ""}) is not None
-    return options.preset is None and options.config is None and not chosen
-
-
-def usual_preset(settings: Config) -> str | None:
-    """The preset of a run whose prior nobody chose; None is the defaults.
-
-    Stable Diffusion where CUDA and its weights are there; else the shelf, but for the toybox's own captions,
-    which its own prior draws better.
-    """
-    if settings.device != "cpu" and can_run(USUAL, settings):
-        return USUAL
-    return None if is_caption("toybox", settings.prompt) or embedded.lacks("shelf") else THINGS
-
-
-def is_caption(prior: str, prompt: str) -> bool:
-    """Whether an embedded prior can read a prompt as it stands."""
-    world = embedded.of_prior(prior)
-    return world is not None and embedded.reads(world, prompt)
-
-
-def can_run(preset: str, settings: Config) -> bool:
-    """Whether a preset's prior is on this machine, and a GPU; torch is asked only when the weights are."""
-    try:
-        weights.find(str(read_preset(preset)["prior"]), settings.weights)
-    except weights.WeightsError:
-        return False
-    return checks.resolve_device("auto").device == "cuda"
 
 
 def check(options: Generate, config: Config) -> Config:

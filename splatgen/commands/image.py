@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from splatgen.commands.common import arguments, checks
+from splatgen.commands.common import checks, usual
 from splatgen.commands.common.arguments import RunFlags
 from splatgen.commands.common.errors import USAGE, Failure
 from splatgen.commands.common.execution import execute
@@ -116,8 +116,18 @@ def check_source(config: ImageConfig, *, force: bool) -> ImageConfig:
         raise Failure(error.code, f"--source: {error}") from error
 
 
+def read(argv: Sequence[str]) -> Image:
+    """The options with their precedence; SystemExit or ConfigError when they are wrong."""
+
+    def prompts(options: Image) -> list[str]:
+        return [text for text in (options.settings.prompt, options.settings.source) if text]
+
+    note = NOTE.format(presets=", ".join(presets()))
+    return usual.read(Image, "image", argv, note=note, prompts=prompts)
+
+
 def main(argv: Sequence[str]) -> int:
-    options = arguments.read(Image, "image", argv, note=NOTE.format(presets=", ".join(presets())))
+    options = read(argv)
     config = check(options)
     picture = None if options.edit is None else read_picture(options.edit)
     from splatgen.loop import image_run

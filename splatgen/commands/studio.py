@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import arg
 
 from splatgen.commands import generate
-from splatgen.commands.common import arguments, checks
+from splatgen.commands.common import arguments, checks, usual
 from splatgen.commands.common.arguments import SettingsFlags, StagesFile
 from splatgen.commands.common.signals import on_signals
 from splatgen.commands.common.studio_backend import StudioBackend, in_words
@@ -80,14 +80,7 @@ def main(argv: Sequence[str]) -> int:
 
 def read(argv: Sequence[str]) -> Studio:
     """The options; SystemExit or ConfigError when they are wrong. The prior is what `generate` would take."""
-    options = arguments.read(Studio, "studio", argv, note=NOTE)
-    names = {word.partition("=")[0] for word in argv}
-    if options.preset is not None or options.config is not None or "--prior" in names:
-        return options
-    usual = generate.usual_preset(options.settings)
-    if usual is None:
-        return options
-    return arguments.read(Studio, "studio", ["--preset", usual, *argv], note=NOTE)
+    return usual.read(Studio, "studio", argv, note=NOTE, prompts=lambda o: [o.settings.prompt])
 
 
 def check(options: Studio) -> None:

@@ -56,18 +56,28 @@ def plain(chosen: SweepConfig) -> Config:
 
 def read(argv: Sequence[str]) -> tuple[Sweep, Plan]:
     """The options and what is run; SystemExit, Failure or ValueError when they are wrong."""
-    options, plan = sweep_words.read(Sweep, "sweep", argv)
+    options, plan = sweep_words.read(Sweep, "sweep", argv, named)
     if plan is not None:
         return options, plan
-    if not options.settings.prompt:
-        raise Failure(USAGE, "no prompts: give a file of them, or a set: " + ", ".join(prompts.included()))
-    found = prompts_of(options.settings.prompt)
+    found = prompts_of(place(options))
 
     def with_preset(name: str) -> Config:
         words = [*argv, "--preset", name]
         return plain(arguments.read(Sweep, "sweep", words, note=sweep_words.note()).settings)
 
     return options, plan_of(options, found, [read_axis(text) for text in options.axes], with_preset)
+
+
+def place(options: Sweep) -> str:
+    """Where the prompts come from; Failure where nobody said."""
+    if not options.settings.prompt:
+        raise Failure(USAGE, "no prompts: give a file of them, or a set: " + ", ".join(prompts.included()))
+    return options.settings.prompt
+
+
+def named(options: Sweep) -> list[str]:
+    """The prompts themselves, each once."""
+    return prompts.read_prompts(prompts.find(place(options)))[0]
 
 
 def prompts_of(given: str | os.PathLike[str] | Sequence[str]) -> list[str]:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import arg
+from tyro.conf import Positional, arg
 
 from splatgen.commands.common.arguments import Switch, parse
 from splatgen.commands.common.errors import MISSING, USAGE, Failure
 from splatgen.config.hints import did_you_mean
 from splatgen.runs import atomic
-from splatgen.worlds.shelf import gallery
+from splatgen.worlds.shelf import gallery, grammar
 from splatgen.worlds.shelf.catalogue import Noun, catalogue
 from splatgen.worlds.shelf.words import COLORS
 from splatgen.worlds.toybox import grammar as toybox
@@ -28,8 +28,10 @@ CELL = 104  # pixels: a name has to find room
 
 @dataclass(frozen=True, kw_only=True)
 class Words:
-    """List what `--prior shelf` knows: things by group, colours, relations."""
+    """List what `--prior shelf` knows: things by group, colours, relations; or look words up."""
 
+    prompts: Annotated[tuple[str, ...], Positional, arg(metavar="[PROMPT ...]", help_behavior_hint="")] = ()
+    """Words to look up: what each is taken for, or the nearest there is."""
     group: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
     """Only this group of things, such as animals."""
     pictures: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="")] = None
@@ -40,6 +42,8 @@ class Words:
 
 def main(argv: Sequence[str]) -> int:
     options = parse(Words, "words", argv)
+    if options.prompts:
+        return look_up(options)
     groups = chosen(options.group)
     if options.pictures is not None:
         write_pictures(options.pictures, [noun for nouns in groups.values() for noun in nouns])
@@ -50,6 +54,26 @@ def main(argv: Sequence[str]) -> int:
     else:
         print(listing(groups, whole=options.group is None))
     return 0
+
+
+def look_up(options: Words) -> int:
+    """Say what prompts are taken for; Failure beside what belongs to the whole list."""
+    if options.group is not None or options.pictures is not None:
+        raise Failure(USAGE, "a prompt is looked up by itself: leave out --group and --pictures")
+    found = [looked_up(prompt) for prompt in options.prompts]
+    if options.json:
+        print(json.dumps({"prompts": found}, indent=2, ensure_ascii=False))
+    for entry in () if options.json else found:
+        print(f"{entry['prompt']}: {entry['problem'] or entry['means']}")
+    return 0
+
+
+def looked_up(prompt: str) -> dict[str, str | None]:
+    """What a prompt means, or what is wrong with it and the nearest one."""
+    try:
+        return {"prompt": prompt, "means": str(grammar.parse(prompt)), "problem": None, "nearest": None}
+    except toybox.VocabularyError as error:
+        return {"prompt": prompt, "means": None, "problem": str(error), "nearest": error.nearest or None}
 
 
 def chosen(group: str | None) -> Mapping[str, Sequence[Noun]]:

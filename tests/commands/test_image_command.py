@@ -175,7 +175,7 @@ def test_image_has_the_options_of_generate_without_those_of_3d(
     ("words", "message"),
     [
         ([], "the prompt is empty"),
-        (["a corgi"], "the toybox prior does not know 'corgi'"),
+        (["a corgi"], "the shelf does not know 'corgi'"),
         (["a red cube", "--negative", "ugly"], "negative prompt: "),
         (["a red cube", "--prior", "toyboks"], "no prior 'toyboks'; did you mean"),
         (["a red cube", "--reward", "hpsv9"], "no reward 'hpsv9'"),
@@ -186,7 +186,7 @@ def test_image_has_the_options_of_generate_without_those_of_3d(
         (["a red cube", "--edit", "a.png", "--source", " "], "add --source"),
         (
             ["a red cube", "--edit", "a.png", "--source", "a corgi"],
-            "--source: the toybox prior does not know",
+            "--source: the shelf does not know",
         ),
         (["a red cube", "--edit", "a.png", "--source", "a\nb"], "--source: the prompt has a line break"),
         (

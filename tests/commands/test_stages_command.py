@@ -85,6 +85,14 @@ def test_what_cannot_run_is_two_before_anything_is_made(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_prompt_that_every_stage_reads_alike_is_no_stages_fault(
+    cli: Cli, tmp_path: Path, two: Path
+) -> None:
+    done = cli("generate", "a taxi", *MINI, *SMALL, "--stages", two, "--out", tmp_path / "out")
+    assert done.code == 2
+    assert done.err.startswith("splatgen: error: the toybox prior does not know 'taxi'")
+
+
 def test_missing_weights_of_a_later_stage_are_three(cli: Cli, tmp_path: Path, two: Path) -> None:
     two.write_text(TWO + 'prior = "sd15"\n')
     words = ["--stages", two, "--weights", tmp_path, "--out", tmp_path / "out"]

@@ -10,8 +10,8 @@ import pytest
 from clouds import cloud
 
 from splatgen import formats
-from splatgen.commands import generate, studio
-from splatgen.commands.common import known_limits, truth
+from splatgen.commands import studio
+from splatgen.commands.common import known_limits, truth, usual
 from splatgen.commands.common.past_runs import History, Trash, star
 from splatgen.commands.common.studio_backend import when
 from splatgen.commands.common.studio_files import OpenedFiles, differences, flat, table
@@ -197,11 +197,11 @@ def test_times_are_told_as_they_are():
 
 
 def test_the_prior_is_the_one_that_generate_takes(monkeypatch):
-    monkeypatch.setattr(generate, "can_run", lambda *_: False)
+    monkeypatch.setattr(usual, "can_run", lambda *_: False)
     assert studio.read([]).settings.prior == "shelf"
     assert studio.read(["a red cube"]).settings.prior == "toybox"
     assert studio.read(["a taxi", "--prior", "toybox"]).settings.prior == "toybox"
-    monkeypatch.setattr(generate, "can_run", lambda *_: True)
+    monkeypatch.setattr(usual, "can_run", lambda *_: True)
     assert studio.read([]).settings.prior == "sd15"
 
 
@@ -210,5 +210,5 @@ def test_what_is_known_against_settings_is_said():
     high = dataclasses.replace(MINI, guidance=GuidanceOptions(scale=7.5), preference="dpo", score="vsd")
     told = known_limits.advice(high)
     assert all(word in told for word in ("7.5 is too high for toybox-mini", "silhouette", "VSD"))
-    assert "rough forms" in known_limits.advice(Config(prior="shelf"))
+    assert "details soft" in known_limits.advice(Config(prior="shelf"))
     assert known_limits.advice(Config(prior="sd15", score="vsd")) == ""

@@ -41,9 +41,23 @@ def test_a_sheet_of_pictures(cli, tmp_path):
         assert len(sheet.getcolors(1 << 20)) > 500
 
 
+def test_words_are_looked_up(cli):
+    found = cli("words", "sofa", "a corgi below a couch", "xyzzy")
+    assert (found.code, found.err) == (0, "")
+    lines = found.out.splitlines()
+    assert lines[0] == "sofa: a couch"
+    assert lines[1].startswith("a corgi below a couch: the shelf does not know 'corgi'; the nearest")
+    assert lines[1].endswith("'a couch on top of a dog'")
+    assert lines[2].endswith("`splatgen words` lists what it knows")
+    data = json.loads(cli("words", "sofa", "corgi", "--json").out)["prompts"]
+    assert [entry["means"] for entry in data] == ["a couch", None]
+    assert [entry["nearest"] for entry in data] == [None, "a dog"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (("corgi", "--group", "animals"), "leave out --group"),
         (("--group", "animal"), "did you mean 'animals'?"),
         (("--pictures", "sheet.jpg"), "give a file that ends in .png"),
         (("--pictures", "/nowhere/sheet.png"), "no such folder"),

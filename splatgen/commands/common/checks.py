@@ -78,8 +78,10 @@ def check_settings(config: Config, *, force: bool) -> Config:
     for stage in stages(config):
         with naming(stage):
             check_names(stage.config)
+    found = [stage.config for stage in stages(config)]
+    readers = {(c.prior, tuple(c.rewards()), c.holdout_reward, c.negative) for c in found}
     for stage in stages(config):
-        with naming(stage):
+        with naming(stage) if len(readers) > 1 else contextlib.nullcontext():  # else it is no stage's fault
             possible = check_prompts(dataclasses.replace(stage.config, prompt=config.prompt), force=force)
         config = dataclasses.replace(config, prompt=possible.prompt)
     return config

@@ -20,7 +20,7 @@ def advice(config: Config) -> str:
     """A sentence or two of what to expect; empty where nothing is known against it."""
     told = []
     if config.prior == "shelf":
-        told.append("the shelf's prior is young: right colours and sizes, rough forms")
+        told.append("the shelf's prior draws at 64 px: forms and colours are right, small details soft")
     if config.prior in EMBEDDED:
         if config.guidance.scale >= MUCH:
             told.append(f"guidance {config.guidance.scale:g} is too high for {config.prior}: give 1.5 to 3")

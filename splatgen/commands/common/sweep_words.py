@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 from tyro.conf import arg
 
 from splatgen import config as settings
-from splatgen.commands.common import arguments
+from splatgen.commands.common import arguments, usual
 from splatgen.commands.common.arguments import RunFlags, Switch
 from splatgen.commands.common.errors import MISSING, USAGE, Failure
 from splatgen.config import Config, OutputOptions
@@ -124,6 +123,15 @@ def without_stages(chosen: C, preset: str | None) -> C:
     return dataclasses.replace(chosen, stages=()) if own and list(chosen.stages) == own else chosen
 
 
+def about_stages(options: SweepFlags) -> str:
+    """What is said of a preset whose stages the methods don't have; empty where there are none."""
+    preset = options.preset
+    if preset is None or options.settings.stages or not settings.read_preset(preset).get("stages"):
+        return ""
+    more = f"methods have one; --methods preset:{preset} has them"
+    return f"the stages of the preset {preset} are left out: {more}"
+
+
 def seeds_of(options: SweepFlags) -> range:
     first = options.settings.seed
     return range(first, first + options.seeds)
@@ -135,16 +143,16 @@ def check_count(prompts: int, methods: int, seeds: int) -> None:
         raise Failure(USAGE, f"these are more than {MAX_RUNS:,} runs: take fewer prompts, values or seeds")
 
 
-def read(kind: type[F], verb: str, argv: Sequence[str]) -> tuple[F, Plan | None]:
-    """Options whose words are checked, and the plan of the folder that is gone on with, if one is."""
-    options = arguments.read(kind, verb, argv, note=note())
+def read(
+    kind: type[F], verb: str, argv: Sequence[str], prompts: Callable[[F], Sequence[str]]
+) -> tuple[F, Plan | None]:
+    """Options whose words are checked, and the plan of the folder that is gone on with, if one is; prompts
+    gives those of options, by which the prior is chosen where the words leave it open."""
+    options = arguments.read(kind, verb, argv, note=note() + usual.NOTE)
     if options.resume is None:
         check_words(options, argv)
+        options = usual.read(kind, verb, argv, note=note(), prompts=prompts)
         chosen = without_stages(options.settings, options.preset)
-        if chosen != options.settings and not options.quiet:
-            more = f"methods have one; --methods preset:{options.preset} has them"
-            text = f"the stages of the preset {options.preset} are left out: {more}"
-            print(f"splatgen: {text}", file=sys.stderr)
         return dataclasses.replace(options, settings=chosen), None
     check_alone(options, kind())
     check_crew(options)

@@ -18,7 +18,7 @@ from splatgen.commands.common.errors import DISK, DIVERGED, MEMORY, USAGE, Failu
 from splatgen.commands.common.execution import headline
 from splatgen.commands.common.progress import Reporter, duration
 from splatgen.commands.common.signals import Stop, on_signals
-from splatgen.commands.common.sweep_words import SweepFlags, takes_ray
+from splatgen.commands.common.sweep_words import SweepFlags, about_stages, takes_ray
 from splatgen.models.memory import keep_freed
 from splatgen.sweeps.estimate import estimate, model_calls
 from splatgen.sweeps.ledger import (
@@ -86,6 +86,8 @@ def announce(options: SweepFlags, plan: Plan) -> None:
     if len(tasks) < len(plan.tasks()):
         parts.append(f"{len(plan.tasks()) - len(tasks):,} are there already")
     if not options.quiet or options.dry_run:
+        if about := about_stages(options):
+            print(f"splatgen: {about}", file=sys.stderr)
         print(f"splatgen: {product}: {', '.join(parts)}", file=sys.stderr, flush=True)
     where = options.resume or options.out
     existing = next(path for path in [where.absolute(), *where.absolute().parents] if path.exists())

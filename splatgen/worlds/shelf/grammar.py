@@ -90,24 +90,40 @@ def parse(prompt: str) -> AnyCaption:
     caption, problems, unknown = _understand(reads)
     if caption is not None and not problems:
         return caption
-    toy = _toy(prompt, reads)
-    if isinstance(toy, toybox.Caption):
-        return toy
-    near = str(toy or caption or "")
+    try:
+        return toybox.parse(prompt)
+    except toybox.VocabularyError as error:
+        if _of_solids(reads):
+            raise _refused(reads, error) from error
+    near = str(caption or "")
     if not reads:
         problems = ["the prompt is empty"]
     advice = f"the nearest prompt it can do is {near!r}" if near else "`splatgen words` lists what it knows"
     raise VocabularyError(f"{'; '.join(problems)}; {advice}", unknown, near)
 
 
-def _toy(prompt: str, reads: Sequence[Read]) -> AnyCaption | str | None:
-    """The toybox's caption, or the text of its nearest one where a prompt speaks of solids only."""
-    try:
-        return toybox.parse(prompt)
-    except toybox.VocabularyError as error:
-        solids = {*toybox.SHAPES, "ball"}
-        named = any(solids & {*read.words} for read in reads)
-        return error.nearest if named and not any(read.kind == "noun" for read in reads) else None
+def _solids(reads: Sequence[Read]) -> list[Read]:
+    """The reads that name a solid of the toybox."""
+    names = [(name,) for name in (*toybox.SHAPES, "ball")]
+    return [read for read in reads if read.kind != "noun" and read.words in names]
+
+
+def _of_solids(reads: Sequence[Read]) -> bool:
+    """Whether a prompt speaks of solids, and of nothing else."""
+    solids = _solids(reads)
+    return bool(solids) and all(r in solids for r in reads if r.kind in ("noun", "near"))
+
+
+def _refused(reads: Sequence[Read], error: VocabularyError) -> VocabularyError:
+    """The toybox's refusal of a prompt of solids, as the shelf says it."""
+    if error.unknown:
+        problem = f"the shelf does not know {', '.join(repr(word[:30]) for word in error.unknown[:8])}"
+    elif any(read.kind == "color" for read in reads):
+        problem = "the shelf knows these words but not this sentence"
+    else:
+        problem = "a solid needs a colour"
+    advice = f"the nearest prompt it can do is {error.nearest!r}"
+    return VocabularyError(f"{problem}; {advice}", error.unknown, error.nearest)
 
 
 def _words(prompt: str) -> list[str]:
@@ -207,7 +223,12 @@ def _understand(reads: Sequence[Read]) -> tuple[Caption | None, list[str], tuple
 
 def _useless(unused: Sequence[Read]) -> list[str]:
     """What to say of words that no caption takes: that nobody knows them, or not there."""
+    solids = _solids(unused)
     found = []
+    if solids:
+        named = ", ".join(repr(" ".join(read.words)) for read in solids[:8])
+        found.append(f"the shelf puts {named} together with other solids only")
+    unused = [read for read in unused if read not in solids]
     for what, known in (("does not know", False), ("cannot use", True)):
         some = [r for r in unused if (r.kind in ("noun", "color", "link", "relation")) == known]
         words = list(dict.fromkeys(" ".join(read.words) for read in some))
@@ -246,6 +267,8 @@ def _item(reads: Sequence[Read]) -> tuple[Item | None, list[Read], list[str]]:
     thing = catalogue().nouns[noun]
     if color is None or thing.recolour:
         return Item(noun, color), left, []
+    if not nouns and not phrase:
+        return Item(noun), left, []  # nobody asked for this thing: its colour is no matter
     if color == thing.color:
         return Item(noun), left, []
     return Item(noun), left, [f"the colour of {with_article(noun)} can't be changed"]

@@ -183,6 +183,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="of training, resumed ones included, at most")
     parser.add_argument("--workers", type=int, default=0, help="processes that render")
     args = parser.parse_args()
+    if args.workers and args.name == "autoencoder":
+        parser.error("--workers: the autoencoder's training renders in its own process; leave it out")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if args.threads:
         torch.set_num_threads(args.threads)

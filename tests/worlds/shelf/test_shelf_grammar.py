@@ -108,7 +108,11 @@ def test_tokens_are_the_text_without_its_articles(caption):
         ("a cyan couch", ("cyan",), "a blue couch"),
         ("a dragn", ("dragn",), "a dragon"),
         ("a red fire hidrant", ("hidrant",), "a fire hydrant"),
-        ("a cube", ("cube",), "a red cube"),
+        ("a cube", (), "a red cube"),
+        ("a big red cube", ("big",), "a red cube"),
+        ("a red ball next to a corgi", ("ball", "corgi"), "an earth planet next to a dog"),
+        ("a beach ball", ("beach ball",), "an earth planet"),
+        ("a house on fire", ("on fire",), "a house"),
         ("a cube on a barrel", ("cube",), "a wooden crate on top of a barrel"),
         ("a xyzzy", ("xyzzy",), ""),
         ("", (), ""),
@@ -127,6 +131,13 @@ def test_a_refusal_names_the_words_and_the_nearest_prompt_by_meaning(prompt, unk
 @pytest.mark.parametrize(
     ("prompt", "said", "nearest"),
     [
+        ("a cube", "a solid needs a colour", "a red cube"),
+        ("a red cube next to", "knows these words but not this sentence", "a red cube"),
+        (
+            "a red cube next to a taxi",
+            "'cube' together with other solids only",
+            "a wooden crate next to a taxi",
+        ),
         ("a red barrel", "the colour of a barrel can't be changed", "a barrel"),
         ("a blue taxi", "the colour of a taxi can't be changed", "a taxi"),
         ("a car next to a car", "two of a kind", "a car"),

@@ -165,3 +165,10 @@ def test_the_card_of_a_warm_training_says_what_it_began_with(tmp_path, shelf_of_
         3,
         {"steps": 2, "images": 8, "device": "cpu", "began_with": first},
     )
+
+
+def test_workers_that_would_do_nothing_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train", "autoencoder", "--workers", "2"])
+    with pytest.raises(SystemExit):
+        train.main()
+    assert "renders in its own process" in capsys.readouterr().err
