@@ -146,7 +146,7 @@ def test_a_training_of_seconds_ends_in_time_at_a_rate_of_nothing(tmp_path, shelf
     train.train("prior", given, work=tmp_path / "work", out=tmp_path, device=CPU)
     card = json.loads((tmp_path / "prior.json").read_text())
     assert 0 < card["steps"] < 10**6
-    assert card["training_seconds"] == pytest.approx(3.0, abs=2.0)
+    assert card["training_seconds"] >= 3
     assert learning_rate(5, given, 1.5) == pytest.approx(given.lr)
     assert learning_rate(5, given, 3.0 - 3.0 * given.fall / 4) == pytest.approx(given.lr / 4)
     assert learning_rate(5, given, 3.0) == 0
