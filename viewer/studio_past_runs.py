@@ -210,7 +210,7 @@ class PastRuns:
             found += "".join(button(f"Save .{s}", f"save-{s}", run.name) for s in suffixes)
         found += button("Again", "again", run.name, "Its settings into the fields") if run.again else ""
         if run.measurable and not run.truth:
-            found += button("Against the truth", "measure", run.name, "The toybox knows the exact object")
+            found += button("Against the truth", "measure", run.name, "The exact object is known")
         found += button("Continue", "continue", run.name) if run.goes_on else ""
         return found + button("Delete", "delete", run.name, "It can be brought back")
 
