@@ -79,6 +79,8 @@ def words(text: str, source: str, given: Path) -> tuple[str, str]:
     parts = [part.strip() for part in ARROW.split(text)]
     if len(parts) > 2:
         raise Failure(USAGE, f"{text[:60]!r} has {len(parts) - 1} arrows: write one, {USAGE_HINT}")
+    if len(parts) == 1 and re.search(r"[>⇒⟶]", text):
+        raise Failure(USAGE, f"{text[:60]!r}: write the arrow as ->, {USAGE_HINT}")
     if not all(parts):
         missing = "words are" if parts == [""] else f"{'source' if not parts[0] else 'target'} is"
         raise Failure(USAGE, f"the {missing} missing: say what to change into what, {USAGE_HINT}")

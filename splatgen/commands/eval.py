@@ -170,7 +170,13 @@ def _measured(options: Eval, found: Sequence[Any], chosen: Sequence[str]) -> Ite
             text = f"{count}/{len(found)} {Path(row['run']).name}: {row['status']}"
             print(f"splatgen: {text}", file=sys.stderr, flush=True)
 
-    yield from evaluation.evaluate(found, chosen, options.views, options.size, metrics, tell)
+    without = 0  # runs that have no truth
+    for row in evaluation.evaluate(found, chosen, options.views, options.size, metrics, tell):
+        without += row["status"] == "done" and not any(key.startswith("truth/") for key in row)
+        yield row
+    if without and "truth" in chosen and not options.quiet:
+        why = "only embedded priors' runs have one, those of the shelf where its models are (docs/shelf.md)"
+        print(f"splatgen: no truth for {without} of {len(found)}: {why}", file=sys.stderr)
 
 
 def listing(known: Mapping[str, str | None]) -> str:

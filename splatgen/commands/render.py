@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
             size=options.size,
             background=options.background,
             antialiased=file.antialiased,
-            fill=False,  # --fit has placed it
+            fill=options.input.is_dir() and options.fit == "auto",  # else --fit has placed it
         )
         print(wanted.preview, flush=True)
     return 0

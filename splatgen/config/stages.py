@@ -61,8 +61,8 @@ def stages(config: Config) -> tuple[Stage, ...]:
     for number, (table, first, end) in enumerate(zip(config.stages, [0, *ends], ends, strict=False), 1):
         if end <= first:
             raise ConfigError(
-                f"{_label(table, number)}: a share of {table['share']:g} of {config.steps} steps is none: "
-                "give a larger share or more --steps"
+                f"--steps {config.steps}: {_label(table, number)} has {table['share']:g} of them, which is "
+                "none: give more --steps, or the stage a larger share"
             )
         try:
             own = _settings(config, table, end - first)

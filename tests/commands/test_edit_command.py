@@ -146,6 +146,12 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
+def outputs(path: Path) -> None:
+    for name in ("run-1", "run-2"):
+        (path / name).mkdir(parents=True)
+        (path / name / "run.json").write_text("{}")
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -155,6 +161,7 @@ def empty(path: Path) -> None:
         (empty, "object.ply"),
         (lambda path: None, "does not exist"),
         (Path.mkdir, "holds no splats.ply"),
+        (outputs, "there are 2 runs in it; give one of them, such as"),
     ],
 )
 def test_an_input_without_splats_is_refused_before_a_model_is_loaded(
@@ -176,6 +183,7 @@ def test_an_input_without_splats_is_refused_before_a_model_is_loaded(
         ([], "INPUT is missing"),
         ([WORDS], "does not exist"),
         (["{ply}"], "the words are missing"),
+        (["{ply}", "a red cube > a blue cube"], "write the arrow as ->"),
         (["{ply}", "a red cube -> a red cube"], "source and target are both 'a red cube'"),
         (["{ply}", "a corgi -> a blue cube"], "the source: the shelf does not know 'corgi'"),
         (["{ply}", "a red cube -> a corgi"], "error: the shelf does not know 'corgi'"),

@@ -331,6 +331,17 @@ def test_a_single_run_is_evaluated(cli: Cli, swept: tuple[Path, str, str], tmp_p
 
 
 @needs_weights
+def test_runs_without_a_truth_are_counted(
+    cli: Cli, swept: tuple[Path, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("splatgen.sweeps.metrics.has_truth", lambda config: False)
+    run = swept[0] / "0000-a-red-cube" / "sds-0"
+    done = cli("eval", run, "--metrics", "truth", "--size", "32", "--out", tmp_path / "a.jsonl")
+    assert done.code == 0, done.err
+    assert "no truth for 1 of 1: only embedded priors' runs have one" in done.err
+
+
+@needs_weights
 def test_an_evaluation_that_is_broken_off_leaves_what_it_measured(
     cli: Cli, swept: tuple[Path, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,7 +107,7 @@ REFUSED: list[tuple[list[dict[str, Any]], str]] = [
     ([{"share": "half"}], "stage 1 has the share 'half'"),
     ([{"name": "a"}], "stage 1 (a) has no share"),
     ([{"share": float("nan")}], "stage 1 has the share nan"),
-    ([{"share": 0.999}, {"share": 0.001}], "stage 2: a share of 0.001 of 100 steps is none"),
+    ([{"share": 0.999}, {"share": 0.001}], "--steps 100: stage 2 has 0.001 of them, which is none"),
     (
         [{"share": 1, "guidance": {"scal": 1}}],
         "stage 1: unknown setting guidance.scal; did you mean guidance.scale",

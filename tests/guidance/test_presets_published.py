@@ -272,7 +272,16 @@ def test_ism(step, interval):
         close(found[b : b + 1], e_t - e_s, 1e-5)  # at t = 0.5 sigma / alpha is 1
 
 
-OURS = {"toybox", "toybox-draft", "shelf", "sd15-fast", "sd21-quality", "rewardsds-sd", "psd-mvdream"}
+OURS = {
+    "toybox",
+    "toybox-draft",
+    "shelf",
+    "shelf-draft",
+    "sd15-fast",
+    "sd21-quality",
+    "rewardsds-sd",
+    "psd-mvdream",
+}
 OURS |= {"mvdream-then-sd", "refine"}
 
 

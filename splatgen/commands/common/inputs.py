@@ -45,6 +45,10 @@ def _of_run(given: Path) -> Path:
         print(f"splatgen: {given} {why}: {path.name} is its checkpoint of step {step}", file=sys.stderr)
         return path
     advice = "give a run folder or a splat file"
+    inside = sorted(path.parent for path in given.glob("*/run.json"))
+    if inside:
+        advice = f"there are {len(inside)} runs in it" if len(inside) > 1 else "there is a run in it"
+        advice += f"; give one of them, such as {shlex.quote(str(inside[-1]))}"
     if kind == "image" or (given / "image.png").is_file():
         advice = "it is an image's; give the run of an object"
     elif run.run_json.is_file():

@@ -55,14 +55,14 @@ RELATIONS = {
         ("on top of", "on", "atop", "upon", "onto", "on the top of", "above", "over", "over the top of"), ON
     ),
     **dict.fromkeys(("below", "under", "underneath", "beneath", "at the bottom of"), UNDER),
-    **dict.fromkeys(("next to", "beside", "besides", "by", "near", "close to", "alongside"), BESIDE),
+    **dict.fromkeys(("next to", "beside", "besides", "by", "near", "close to", "alongside", "and"), BESIDE),
     **dict.fromkeys(("by the side of", "at the side of", "side by side with"), BESIDE),
     **dict.fromkeys(("to the left of", "left of", "on the left of", "at the left of"), BESIDE),
     **dict.fromkeys(("to the right of", "right of", "on the right of", "at the right of"), RIGHT),
 }
 NEAR_RELATIONS = {  # nothing says just this; what comes nearest
     **dict.fromkeys(("in", "inside", "into", "riding"), ON),
-    **dict.fromkeys(("and", "with", "behind", "in front of", "between", "against", "around", "plus"), BESIDE),
+    **dict.fromkeys(("with", "behind", "in front of", "between", "against", "around", "plus"), BESIDE),
 }
 FILLER = (
     *("a", "an", "the", "one", "single", "some", "this", "that is a", "photo of", "picture of", "image of"),
