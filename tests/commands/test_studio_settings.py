@@ -211,4 +211,5 @@ def test_what_is_known_against_settings_is_said():
     told = known_limits.advice(high)
     assert all(word in told for word in ("7.5 is too high for toybox-mini", "silhouette", "VSD"))
     assert "details soft" in known_limits.advice(Config(prior="shelf"))
+    assert "0.6 dB nearer" in known_limits.advice(Config(prior="shelf", score="sdi"))
     assert known_limits.advice(Config(prior="sd15", score="vsd")) == ""
