@@ -25,7 +25,7 @@ from splatgen.scene.cameras import turntable
 from splatgen.sweeps import differences
 from splatgen.sweeps.differences import Table
 from splatgen.sweeps.ledger import FILE, Outcome, Sweep, read_sweep
-from splatgen.sweeps.plots import color, scatter
+from splatgen.sweeps.plots import mark, scatter
 from splatgen.sweeps.table import columns, values
 
 EVALUATED = "eval.jsonl"  # rows of `splatgen eval`, whose numbers join those of the sweep
@@ -46,7 +46,7 @@ th:first-child, td:first-child {
 .plots { display: flex; flex-wrap: wrap; gap: 1em; } .plots svg { width: 460px; max-width: 100%; }
 svg text { font: 11px system-ui, sans-serif; fill: currentColor; } .grid { stroke: var(--line); }
 .key span { margin-right: 1.2em; }
-.key i { display: inline-block; width: .8em; height: .8em; margin-right: .3em; }
+.key svg { width: .9em; height: .9em; margin-right: .3em; vertical-align: -.1em; }
 td img { width: 112px; height: 112px; display: block; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #8882; padding: .7em; }
 .pictures td + td, .pictures th + th { text-align: center; }
@@ -138,7 +138,7 @@ def plots(sweep: Sweep) -> str:
     drawn = [calls_plot(sweep, found, name, titles) for name in (reward, held_out, truth) if name]
     drawn += [pair_plot(found, reward, name, titles) for name in (held_out, truth) if reward and name]
     key = "".join(
-        f'<span><i style="background:{color(n)}"></i>{html.escape(name)}</span>'
+        f'<span><svg viewBox="0 0 12 12">{mark(n, 6, 6, html.escape(name))}</svg>{html.escape(name)}</span>'
         for n, name in enumerate(sweep.plan.methods)
     )
     return f'<p class="key">{key}</p><div class="plots">{"".join(drawn)}</div>' if any(drawn) else ""
