@@ -98,7 +98,9 @@ def parse(prompt: str) -> AnyCaption:
     near = str(caption or "")
     if not reads:
         problems = ["the prompt is empty"]
-    advice = f"the nearest prompt it can do is {near!r}" if near else "`splatgen words` lists what it knows"
+    listed = "`splatgen words` lists what it knows"
+    listed = listed if prompt.isascii() else f"prompts are English, and {listed}"
+    advice = f"the nearest prompt it can do is {near!r}" if near else listed
     raise VocabularyError(f"{'; '.join(problems)}; {advice}", unknown, near)
 
 

@@ -134,6 +134,7 @@ def test_a_refusal_names_the_words_and_the_nearest_prompt_by_meaning(prompt, unk
     ("prompt", "said", "nearest"),
     [
         ("a cube", "a solid needs a colour", "a red cube"),
+        ("犬", "prompts are English", ""),
         ("a red cube next to", "knows these words but not this sentence", "a red cube"),
         (
             "a red cube next to a taxi",
