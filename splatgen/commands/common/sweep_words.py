@@ -151,7 +151,7 @@ def read(
     options = arguments.read(kind, verb, argv, note=note() + usual.NOTE)
     if options.resume is None:
         check_words(options, argv)
-        options = usual.read(kind, verb, argv, note=note(), prompts=prompts)
+        options = usual.over_preset(options, verb, argv, note=note(), prompts=prompts)
         chosen = without_stages(options.settings, options.preset)
         return dataclasses.replace(options, settings=chosen), None
     check_alone(options, kind())

@@ -36,12 +36,25 @@ def read(
     """Options as arguments.read gives them, over the preset that prompts ask for where the words leave the
     prior to the program; more are words that this preset brings with it."""
     options = arguments.read(kind, verb, argv, note=note + NOTE)
+    return over_preset(options, verb, argv, note=note, prompts=prompts, more=more)
+
+
+def over_preset(
+    options: S,
+    verb: str,
+    argv: Sequence[str],
+    *,
+    note: str,
+    prompts: Callable[[S], Sequence[str]],
+    more: Sequence[str] = (),
+) -> S:
+    """Options that were read without a preset, read again over the one that their prompts ask for."""
     found = preset(prompts(options), options.settings) if is_open(options, argv) else None
     if found is None:
         return options
     if found == GPU:
         print(f"splatgen: CUDA and its weights are here: --preset {GPU} (or toybox)", file=sys.stderr)
-    return arguments.read(kind, verb, ["--preset", found, *more, *argv], note=note + NOTE)
+    return arguments.read(type(options), verb, ["--preset", found, *more, *argv], note=note + NOTE)
 
 
 def is_open(options: SettingsFlags, argv: Sequence[str]) -> bool:

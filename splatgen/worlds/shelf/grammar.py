@@ -31,6 +31,7 @@ from splatgen.worlds.toybox import grammar as toybox
 from splatgen.worlds.toybox.grammar import VocabularyError
 
 SPELLING = 0.8  # difflib's ratio, above which an unknown word is taken for a misspelt one
+SHOWN = 8  # words that a refusal names
 PHRASE_SPELLING = 0.88  # the same of several words together
 
 
@@ -119,7 +120,7 @@ def _of_solids(reads: Sequence[Read]) -> bool:
 def _refused(reads: Sequence[Read], error: VocabularyError) -> VocabularyError:
     """The toybox's refusal of a prompt of solids, as the shelf says it."""
     if error.unknown:
-        problem = f"the shelf does not know {', '.join(repr(word[:30]) for word in error.unknown[:8])}"
+        problem = f"the shelf does not know {_quoted(error.unknown)}"
     elif any(read.kind == "color" for read in reads):
         problem = "the shelf knows these words but not this sentence"
     else:
@@ -228,17 +229,21 @@ def _useless(unused: Sequence[Read]) -> list[str]:
     solids = _solids(unused)
     found = []
     if solids:
-        named = ", ".join(repr(" ".join(read.words)) for read in solids[:8])
+        named = _quoted([" ".join(read.words) for read in solids])
         found.append(f"the shelf puts {named} together with other solids only")
     unused = [read for read in unused if read not in solids]
     for what, known in (("does not know", False), ("cannot use", True)):
         some = [r for r in unused if (r.kind in ("noun", "color", "link", "relation")) == known]
         words = list(dict.fromkeys(" ".join(read.words) for read in some))
         if words:
-            shown = ", ".join(repr(word[:30]) for word in words[:8])
-            more = " and more" if len(words) > 8 else ""
-            found.append(f"the shelf {what} {shown}{more}{' there' if known else ''}")
+            more = " and more" if len(words) > SHOWN else ""
+            found.append(f"the shelf {what} {_quoted(words)}{more}{' there' if known else ''}")
     return found
+
+
+def _quoted(words: Sequence[str]) -> str:
+    """The first of them, none of them long."""
+    return ", ".join(repr(word[:30]) for word in words[:SHOWN])
 
 
 def _arranged(
